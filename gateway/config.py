@@ -1,0 +1,305 @@
+"""The types of the configuration file. All defaults stand here and nowhere else.
+
+A component receives its own part. `gateway.configload` reads the file and checks it; nothing changes it later.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from gateway.wire.messages import RecordClass
+
+Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
+GatewayId = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,63}$")]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=4096)]
+TcpPort = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+TimeOfDay = Annotated[str, msgspec.Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all parts of the file: unknown keys are errors."""
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+class CameraSource(_Section, frozen=True, kw_only=True, tag="camera"):
+    """A camera: `/dev/video0`, `rtsp://…`, `http://…/stream.mjpg`, or a video file played at its own rate."""
+
+    device: str
+    fps: Annotated[float, msgspec.Meta(gt=0, le=120)] | None = None  # at most so many; None: as they come
+    width: Count | None = None  # asked of a V4L2 device
+    height: Count | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    timeout_seconds: Seconds = 5.0
+    frozen_after_seconds: Seconds = 10.0  # the same picture for so long is a fault
+
+
+class ReplaySource(_Section, frozen=True, kw_only=True, tag="replay"):
+    """Recorded data: a video file, a CSV or an npz file, at its own rate times `speed`.
+
+    `speed: max` hands over as fast as the pipeline takes and drops nothing (for benchmarks and back-fills).
+    """
+
+    file: Path
+    speed: Annotated[float, msgspec.Meta(gt=0)] | Literal["max"] = 1.0
+    loop: bool = False
+    rate_hz: Annotated[float, msgspec.Meta(gt=0)] | None = None  # needed for CSV and npz without times
+    columns: list[str] | None = None  # of a CSV; default: all numeric columns but the time
+    array: str | None = None  # of an npz; (n, channels) or (windows, n, channels)
+    block_samples: Count | None = None
+
+
+class IioSource(_Section, frozen=True, kw_only=True, tag="iio"):
+    """A Linux Industrial I/O sensor: polled through sysfs, or by its triggered buffer for high rates."""
+
+    device: str  # the sysfs name or the path, e.g. `adxl345` or `/sys/bus/iio/devices/iio:device0`
+    channels: list[str]  # e.g. [in_accel_x, in_accel_y, in_accel_z]
+    rate_hz: Annotated[float, msgspec.Meta(gt=0)]
+    buffered: bool = False
+    block_samples: Count | None = None
+
+
+class ModbusRegister(_Section, frozen=True, kw_only=True):
+    """One value read from a Modbus device."""
+
+    address: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    kind: Literal["int16", "uint16", "int32", "uint32", "float32"] = "int16"
+    table: Literal["holding", "input"] = "holding"
+    scale: float = 1.0
+    offset: float = 0.0
+    word_order: Literal["big", "little"] = "big"
+
+
+class ModbusSource(_Section, frozen=True, kw_only=True, tag="modbus"):
+    """A Modbus TCP (`tcp://host:502`) or RTU (`serial:///dev/ttyUSB0?baudrate=19200`) device, polled."""
+
+    device: str
+    unit: Annotated[int, msgspec.Meta(ge=0, le=247)] = 1
+    registers: list[ModbusRegister]
+    rate_hz: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
+    timeout_seconds: Seconds = 2.0
+
+
+class SerialSource(_Section, frozen=True, kw_only=True, tag="serial"):
+    """Lines of numbers from a serial device, separated by commas, semicolons or white space."""
+
+    device: Path
+    baudrate: Count = 115200
+    channels: Count = 1
+    rate_hz: Annotated[float, msgspec.Meta(gt=0)]
+    silent_after_seconds: Seconds = 10.0
+
+
+class MqttSource(_Section, frozen=True, kw_only=True, tag="mqtt"):
+    """Messages of leaf sensors on the local broker: a number, a JSON list of numbers, or a field of a JSON object."""
+
+    topic: str
+    fields: list[str] | None = None
+    channels: Count = 1
+    rate_hz: Annotated[float, msgspec.Meta(gt=0)]
+    silent_after_seconds: Seconds = 60.0
+
+
+HealthChannel = Literal["load", "memory_used", "memory_pressure", "cpu_pressure", "temperature", "disk_used"]
+
+
+class HealthSource(_Section, frozen=True, kw_only=True, tag="health"):
+    """The machine's own health: load, memory, temperature where it has one."""
+
+    rate_hz: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
+    channels: tuple[HealthChannel, ...] = ("load", "memory_used")
+
+
+Source = CameraSource | ReplaySource | IioSource | ModbusSource | SerialSource | MqttSource | HealthSource
+
+# ---- pipelines -----------------------------------------------------------------------------------
+
+
+class Zone(_Section, frozen=True, kw_only=True):
+    """A polygon in fractions of the picture, [[x, y], …]; a box belongs to it when its foot point is inside."""
+
+    name: Name
+    polygon: Annotated[list[tuple[Fraction, Fraction]], msgspec.Meta(min_length=3)]
+
+
+class TimeWindow(_Section, frozen=True, kw_only=True):
+    """A part of the day in the gateway's time zone; over midnight when `end` is not after `start`."""
+
+    start: TimeOfDay
+    end: TimeOfDay
+    days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] | None = None
+
+
+class Rule(_Section, frozen=True, kw_only=True):
+    """When a finding becomes an event.
+
+    An event opens when the finding stays at or above `min_score` for `hold_seconds`, ends when it stays below
+    `min_score - hysteresis` (or is gone) for `gone_seconds`, and does not open again for `cool_down_seconds`.
+    """
+
+    name: Name
+    labels: list[str] | None = None  # None: any label of the model
+    min_score: Fraction = 0.5
+    hysteresis: Fraction = 0.05
+    zone: Name | None = None
+    active: list[TimeWindow] | None = None
+    hold_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    gone_seconds: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    cool_down_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    update_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0  # an open event is told again at most so often
+    record_class: Literal["critical", "event"] = "event"
+    snapshot: bool = False
+
+
+class Interest(_Section, frozen=True, kw_only=True):
+    """What travels: events and results that the model is unsure of; the rest only summed up."""
+
+    low_confidence: tuple[Fraction, Fraction] | None = (0.4, 0.5)  # sent even without a rule; null: not
+    low_confidence_every_seconds: Seconds = 30.0  # at most one such a label
+    measure_every_seconds: Seconds = 60.0
+    snapshot_bytes_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 2 * MIB
+    snapshot_quality: Annotated[int, msgspec.Meta(ge=10, le=95)] = 70
+    snapshot_max_side: Count = 320
+
+
+class Pipeline(_Section, frozen=True, kw_only=True):
+    """One source through one model to decisions."""
+
+    source: Name
+    model: str  # `name` (the newest version found) or `name@version`
+    backend: Literal["auto", "litert-cpu", "edgetpu"] = "auto"
+    device: str = ""  # Edge TPU: "", "usb", "usb:0", "pci:0" as in the vendor's tools
+    threads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    min_score: Fraction | None = None  # below this a detection is not even counted; None: the manifest's
+    rules: list[Rule] = []
+    zones: list[Zone] = []
+    interest: Interest = Interest()
+
+
+# ---- delivery ------------------------------------------------------------------------------------
+
+
+class Broker(_Section, frozen=True, kw_only=True):
+    """An MQTT broker: `mqtt://host:1883` or `mqtts://host:8883`. Off loopback only mqtts is accepted."""
+
+    url: str
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    protocol: Literal["5", "3.1.1"] = "5"
+    keepalive_seconds: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
+    allow_plaintext: bool = False  # for a network you trust: mqtt:// to a host that is not this one
+
+
+class Cloud(_Section, frozen=True, kw_only=True):
+    """The way to the cloud bridge: brokers in order of preference."""
+
+    brokers: list[Broker] = []
+    publish_events: bool = False  # also show events, status and measures on the cloud's broker
+    batch_records: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+    batch_bytes: Annotated[int, msgspec.Meta(ge=1024, le=8 * MIB)] = 256 * KIB
+    in_flight: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
+    ack_timeout_seconds: Seconds = 5.0
+    fail_back_seconds: Seconds = 300.0
+    drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0  # a clean stop waits so long for an empty outbox
+
+
+class HomeAssistant(_Section, frozen=True, kw_only=True):
+    """Home Assistant MQTT discovery; off unless wished."""
+
+    enabled: bool = False
+    discovery_prefix: str = "homeassistant"
+    birth_topic: str = "homeassistant/status"
+
+
+class Local(_Section, frozen=True, kw_only=True):
+    """The broker on the site, for people, programs and leaf sensors."""
+
+    broker: Broker | None = None
+    home_assistant: HomeAssistant = HomeAssistant()
+
+
+class ClassQuota(_Section, frozen=True, kw_only=True):
+    """How much one class may hold, and what happens at the limit."""
+
+    max_bytes: Bytes = 64 * MIB
+    max_rows: Count = 1_000_000
+    max_age_seconds: Seconds | None = None
+    on_full: Literal["evict", "refuse"] = "evict"
+
+
+DEFAULT_QUOTAS: dict[RecordClass, ClassQuota] = {
+    "critical": ClassQuota(max_bytes=64 * MIB, on_full="refuse"),
+    "event": ClassQuota(max_bytes=128 * MIB),
+    "measure": ClassQuota(max_bytes=64 * MIB),
+    "bulk": ClassQuota(max_bytes=256 * MIB, max_rows=100_000),
+}
+
+
+class Outbox(_Section, frozen=True, kw_only=True):
+    """The store-and-forward database."""
+
+    file: Path | None = None  # default: outbox.db in the state directory
+    ballast_bytes: Annotated[int, msgspec.Meta(ge=0)] = 8 * MIB  # given back when the disk is full
+    queue_entries: Count = 10_000  # decisions waiting for the disk; then producers wait
+    classes: dict[RecordClass, ClassQuota] = msgspec.field(default_factory=lambda: dict(DEFAULT_QUOTAS))
+
+
+# ---- the whole -----------------------------------------------------------------------------------
+
+
+class Metrics(_Section, frozen=True, kw_only=True):
+    """The Prometheus endpoint. Off loopback it needs a token."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 9464  # 0: any free port, told in the log and in status
+    token_file: Path | None = None
+
+
+class Log(_Section, frozen=True, kw_only=True):
+    """Logging: `auto` is for people in a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Gateway(_Section, frozen=True, kw_only=True):
+    """Who this gateway is and where it keeps what must survive."""
+
+    id: GatewayId
+    root: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$")] = "sluice"
+    state_directory: Path = Path("/var/lib/sluice")
+    runtime_directory: Path | None = None  # of the control socket; default: the state directory
+    time_zone: str = "UTC"
+
+
+class Models(_Section, frozen=True, kw_only=True):
+    """Where releases are looked for, besides those that ship with the program."""
+
+    directories: list[Path] = []
+
+
+class Config(_Section, frozen=True, kw_only=True):
+    """The whole file."""
+
+    gateway: Gateway
+    sources: dict[Name, Source]
+    pipelines: dict[Name, Pipeline]
+    models: Models = Models()
+    cloud: Cloud = Cloud()
+    local: Local = Local()
+    outbox: Outbox = Outbox()
+    metrics: Metrics = Metrics()
+    log: Log = Log()

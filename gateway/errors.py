@@ -1,0 +1,45 @@
+"""Errors of the device, named after who can act on them."""
+
+
+class GatewayError(Exception):
+    """Every error this program raises on purpose."""
+
+
+class ConfigError(GatewayError):
+    """The configuration cannot be used; a person must change it."""
+
+
+class SourceLostError(GatewayError):
+    """A device stopped answering; opening it again may help."""
+
+
+class BackendUnavailableError(GatewayError):
+    """An accelerator or its runtime is not there; another backend may serve."""
+
+
+class ModelError(GatewayError):
+    """A model release cannot be run: unreadable, wrong shape, unknown operation, wrong answer on its golden input."""
+
+
+class InferenceError(GatewayError):
+    """One invocation failed; the next may succeed."""
+
+
+class OutboxError(GatewayError):
+    """The store cannot take or give records; restarting the component may help."""
+
+
+class OutboxFullError(OutboxError):
+    """A class that refuses when full is full; the producer must wait."""
+
+
+class UplinkError(GatewayError):
+    """The broker cannot be used as configured."""
+
+
+class ControlError(GatewayError):
+    """A running daemon could not be asked."""
+
+
+class GaveUpError(GatewayError):
+    """A component failed too often."""

@@ -1,0 +1,367 @@
+"""Connects the stages for one pipeline: source, preprocessing, inference, decisions, outbox.
+
+Two threads: `capture-<name>` owns the device, `infer-<name>` owns the interpreter and the rules. Frames of a
+live camera pass through a slot that keeps the newest; windows and recordings pass through a queue.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from gateway.config import CameraSource, ReplaySource
+from gateway.config import Pipeline as PipelineSettings
+from gateway.config import Source as SourceSettings
+from gateway.decide.budget import ByteBudget
+from gateway.decide.decider import Decider, Origin
+from gateway.decide.measures import MeasureAggregator
+from gateway.errors import GatewayError, InferenceError
+from gateway.inference.model import Model
+from gateway.inference.slot import ModelSlot
+from gateway.preprocess.snapshot import snapshot_of
+from gateway.preprocess.window import Windower
+from gateway.sources.base import Source
+from gateway.sources.capture import CaptureThread, SourceState
+from gateway.sources.slot import Handoff, LatestSlot
+from gateway.values import Capture, Decision, Entry, Frame, Inference, Receipt, Sample, SnapshotWish
+from gateway.wire.manifest import WindowInput
+from gateway.wire.messages import Event, Evidence, EvidenceLink, PipelineStatus, encode
+from gateway.wire.times import rfc3339
+
+log = structlog.get_logger()
+
+_WAIT_SECONDS = 0.25
+"""How long the inference thread waits for a sample before it lets time pass for the rules."""
+
+_WINDOWS_WAITING = 64
+
+
+class Instruments(Protocol):
+    """Where a pipeline counts what it does."""
+
+    def captured(self, pipeline: str, count: int) -> None: ...
+    def inferred(self, pipeline: str, inference: Inference, latency_seconds: float, batch_fill: float) -> None: ...
+    def sent(self, pipeline: str, raw_bytes: int, sent_bytes: int) -> None: ...
+    def told(self, pipeline: str, event: Event) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a pipeline needs of the program around it."""
+
+    gateway: str
+    time_zone: tzinfo
+    open_source: Callable[[], Source]
+    load_model: Callable[[], Model]
+    submit: Callable[[Sequence[Entry], Callable[[Sequence[Receipt]], None]], None]
+    publish: Callable[[Sequence[Entry]], None]  # called once the entries are durable
+    instruments: Instruments
+    new_id: Callable[[int], str]
+    wall_ns: Callable[[], int]
+    monotonic_ns: Callable[[], int]
+
+
+class Pipeline:
+    """One source through one model. `run` blocks; everything else may be called from any thread."""
+
+    def __init__(self, name: str, settings: PipelineSettings, source: SourceSettings, around: Surroundings) -> None:
+        self.name = name
+        self._settings = settings
+        self._source_settings = source
+        self._around = around
+        self._stopping = threading.Event()
+        self._inbox: LatestSlot[Sample] | Handoff[Sample] = self._new_inbox()
+        self._slot: ModelSlot | None = None
+        self._capture: CaptureThread | None = None
+        self._source_state = SourceState()
+        self._state: str = "starting"
+        self._last_error: str | None = None
+        self._errors: Counter[str] = Counter()
+        self._captures = self._inferences = self._windows = self._frames = 0
+        self._rate = _Rate()
+        self._open_events = 0
+        self._progress_ns = around.monotonic_ns()
+
+    # ---- asked from outside ----------------------------------------------------------------------
+
+    @property
+    def progress_ns(self) -> int:
+        """Monotonic time of the last turn of the inference thread's loop, for the watchdog."""
+        return self._progress_ns
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many captures, frames, windows and inferences there were since the start."""
+        return Counter(captures=self._captures, frames=self._frames, windows=self._windows, inferences=self._inferences)
+
+    def dropped(self) -> dict[str, int]:
+        """Count what was dropped since the start, by reason."""
+        drops = Counter(self._errors)
+        drops["newer-frame"] += self._inbox.dropped
+        if self._capture is not None:
+            drops.update(self._capture.drops)
+        return {reason: count for reason, count in drops.items() if count}
+
+    def status(self) -> PipelineStatus:
+        """Tell how the pipeline is doing."""
+        model = self._slot.current if self._slot is not None else None
+        source = self._source_state
+        state = self._state
+        if state == "running" and source.state in ("lost", "frozen"):
+            state = "degraded"
+        return PipelineStatus(
+            pipeline=self.name,
+            state=msgspec.convert(state, PipelineState),
+            source_state=source.state,
+            at=rfc3339(self._around.wall_ns()),
+            model=model.ref if model else None,
+            backend=model.info.backend if model else "",
+            inferences=self._inferences,
+            inferences_per_second=round(self._rate.per_second(self._around.monotonic_ns()), 2),
+            dropped=self.dropped(),
+            open_events=self._open_events,
+            last_error=self._last_error or source.last_error,
+        )
+
+    def stop(self) -> None:
+        """Ask `run` to return; it ends open events and hands everything to the outbox first."""
+        self._stopping.set()
+        self._inbox.close()
+
+    # ---- the inference thread --------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until stopped, or until a finite recording has ended.
+
+        Raises:
+            ModelError: the model cannot be used.
+            BackendUnavailableError: the accelerator asked for is not there.
+        """
+        self._state = "starting"
+        try:
+            self._work()
+        except GatewayError as error:
+            self._state, self._last_error = "failed", str(error)
+            raise
+        self._state = "stopped"
+
+    def _work(self) -> None:
+        around = self._around
+        model = around.load_model()
+        self._slot = ModelSlot(model)
+        self._inbox = self._new_inbox()
+        decider = Decider(Origin(around.gateway, self.name, around.time_zone), self._settings, around.new_id)
+        sums = MeasureAggregator(around.gateway, self.name, self._settings.interest.measure_every_seconds)
+        budget = ByteBudget(self._settings.interest.snapshot_bytes_per_hour)
+        stages = _Stages(decider, sums, budget)
+        capture = CaptureThread(self.name, around.open_source, self._deliver(model), self._on_state)
+        self._capture = capture
+        try:
+            if not self._stopping.is_set():
+                capture.start()
+            self._state, self._last_error = "running", None
+            self._loop(self._slot, stages)
+        finally:
+            capture.stop()
+            self._finish(stages)
+            self._slot.close()
+
+    def _loop(self, slot: ModelSlot, stages: "_Stages") -> None:
+        while not self._stopping.is_set():
+            sample = self._inbox.take(_WAIT_SECONDS)
+            now_ns = self._around.monotonic_ns()
+            self._progress_ns = now_ns
+            if sample is not None:
+                self._step(slot, stages, sample)
+            else:
+                self._record(stages.decider.tick(now_ns, self._around.wall_ns()).entries)
+                self._measure(stages, now_ns)
+                if self._inbox.closed:
+                    return
+
+    def _step(self, slot: ModelSlot, stages: "_Stages", sample: Sample) -> None:
+        around = self._around
+        started_ns = around.monotonic_ns()
+        try:
+            with slot.using() as model:
+                inference = model.infer(sample)
+        except InferenceError as error:
+            self._errors["inference-error"] += 1
+            if self._errors["inference-error"] == 1:
+                log.warning("inference_failed", pipeline=self.name, error=str(error))
+            self._last_error = str(error)
+            return
+        ended_ns = around.monotonic_ns()
+        self._inferences += 1
+        self._rate.tick(ended_ns)
+        around.instruments.inferred(self.name, inference, (ended_ns - started_ns) / 1e9, model.batch_fill(sample))
+        decision = stages.decider.step(inference)
+        self._open_events = stages.decider.open_events
+        entries = self._with_evidence(decision, sample, stages) if decision.snapshots else decision.entries
+        sent_bytes = sum(len(encode(entry.body)) + len(entry.blob) for entry in entries)
+        stages.sums.add(inference, sent_bytes)
+        around.instruments.sent(self.name, inference.raw_bytes, sent_bytes)
+        self._record(entries)
+        self._measure(stages, ended_ns)
+
+    def _measure(self, stages: "_Stages", now_ns: int) -> None:
+        entry = stages.sums.take(now_ns, self.dropped())
+        if entry is not None:
+            self._record((entry,))
+
+    def _finish(self, stages: "_Stages") -> None:
+        entries = list(stages.decider.finish(self._around.wall_ns()).entries)
+        last = stages.sums.finish(self.dropped())
+        self._open_events = 0
+        self._record((*entries, last) if last else entries)
+
+    def _record(self, entries: Sequence[Entry]) -> None:
+        """Make entries durable, then tell them; waits when the disk is slower than the pipeline."""
+        if not entries:
+            return
+        for entry in entries:
+            if isinstance(entry.body, Event):
+                self._around.instruments.told(self.name, entry.body)
+        self._around.submit(entries, lambda _receipts: self._around.publish(entries))
+
+    def _with_evidence(self, decision: Decision, sample: Sample, stages: "_Stages") -> Sequence[Entry]:
+        entries = list(decision.entries)
+        for wish in decision.snapshots:
+            evidence = self._evidence(wish, sample, stages.budget)
+            if evidence is None:
+                continue
+            entries = [_linked(entry, wish.event_id, evidence) for entry in entries]
+            entries.append(evidence)
+        return entries
+
+    def _evidence(self, wish: SnapshotWish, sample: Sample, budget: ByteBudget) -> Entry | None:
+        interest = self._settings.interest
+        snapshot = snapshot_of(sample, wish.box, max_side=interest.snapshot_max_side, quality=interest.snapshot_quality)
+        if snapshot is None or not budget.spend(len(snapshot.data), self._around.monotonic_ns()):
+            self._errors["snapshot-budget" if snapshot else "snapshot-error"] += 1
+            return None
+        body = Evidence(
+            evidence_id=wish.evidence_id,
+            event_id=wish.event_id,
+            pipeline=self.name,
+            content_type=snapshot.content_type,
+            captured_at_ns=sample.captured_at_ns,
+            width=snapshot.width,
+            height=snapshot.height,
+        )
+        return Entry("bulk", "evidence", body, sample.captured_at_ns, snapshot.data)
+
+    # ---- the capture thread ----------------------------------------------------------------------
+
+    def _new_inbox(self) -> LatestSlot[Sample] | Handoff[Sample]:
+        """Choose how samples reach the inference thread.
+
+        A recording played as fast as possible must wait for the pipeline; a live camera must not.
+        """
+        source = self._source_settings
+        if isinstance(source, ReplaySource) and source.speed == "max":
+            return Handoff(capacity=4)
+        if isinstance(source, CameraSource) or (
+            isinstance(source, ReplaySource) and source.file.suffix.lower() not in (".csv", ".npz")
+        ):
+            return LatestSlot()
+        return Handoff(capacity=_WINDOWS_WAITING)
+
+    def _deliver(self, model: Model) -> Callable[[Capture], None]:
+        """Make what the capture thread does with a capture: frames go on, samples become windows."""
+        spec = model.manifest.input
+        inbox = self._inbox
+        windower = (
+            Windower(samples=spec.samples, hop=spec.hop_samples, channels=spec.channels)
+            if isinstance(spec, WindowInput) and not spec.per_channel
+            else None
+        )
+        per_channel: list[Windower] = []
+
+        def deliver(capture: Capture) -> None:
+            self._captures += 1
+            self._around.instruments.captured(self.name, 1)
+            if isinstance(capture, Frame):
+                if isinstance(spec, WindowInput):
+                    self._errors["wrong-kind"] += 1
+                    return
+                self._frames += 1
+                inbox.put(capture)
+                return
+            if not isinstance(spec, WindowInput):
+                self._errors["wrong-kind"] += 1
+                return
+            maker = windower
+            if maker is None:
+                if not per_channel:
+                    channels = capture.samples.shape[1]
+                    per_channel.append(Windower(samples=spec.samples, hop=spec.hop_samples, channels=channels))
+                maker = per_channel[0]
+            for window in maker.push(capture):
+                self._windows += 1
+                inbox.put(window)
+
+        return deliver
+
+    def _on_state(self, state: SourceState) -> None:
+        self._source_state = state
+        if state.state == "ended":
+            self._inbox.close()
+
+
+PipelineState = PipelineStatus.__annotations__["state"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """The stateful stages behind the interpreter, owned by the inference thread."""
+
+    decider: Decider
+    sums: MeasureAggregator
+    budget: ByteBudget
+
+
+class _Rate:
+    """Events per second over roughly the last ten seconds (exponentially weighted)."""
+
+    _SPAN_NS = 10_000_000_000
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._count = 0
+        self._since_ns: int | None = None
+
+    def tick(self, now_ns: int) -> None:
+        if self._since_ns is None:
+            self._since_ns = now_ns
+            return
+        self._count += 1
+        if now_ns - self._since_ns >= 1_000_000_000:
+            self._fold(now_ns)
+
+    def per_second(self, now_ns: int) -> float:
+        if self._since_ns is not None and now_ns - self._since_ns >= 2_000_000_000:
+            self._fold(now_ns)
+        return self._rate
+
+    def _fold(self, now_ns: int) -> None:
+        elapsed_ns = max(1, now_ns - (self._since_ns or now_ns))
+        latest = self._count * 1e9 / elapsed_ns
+        share = 1.0 if self._rate == 0 else min(1.0, elapsed_ns / self._SPAN_NS)
+        self._rate += (latest - self._rate) * share
+        self._count, self._since_ns = 0, now_ns
+
+
+def _linked(entry: Entry, event_id: str, evidence: Entry) -> Entry:
+    """Put the link to its evidence into the event."""
+    body, proof = entry.body, evidence.body
+    if not isinstance(body, Event) or not isinstance(proof, Evidence) or body.event_id != event_id:
+        return entry
+    link = EvidenceLink(evidence_id=proof.evidence_id, content_type=proof.content_type, size_bytes=len(evidence.blob))
+    linked = msgspec.structs.replace(body, evidence=link)
+    return Entry(entry.record_class, entry.kind, linked, entry.recorded_at_ns, entry.blob)

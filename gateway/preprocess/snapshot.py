@@ -1,0 +1,58 @@
+"""Evidence: the part of a picture, or the window, that made an event, small enough to travel."""
+
+import io
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.values import Box, Frame, Sample
+
+JPEG = "image/jpeg"
+NPY = "application/x-npy"
+_MARGIN = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Encoded evidence."""
+
+    data: bytes
+    content_type: str
+    width: int | None = None
+    height: int | None = None
+
+
+def snapshot_of(sample: Sample, box: Box | None, *, max_side: int, quality: int) -> Snapshot | None:
+    """Encode the evidence for one sample; None if it cannot be encoded.
+
+    A frame becomes a JPEG of the box with a margin (or of the whole picture), its longer side at most
+    `max_side` pixels. A window becomes a NumPy file of float16, shape (samples, channels).
+    """
+    if isinstance(sample, Frame):
+        return _jpeg(_cut(sample.image, box), max_side, quality)
+    buffer = io.BytesIO()
+    np.save(buffer, sample.samples.astype(np.float16), allow_pickle=False)
+    return Snapshot(buffer.getvalue(), NPY)
+
+
+def _cut(image: NDArray[np.uint8], box: Box | None) -> NDArray[np.uint8]:
+    if box is None:
+        return image
+    height, width = image.shape[:2]
+    across, down = (box.right - box.left) * _MARGIN, (box.bottom - box.top) * _MARGIN
+    left, right = int(max(0.0, box.left - across) * width), int(np.ceil(min(1.0, box.right + across) * width))
+    top, bottom = int(max(0.0, box.top - down) * height), int(np.ceil(min(1.0, box.bottom + down) * height))
+    cut = image[top:bottom, left:right]
+    return cut if cut.size else image
+
+
+def _jpeg(image: NDArray[np.uint8], max_side: int, quality: int) -> Snapshot | None:
+    height, width = image.shape[:2]
+    shrink = max_side / max(height, width)
+    if shrink < 1:
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return Snapshot(data.tobytes(), JPEG, image.shape[1], image.shape[0]) if done else None

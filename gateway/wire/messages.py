@@ -1,0 +1,285 @@
+"""Messages of the wire contract, version 1.
+
+Fields are only ever added, with a default; a new meaning is a new message. Decoders ignore fields they do
+not know, so that an older peer reads a newer message. Every type has one frozen sample in `samples/`.
+"""
+
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+
+from gateway.wire.errors import MalformedMessageError
+from gateway.wire.manifest import ModelManifest
+
+RecordClass = Literal["critical", "event", "measure", "bulk"]
+CLASSES: Final[tuple[RecordClass, ...]] = ("critical", "event", "measure", "bulk")
+"""Outbox classes, the most urgent first."""
+
+Mode = Literal["A", "B", "C", "D"]
+
+Epoch = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+Seq = Annotated[int, msgspec.Meta(ge=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all messages."""
+
+
+class Availability(Message, frozen=True, kw_only=True):
+    """`availability/gateway`: whether a gateway is there; `offline` is its will, so `at` is then the connect time."""
+
+    state: Literal["online", "stopped", "offline"]
+    at: str
+    version: str = ""
+
+
+class ModelRef(Message, frozen=True, kw_only=True):
+    """Which model answered: its release and the digest of the very file that ran."""
+
+    name: str
+    version: str
+    digest: str = ""
+
+
+class EvidenceLink(Message, frozen=True, kw_only=True):
+    """Where the picture or the window behind an event can be found: a record of class `bulk` with this id."""
+
+    evidence_id: str
+    content_type: str
+    size_bytes: int
+
+
+class Event(Message, frozen=True, kw_only=True):
+    """`event/<pipeline>`, and the body of a record of kind `event`: something worth telling, over its life.
+
+    The same `event_id` is seen first as `new`, then perhaps as `update`, last as `end`.
+    `score` is 0..1; for anomaly models it is squashed so that 0.5 is the threshold, and `raw_score` and
+    `threshold` hold the model's own units. `box` is [left, top, right, bottom] as fractions of the picture.
+    """
+
+    phase: Literal["new", "update", "end"] = msgspec.field(name="type")
+    event_id: str
+    gateway: str
+    pipeline: str
+    source: str
+    rule: str
+    label: str
+    score: Fraction
+    peak_score: Fraction
+    model: ModelRef
+    mode: Mode = "A"
+    at: str
+    started_at: str
+    ended_at: str | None = None
+    captured_at_ns: int
+    revision: int = 0
+    count: int = 1
+    raw_score: float | None = None
+    threshold: float | None = None
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    zone: str | None = None
+    channel: int | None = None
+    reason: Literal["rule", "low-confidence"] = "rule"
+    evidence: EvidenceLink | None = None
+
+
+class Spread(Message, frozen=True, kw_only=True):
+    """A distribution in five numbers."""
+
+    minimum: float
+    mean: float
+    maximum: float
+    p50: float
+    p95: float
+
+
+class Measure(Message, frozen=True, kw_only=True):
+    """`measure/<pipeline>`, and the body of a record of kind `measure`: routine results of one interval, summed up."""
+
+    gateway: str
+    pipeline: str
+    started_at: str
+    ended_at: str
+    captured_from_ns: int
+    captured_to_ns: int
+    inferences: int
+    labels: dict[str, int] = {}
+    score: Spread | None = None
+    latency_ms: Spread | None = None
+    dropped: dict[str, int] = {}
+    raw_bytes: int = 0
+    sent_bytes: int = 0
+    model: ModelRef | None = None
+
+
+class Evidence(Message, frozen=True, kw_only=True):
+    """Body of a record of kind `evidence`; the bytes travel as the record's blob."""
+
+    evidence_id: str
+    event_id: str
+    pipeline: str
+    content_type: str
+    captured_at_ns: int
+    width: int | None = None
+    height: int | None = None
+
+
+class PipelineStatus(Message, frozen=True, kw_only=True):
+    """`status/<pipeline>`: how a pipeline is doing."""
+
+    pipeline: str
+    state: Literal["starting", "running", "degraded", "stopped", "failed"]
+    source_state: Literal["opening", "streaming", "lost", "ended", "frozen"]
+    mode: Mode = "A"
+    at: str
+    model: ModelRef | None = None
+    backend: str = ""
+    inferences: int = 0
+    inferences_per_second: float = 0.0
+    dropped: dict[str, int] = {}
+    open_events: int = 0
+    last_error: str | None = None
+
+
+class Eviction(Message, frozen=True, kw_only=True):
+    """Body of a record of kind `eviction`: rows that were given up on purpose, so that a gap is never a mystery."""
+
+    record_class: RecordClass = msgspec.field(name="class")
+    first_seq: Seq
+    last_seq: Seq
+    count: int
+    size_bytes: int
+    reason: Literal["bytes", "rows", "age", "disk-full"]
+    at: str
+
+
+class Notice(Message, frozen=True, kw_only=True):
+    """Body of a record of kind `notice`: something about the gateway itself that the cloud must know."""
+
+    code: str
+    severity: Literal["info", "warning", "error"]
+    detail: str
+    at: str
+
+
+RecordKind = Literal["event", "measure", "evidence", "eviction", "notice"]
+
+
+class Record(Message, frozen=True, kw_only=True):
+    """One outbox row as it travels. Its key is (gateway, epoch, class, seq).
+
+    `body` is the JSON of the message that `kind` names. `blob_bytes` is the length of the binary part,
+    which follows the JSON of the batch (see `gateway.wire.batch`).
+    """
+
+    seq: Seq
+    kind: str
+    recorded_at_ns: int
+    body: msgspec.Raw
+    blob_bytes: int = 0
+
+
+class RecordBatch(Message, frozen=True, kw_only=True):
+    """`records/<class>`: consecutive rows of one outbox class, in order.
+
+    `base` is the lowest sequence number the device still answers for: everything below it was acknowledged
+    or evicted. A bridge that has lost its database learns from it which gap will never be filled.
+    """
+
+    epoch: Epoch
+    base: Seq
+    records: list[Record]
+
+
+class Ack(Message, frozen=True, kw_only=True):
+    """`ack/<class>`: every row up to and including `mark` is committed in the bridge's store."""
+
+    epoch: Epoch
+    mark: Annotated[int, msgspec.Meta(ge=0)]
+    at: str
+
+
+class Command(Message, frozen=True, kw_only=True):
+    """`cmd/<operation>`: a retained state machine, as in thin-edge.io: init, executing, then one of the two ends."""
+
+    command_id: str
+    state: Literal["init", "executing", "successful", "failed"]
+    at: str
+    reason: str | None = None
+    arguments: dict[str, str] = {}
+    result: dict[str, str] = {}
+
+
+class Assignment(Message, frozen=True, kw_only=True):
+    """A model release given to a pipeline."""
+
+    pipeline: str
+    model: ModelRef
+
+
+class Twin(Message, frozen=True, kw_only=True):
+    """`twin/desired` and `twin/reported`: assignments under a version; a lower fencing token is never accepted."""
+
+    version: int
+    fencing_token: int
+    at: str
+    assignments: list[Assignment] = []
+    features: dict[str, bool] = {}
+
+
+BODIES: Final[dict[str, type[Message]]] = {
+    "event": Event,
+    "measure": Measure,
+    "evidence": Evidence,
+    "eviction": Eviction,
+    "notice": Notice,
+}
+"""The message type behind each kind of record."""
+
+MESSAGES: Final[dict[str, type[Message] | type[ModelManifest]]] = {
+    "availability": Availability,
+    "status": PipelineStatus,
+    "event": Event,
+    "measure": Measure,
+    "evidence": Evidence,
+    "eviction": Eviction,
+    "notice": Notice,
+    "records": RecordBatch,
+    "ack": Ack,
+    "cmd": Command,
+    "twin": Twin,
+    "manifest": ModelManifest,
+}
+"""Every message of the contract, by the name under which its schema and its sample are published."""
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+_decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[msgspec.Struct]] = {}
+_encoder: Final = msgspec.json.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Encode a message as JSON."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes | memoryview, kind: type[M]) -> M:
+    """Decode the JSON of one message.
+
+    Raises:
+        MalformedMessageError: not UTF-8, not JSON, or not a message of this kind.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
+    try:
+        return decoder.decode(payload)  # type: ignore[return-value]  # the decoder was made for this kind
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessageError(f"{kind.__name__}: {error}") from error
+
+
+def json_schema(name: str) -> dict[str, object]:
+    """Return the JSON schema (draft 2020-12) of a message of `MESSAGES`."""
+    schema = msgspec.json.schema(MESSAGES[name])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"sluice/v1 {name}", **schema}
