@@ -25,12 +25,14 @@ from gateway.inference.model import Model
 from gateway.inference.slot import ModelSlot
 from gateway.preprocess.snapshot import snapshot_of
 from gateway.preprocess.window import Windower
+from gateway.report import PipelineTotals
 from gateway.sources.base import Source
 from gateway.sources.capture import CaptureThread, SourceState
+from gateway.sources.fresh import guard_for
 from gateway.sources.slot import Handoff, LatestSlot
 from gateway.values import Capture, Decision, Entry, Frame, Inference, Receipt, Sample, SnapshotWish
 from gateway.wire.manifest import WindowInput
-from gateway.wire.messages import Event, Evidence, EvidenceLink, PipelineStatus, encode
+from gateway.wire.messages import Event, Evidence, EvidenceLink, ModelRef, PipelineStatus, encode
 from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
@@ -76,13 +78,15 @@ class Pipeline:
         self._around = around
         self._stopping = threading.Event()
         self._inbox: LatestSlot[Sample] | Handoff[Sample] = self._new_inbox()
-        self._slot: ModelSlot | None = None
         self._capture: CaptureThread | None = None
-        self._source_state = SourceState()
+        self._source_state = SourceState(settings.source, "opening", around.wall_ns())
         self._state: str = "starting"
         self._last_error: str | None = None
         self._errors: Counter[str] = Counter()
         self._captures = self._inferences = self._windows = self._frames = 0
+        self._events = self._raw_bytes = self._sent_bytes = 0
+        self._model: ModelRef | None = None
+        self._backend = ""
         self._rate = _Rate()
         self._open_events = 0
         self._progress_ns = around.monotonic_ns()
@@ -94,22 +98,33 @@ class Pipeline:
         """Monotonic time of the last turn of the inference thread's loop, for the watchdog."""
         return self._progress_ns
 
-    @property
-    def counts(self) -> Counter[str]:
-        """How many captures, frames, windows and inferences there were since the start."""
-        return Counter(captures=self._captures, frames=self._frames, windows=self._windows, inferences=self._inferences)
+    def totals(self) -> PipelineTotals:
+        """Sum up what was done since the start."""
+        return PipelineTotals(
+            captures=self._captures,
+            frames=self._frames,
+            windows=self._windows,
+            inferences=self._inferences,
+            events=self._events,
+            raw_bytes=self._raw_bytes,
+            sent_bytes=self._sent_bytes,
+            dropped=self.dropped(),
+            backend=self._backend,
+            model=self._model,
+            last_error=self.status().last_error,
+        )
 
     def dropped(self) -> dict[str, int]:
         """Count what was dropped since the start, by reason."""
         drops = Counter(self._errors)
-        drops["newer-frame"] += self._inbox.dropped
+        if isinstance(self._inbox, LatestSlot):
+            drops["newer-frame"] += self._inbox.dropped
         if self._capture is not None:
             drops.update(self._capture.drops)
         return {reason: count for reason, count in drops.items() if count}
 
     def status(self) -> PipelineStatus:
         """Tell how the pipeline is doing."""
-        model = self._slot.current if self._slot is not None else None
         source = self._source_state
         state = self._state
         if state == "running" and source.state in ("lost", "frozen"):
@@ -119,13 +134,13 @@ class Pipeline:
             state=msgspec.convert(state, PipelineState),
             source_state=source.state,
             at=rfc3339(self._around.wall_ns()),
-            model=model.ref if model else None,
-            backend=model.info.backend if model else "",
+            model=self._model,
+            backend=self._backend,
             inferences=self._inferences,
             inferences_per_second=round(self._rate.per_second(self._around.monotonic_ns()), 2),
             dropped=self.dropped(),
             open_events=self._open_events,
-            last_error=self._last_error or source.last_error,
+            last_error=self._last_error or source.error or None,
         )
 
     def stop(self) -> None:
@@ -153,23 +168,31 @@ class Pipeline:
     def _work(self) -> None:
         around = self._around
         model = around.load_model()
-        self._slot = ModelSlot(model)
+        self._model, self._backend = model.ref, model.info.backend
+        slot = ModelSlot(model)
         self._inbox = self._new_inbox()
         decider = Decider(Origin(around.gateway, self.name, around.time_zone), self._settings, around.new_id)
         sums = MeasureAggregator(around.gateway, self.name, self._settings.interest.measure_every_seconds)
         budget = ByteBudget(self._settings.interest.snapshot_bytes_per_hour)
         stages = _Stages(decider, sums, budget)
-        capture = CaptureThread(self.name, around.open_source, self._deliver(model), self._on_state)
+        capture = CaptureThread(
+            self.name,
+            around.open_source,
+            self._deliver(model),
+            self._on_state,
+            guard=guard_for(self._source_settings),
+            wall_clock=around.wall_ns,
+        )
         self._capture = capture
         try:
             if not self._stopping.is_set():
                 capture.start()
             self._state, self._last_error = "running", None
-            self._loop(self._slot, stages)
+            self._loop(slot, stages)
         finally:
             capture.stop()
             self._finish(stages)
-            self._slot.close()
+            slot.close()
 
     def _loop(self, slot: ModelSlot, stages: "_Stages") -> None:
         while not self._stopping.is_set():
@@ -205,6 +228,8 @@ class Pipeline:
         entries = self._with_evidence(decision, sample, stages) if decision.snapshots else decision.entries
         sent_bytes = sum(len(encode(entry.body)) + len(entry.blob) for entry in entries)
         stages.sums.add(inference, sent_bytes)
+        self._raw_bytes += inference.raw_bytes
+        self._sent_bytes += sent_bytes
         around.instruments.sent(self.name, inference.raw_bytes, sent_bytes)
         self._record(entries)
         self._measure(stages, ended_ns)
@@ -226,6 +251,7 @@ class Pipeline:
             return
         for entry in entries:
             if isinstance(entry.body, Event):
+                self._events += entry.body.phase == "new"
                 self._around.instruments.told(self.name, entry.body)
         self._around.submit(entries, lambda _receipts: self._around.publish(entries))
 

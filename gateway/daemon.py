@@ -1,0 +1,389 @@
+"""The composition root: builds every component from the configuration, and owns the only TaskGroup."""
+
+import asyncio
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from zoneinfo import ZoneInfo
+
+import msgspec
+import structlog
+
+from gateway.config import Config
+from gateway.config import Pipeline as PipelineSettings
+from gateway.control import ControlServer, socket_path
+from gateway.errors import GatewayError, OutboxError
+from gateway.health.metrics import Metrics
+from gateway.inference.bundle import ReleaseStore
+from gateway.inference.model import Model
+from gateway.inference.select import load_model
+from gateway.outbox.store import Outbox
+from gateway.pipeline import Pipeline, Surroundings
+from gateway.preprocess.preparation import preparation_for
+from gateway.recorder import Recorder, outbox_file
+from gateway.report import ClassReport, GatewayStatus, LastRun, LinkReport, OutboxReport
+from gateway.sources.base import OnMessage, Subscribe, open_source
+from gateway.supervisor import RestartPolicy, supervise
+from gateway.uplink.announce import Announcer
+from gateway.uplink.homeassistant import discovery_of
+from gateway.uplink.link import LinkState
+from gateway.uplink.uplink import Uplink
+from gateway.values import Entry
+from gateway.version import program_version
+from gateway.watchdog import Notifier, Progress
+from gateway.wire.messages import Event, Measure, RecordClass, encode
+from gateway.wire.times import rfc3339
+
+log = structlog.get_logger()
+
+_STATUS_EVERY_SECONDS = 5.0
+_REOPEN_EVERY_SECONDS = 2.0
+_PIPELINE_STALLS_AFTER_SECONDS = 60.0
+_PATIENT = RestartPolicy(max_restarts=None, first_delay_seconds=1.0, max_delay_seconds=60.0)
+
+
+class Daemon:
+    """One running gateway."""
+
+    def __init__(self, config: Config) -> None:
+        """Open the outbox and build all components; nothing runs yet.
+
+        Raises:
+            ConfigError: a component cannot be used as configured.
+            OutboxError: the store cannot be opened or made.
+        """
+        self._config = config
+        self._id = config.gateway.id
+        self._version = program_version()
+        self._started_ns = time.monotonic_ns()
+        self._state_directory = config.gateway.state_directory
+        self._state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._stop = asyncio.Event()
+        self._notifier = Notifier.from_environment()
+        self._progress = Progress()
+        self._metrics = Metrics()
+        self._components: dict[str, str] = {}
+        self._recorder = Recorder(self._open_outbox)
+        self._uplink = self._make_uplink()
+        self._announcer = self._make_announcer()
+        self._pipelines = {
+            name: Pipeline(name, settings, config.sources[settings.source], self._surroundings(settings))
+            for name, settings in config.pipelines.items()
+        }
+        self._finished: set[str] = set()
+
+    # ---- building --------------------------------------------------------------------------------
+
+    def _open_outbox(self) -> Outbox:
+        return Outbox.open(
+            outbox_file(self._config.outbox.file, self._state_directory),
+            self._config.outbox,
+            on_commit=self._committed,
+        )
+
+    def _committed(self, classes: Collection[RecordClass]) -> None:
+        if self._uplink is not None:
+            self._uplink.notify(classes)
+
+    def _make_uplink(self) -> Uplink | None:
+        cloud = self._config.cloud
+        if not cloud.brokers:
+            log.warning("no_cloud_broker", remedy="set cloud.brokers; until then records gather in the outbox")
+            return None
+        return Uplink(cloud, self._id, self._config.gateway.root, self._recorder, version=self._version)
+
+    def _make_announcer(self) -> Announcer | None:
+        local = self._config.local
+        if local.broker is None:
+            return None
+        discovery = discovery_of(
+            local.home_assistant,
+            self._id,
+            self._config.gateway.root,
+            pipelines=self._config.pipelines,
+            sources=self._config.sources,
+            version=self._version,
+        )
+        return Announcer(local.broker, self._id, self._config.gateway.root, version=self._version, discovery=discovery)
+
+    def _surroundings(self, settings: PipelineSettings) -> Surroundings:
+        source = self._config.sources[settings.source]
+        subscribe = leaf_subscription(self._announcer) if self._announcer is not None else None
+        return Surroundings(
+            gateway=self._id,
+            time_zone=ZoneInfo(self._config.gateway.time_zone),
+            open_source=partial(open_source, settings.source, source, subscribe=subscribe),
+            load_model=partial(self._load_model, settings),
+            submit=self._recorder.submit,
+            publish=self._publish,
+            instruments=self._metrics,
+            new_id=new_id,
+            wall_ns=time.time_ns,
+            monotonic_ns=time.monotonic_ns,
+        )
+
+    def _load_model(self, settings: PipelineSettings) -> Model:
+        return load_model(ReleaseStore(self._config.models.directories), settings, preparation_for)
+
+    # ---- running ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until told to stop; then let the outbox drain for a while."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        control = ControlServer(socket_path(self._config.gateway), {"status": self.status})
+        drained = False
+        async with asyncio.TaskGroup() as group:
+
+            def start(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+                return group.create_task(self._supervised(name, run), name=name)
+
+            services = [start("control", control.run), start("keeper", self._keep), start("metrics", self._serve)]
+            if self._uplink is not None:
+                services.append(start("uplink", self._uplink.run))
+            if self._announcer is not None:
+                services.append(start("announcer", self._announcer.run))
+            workers = [
+                start(f"pipeline-{name}", partial(self._run_pipeline, pipeline))
+                for name, pipeline in self._pipelines.items()
+            ]
+            log.info("gateway_started", gateway=self._id, version=self._version, pipelines=len(workers))
+            self._notifier.ready(f"{len(workers)} pipelines")
+            await self._stop.wait()
+            log.info("gateway_stopping")
+            self._notifier.stopping()
+            for pipeline in self._pipelines.values():
+                pipeline.stop()
+            _, late = await asyncio.wait(workers, timeout=10.0)
+            for task in late:
+                log.warning("pipeline_hangs", task=task.get_name())
+                task.cancel()
+            drained = await self._drain()
+            self._announce_status()
+            await asyncio.sleep(0)
+            for task in services:
+                task.cancel()
+        await asyncio.to_thread(self._recorder.close)
+        self._write_last_run(drained=drained)
+        log.info("gateway_stopped", drained=drained)
+
+    async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        def failed(error: BaseException) -> None:
+            self._components[name] = f"{type(error).__name__}: {error}"
+
+        await supervise(name, run, _PATIENT, time.monotonic, self._pause, on_failure=failed)
+        self._components.pop(name, None)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before a restart, but not when the gateway stops meanwhile."""
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _run_pipeline(self, pipeline: Pipeline) -> None:
+        if self._stop.is_set():
+            return
+        self._progress.expect(f"pipeline-{pipeline.name}", _PIPELINE_STALLS_AFTER_SECONDS)
+        try:
+            await in_thread(f"infer-{pipeline.name}", pipeline.run)
+        finally:
+            self._progress.forget(f"pipeline-{pipeline.name}")
+            self._announce_status()
+        self._finished.add(pipeline.name)
+
+    async def _serve(self) -> None:
+        """Serve the metrics until cancelled."""
+        if not self._config.metrics.enabled:
+            return
+        with self._metrics.serve(self._config.metrics):
+            await asyncio.Event().wait()
+
+    async def _keep(self) -> None:
+        """Look after what has no thread of its own: status messages, the watchdog, a failed outbox."""
+        told_at = 0.0
+        while True:
+            for name, pipeline in self._pipelines.items():
+                self._progress.stamp(f"pipeline-{name}", pipeline.progress_ns / 1e9)
+            self._notifier.watchdog(self._progress)
+            if self._recorder.failed:
+                await self._reopen()
+            now = time.monotonic()
+            if now - told_at >= _STATUS_EVERY_SECONDS:
+                told_at = now
+                self._announce_status()
+                self._observe()
+            await asyncio.sleep(1.0)
+
+    async def _reopen(self) -> None:
+        try:
+            await asyncio.to_thread(self._recorder.reopen)
+            self._components.pop("outbox", None)
+        except OutboxError as error:
+            self._components["outbox"] = str(error)
+            await asyncio.sleep(_REOPEN_EVERY_SECONDS)
+
+    async def _drain(self) -> bool:
+        """Wait until the cloud has everything, at most as long as configured."""
+        if self._uplink is None:
+            return False
+        deadline = time.monotonic() + self._config.cloud.drain_seconds
+        while time.monotonic() < deadline:
+            if self._recorder.idle and not self._recorder.heads():
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    # ---- telling ---------------------------------------------------------------------------------
+
+    def _publish(self, entries: Sequence[Entry]) -> None:
+        """Tell the site, and the cloud's broker if wished, what has just become durable."""
+        for entry in entries:
+            for channel in (self._announcer, self._uplink):
+                if channel is None:
+                    continue
+                if isinstance(entry.body, Event):
+                    channel.publish_event(entry.body)
+                elif isinstance(entry.body, Measure):
+                    channel.publish_measure(entry.body)
+
+    def _announce_status(self) -> None:
+        for pipeline in self._pipelines.values():
+            status = pipeline.status()
+            for channel in (self._announcer, self._uplink):
+                if channel is not None:
+                    channel.publish_status(status)
+
+    def _observe(self) -> None:
+        stats = self._recorder.stats()
+        if stats is not None:
+            self._metrics.observe_outbox(stats)
+        if self._uplink is not None:
+            self._metrics.observe_uplink(self._uplink.status())
+        for pipeline in self._pipelines.values():
+            self._metrics.observe_pipeline(pipeline.status())
+
+    def status(self) -> GatewayStatus:
+        """Tell how everything is."""
+        cloud = self._uplink.status() if self._uplink is not None else None
+        local = self._announcer.status() if self._announcer is not None else None
+        return GatewayStatus(
+            gateway=self._id,
+            version=self._version,
+            at=rfc3339(time.time_ns()),
+            uptime_seconds=round((time.monotonic_ns() - self._started_ns) / 1e9, 1),
+            pid=os.getpid(),
+            pipelines=[pipeline.status() for pipeline in self._pipelines.values()],
+            outbox=self._outbox_report(),
+            cloud=link_report(cloud.link) if cloud else None,
+            local=link_report(local.link) if local else None,
+            partition=cloud.partition.value if cloud else "",
+            metrics_url=self._metrics.url,
+            components=dict(self._components),
+        )
+
+    def _outbox_report(self) -> OutboxReport:
+        stats = self._recorder.stats()
+        if stats is None:
+            return OutboxReport(state="failed", epoch=self._recorder.epoch)
+        sent = self._uplink.status().classes if self._uplink is not None else {}
+        return OutboxReport(
+            state="failed" if self._recorder.failed else "open",
+            epoch=self._recorder.epoch,
+            classes={
+                name: ClassReport(
+                    depth=figures.rows,
+                    size_bytes=figures.size_bytes,
+                    oldest_age_seconds=figures.oldest_age_seconds,
+                    full_in_seconds=figures.full_in_seconds,
+                    sent_bytes=sent[name].sent_bytes if name in sent else 0,
+                    resent_batches=sent[name].resent_batches if name in sent else 0,
+                )
+                for name, figures in stats.classes.items()
+            },
+        )
+
+    def _write_last_run(self, *, drained: bool) -> None:
+        report = LastRun(
+            gateway=self._id,
+            version=self._version,
+            stopped_at=rfc3339(time.time_ns()),
+            ran_seconds=round((time.monotonic_ns() - self._started_ns) / 1e9, 1),
+            drained=drained,
+            pipelines={name: pipeline.totals() for name, pipeline in self._pipelines.items()},
+        )
+        file = self._state_directory / "last-run.json"
+        temporary = file.with_suffix(".tmp")
+        temporary.write_bytes(msgspec.json.format(encode(report)))
+        temporary.replace(file)
+
+
+def main(config: Config) -> int:
+    """Run a gateway until it is told to stop; returns the exit status."""
+    try:
+        asyncio.run(_run(config))
+    except GatewayError as error:
+        log.error("gateway_failed", error=str(error))
+        return 1
+    return 0
+
+
+async def _run(config: Config) -> None:
+    await Daemon(config).run()
+
+
+async def in_thread(name: str, work: Callable[[], None]) -> None:
+    """Run blocking work on a named thread of its own, and wait for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def body() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except Exception as caught:  # noqa: BLE001 - handed to the supervisor, which waits for this thread
+            error = caught
+        loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=body, name=name, daemon=True).start()
+    await done
+
+
+def leaf_subscription(announcer: Announcer) -> Subscribe:
+    """Let sensor sources listen on the local broker."""
+
+    def subscribe(topic_filter: str, on_message: OnMessage) -> Callable[[], None]:
+        wanted = threading.Event()
+        wanted.set()
+
+        def hand_on(topic: str, payload: bytes) -> None:
+            if wanted.is_set():
+                on_message(topic, payload)
+
+        announcer.subscribe(topic_filter, hand_on)
+        return wanted.clear
+
+    return subscribe
+
+
+def link_report(state: LinkState) -> LinkReport:
+    """Say how a connection is."""
+    return LinkReport(state=state.state, broker=state.broker, reason=state.reason)
+
+
+def new_id(at_ns: int) -> str:
+    """Make an id that sorts by time: milliseconds since the epoch, then 40 random bits."""
+    return f"{at_ns // 1_000_000:012x}{secrets.token_hex(5)}"

@@ -1,0 +1,243 @@
+"""`make demo`: the whole system on this machine, on real input, until Ctrl-C or for DURATION seconds.
+
+Progress goes to stderr; the last line of stdout is one JSON document. The exit status is 0 only if nothing
+was lost, nothing is there twice, and every pipeline produced inferences.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hil.loopback.children import RigError
+from hil.loopback.rig import GATEWAY_ID, Rig, eventually
+from hil.loopback.tally import Tally, tally_of
+
+VAR = Path("var/demo")
+_REPORT_EVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the person who runs the demo asked for."""
+
+    camera: str
+    speed: float
+    duration_seconds: float | None
+
+
+def sources_for(wishes: Wishes, data: Path) -> dict[str, Any]:
+    """Build the sources: a camera or its clip, two recordings with faults in them, and this machine."""
+    return {
+        "entrance": _camera(wishes.camera, data),
+        "motor": {
+            "type": "replay",
+            "file": str(data / "vibration.npz"),
+            "array": "samples",
+            "rate_hz": 3200.0,
+            "speed": wishes.speed,
+            "loop": True,
+        },
+        "boiler": {
+            "type": "replay",
+            "file": str(data / "process.csv"),
+            "rate_hz": 1.0,
+            # One row stands for minutes; ten a second make a demo of what takes days.
+            "speed": 10.0 * wishes.speed,
+            "loop": True,
+        },
+        "machine": {"type": "health", "rate_hz": 10.0, "channels": ["load", "memory_used", "temperature"]},
+    }
+
+
+def _camera(wish: str, data: Path) -> dict[str, Any]:
+    device = wish or next((str(node) for node in sorted(Path("/dev").glob("video*"))), "")
+    if not device:
+        return {"type": "replay", "file": str(data / "vtest.avi"), "loop": True}
+    if Path(device).is_file():
+        return {"type": "replay", "file": str(Path(device).resolve()), "loop": True}
+    return {"type": "camera", "device": device, "fps": 10.0}
+
+
+def pipelines() -> dict[str, Any]:
+    """Build the pipelines: what is looked for in each source."""
+    interest = {"measure_every_seconds": 5.0}
+    anomaly = {"name": "anomaly", "min_score": 0.5, "gone_seconds": 2.0, "hold_seconds": 0.0, "snapshot": True}
+    return {
+        "people": {
+            "source": "entrance",
+            "model": "person-vehicle-detector",
+            "rules": [
+                {
+                    "name": "somebody",
+                    "labels": ["Person", "Car", "Vehicle", "Bicycle", "Bus", "Truck", "Motorcycle"],
+                    "min_score": 0.45,
+                    "hysteresis": 0.1,
+                    "gone_seconds": 2.0,
+                    "snapshot": True,
+                }
+            ],
+            "interest": {**interest, "snapshot_bytes_per_hour": 4 * 1024 * 1024},
+        },
+        "vibration": {
+            "source": "motor",
+            "model": "vibration-anomaly",
+            "rules": [{**anomaly, "record_class": "critical"}],
+            "interest": interest,
+        },
+        "temperature": {"source": "boiler", "model": "process-anomaly", "rules": [anomaly], "interest": interest},
+        "machine": {
+            "source": "machine",
+            "model": "process-anomaly",
+            "rules": [{**anomaly, "hold_seconds": 2.0}],
+            "interest": interest,
+        },
+    }
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    click.echo(text, err=True)
+
+
+def run(wishes: Wishes, directory: Path = VAR) -> int:
+    """Run the demo; returns the exit status."""
+    data = directory / "data"
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    run_directory = (directory / "run").resolve()
+    models = {"directories": [str((directory / "models").resolve())]}
+    with Rig(run_directory, sources_for(wishes, data.resolve()), pipelines(), gateway={"models": models}) as rig:
+        say("==> starting the broker, the cloud bridge and the gateway")
+        started = time.monotonic()
+        rig.start(lambda what: say(f"    {what}"))
+        say(f"==> running; open {rig.console_url}  (Ctrl-C stops)")
+        say(f"    mosquitto_sub -h 127.0.0.1 -p {rig.ports.broker} -t 'sluice/v1/+/event/#'")
+        _watch(rig, stop, started, wishes.duration_seconds)
+        say("==> stopping; the outbox drains first")
+        ran_seconds = time.monotonic() - started
+        rig.gateway.stop(60.0)
+        last = rig.last_run()
+        counts = _settled(rig)
+        rig.stop()
+    result = summary(last, counts, ran_seconds)
+    silent = [name for name, pipeline in last["pipelines"].items() if not pipeline["inferences"]]
+    for name in silent:
+        reason = last["pipelines"][name].get("last_error") or "no samples"
+        say(f"pipeline {name} made no inference: {reason} (log: {rig.gateway.log})")
+    if counts.lost or counts.duplicates:
+        say(f"lost {counts.lost}, duplicates {counts.duplicates}: see {rig.directory}")
+    click.echo(json.dumps(result))
+    return 1 if silent or counts.lost or counts.duplicates else 0
+
+
+def _watch(rig: Rig, stop: threading.Event, started: float, duration_seconds: float | None) -> None:
+    """Report every few seconds until it is time to stop.
+
+    Raises:
+        RigError: a process ended by itself.
+    """
+    end = None if duration_seconds is None else started + duration_seconds
+    while not stop.is_set():
+        left = _REPORT_EVERY_SECONDS if end is None else end - time.monotonic()
+        if left <= 0 or stop.wait(min(_REPORT_EVERY_SECONDS, left)):
+            return
+        for child in (rig.broker, rig.bridge, rig.gateway):
+            if not child.running:
+                raise RigError(f"{child.name} ended by itself; its output:\n{child.tail()}")
+        status = rig.gateway_status()
+        if status is not None:
+            say(_progress_line(status, tally_of(rig), time.monotonic() - started))
+
+
+def _progress_line(status: dict[str, Any], counts: Tally, seconds: float) -> str:
+    parts = [
+        f"{pipeline['pipeline']} {pipeline['inferences']} ({pipeline['inferences_per_second']:.1f}/s)"
+        for pipeline in status["pipelines"]
+    ]
+    return (
+        f"    {seconds:5.0f} s  inferences: {', '.join(parts)};  anomalies {counts.anomalies};"
+        f"  records {counts.committed}/{counts.enqueued} in the cloud"
+    )
+
+
+def _settled(rig: Rig) -> Tally:
+    """Wait until the bridge has what the outbox gave out, then count."""
+    try:
+        eventually(lambda: tally_of(rig).lost == 0, "the bridge has everything", 20.0)
+    except RigError as error:
+        say(str(error))
+    return tally_of(rig)
+
+
+def summary(last: dict[str, Any], counts: Tally, ran_seconds: float) -> dict[str, Any]:
+    """Build the closing document."""
+    pipelines_ran = last["pipelines"].values()
+    raw = sum(pipeline["raw_bytes"] for pipeline in pipelines_ran)
+    sent = sum(pipeline["sent_bytes"] for pipeline in pipelines_ran)
+    return {
+        "gateway": GATEWAY_ID,
+        "seconds": round(ran_seconds, 1),
+        "frames": sum(pipeline["frames"] for pipeline in pipelines_ran),
+        "windows": sum(pipeline["windows"] for pipeline in pipelines_ran),
+        "inferences": sum(pipeline["inferences"] for pipeline in pipelines_ran),
+        "anomalies": counts.anomalies,
+        "records_enqueued": counts.enqueued,
+        "records_committed": counts.committed,
+        "waiting": counts.waiting,
+        "evicted": counts.evicted,
+        "lost": counts.lost + counts.waiting,
+        "duplicates": counts.duplicates,
+        "stayed_at_edge": round(1 - sent / raw, 4) if raw else None,
+        "pipelines": {
+            name: {key: pipeline[key] for key in ("inferences", "events", "backend", "model")}
+            for name, pipeline in last["pipelines"].items()
+        },
+    }
+
+
+def wishes_from_environment() -> Wishes:
+    """Read CAMERA, SPEED and DURATION.
+
+    Raises:
+        click.UsageError: one of them is not a positive number.
+    """
+    return Wishes(
+        camera=os.environ.get("CAMERA", ""),
+        speed=_positive("SPEED") or 1.0,
+        duration_seconds=_positive("DURATION"),
+    )
+
+
+def _positive(name: str) -> float | None:
+    text = os.environ.get(name, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise click.UsageError(f"{name}={text!r} must be a number above 0, e.g. `make demo {name}=10`")
+    return value
+
+
+def main() -> int:
+    """Entry point of `python -m hil.loopback.demo`."""
+    try:
+        return run(wishes_from_environment())
+    except (RigError, click.UsageError) as error:
+        say(f"demo: {error}")
+        return 2 if isinstance(error, click.UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
