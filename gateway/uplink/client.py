@@ -1,0 +1,489 @@
+"""One connection to one MQTT broker: a paho client, a socket and a thread. The only file that knows paho.
+
+What paho 2 does behind one's back, and what is done about it here:
+
+* It keeps unacknowledged messages and sends them again after a reconnect, and takes messages while offline. The
+  outbox is what remembers here, so a second memory would only make duplicates: a connection is used once, and a
+  fresh paho client made for the next. What was not acknowledged fails with `ConnectionLostError`.
+* It does not honour the server's Receive Maximum and Maximum Packet Size, so both are enforced here: at most so
+  many messages are handed to paho; the others wait in line in this object.
+* An exception in a callback kills its network thread while `is_connected()` stays true. Its thread is not used:
+  the loop below drives paho through its external-loop interface, callbacks only append to a queue, and whatever
+  breaks ends this connection and is told to the event loop. All paho calls happen on this one thread, so none
+  of its locks can deadlock.
+* `message.topic` raises on a topic that is not UTF-8; the bytes are read instead.
+* It looks for a dead peer only after two keepalive intervals; silence ends a connection after one and a half here.
+
+QoS 2 and topic aliases are not offered: neither survives a restart, and the ack of the bridge makes up for both.
+"""
+
+import asyncio
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import paho.mqtt.client as paho
+import structlog
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from gateway.config import Broker
+from gateway.errors import ConfigError, UplinkError
+from gateway.uplink.backoff import Lane
+from gateway.uplink.endpoint import Endpoint, password_of, tls_context_of
+from gateway.uplink.exchange import (
+    PACKET_TOO_LARGE,
+    ConnectionLostError,
+    ConnectionRefusedByBrokerError,
+    ConnectOptions,
+    Drops,
+    Ending,
+    Incoming,
+    Outgoing,
+    PublishResult,
+    Terms,
+)
+
+log = structlog.get_logger()
+
+TICK_SECONDS: Final = 1.0
+"""The network thread wakes at least so often, to ping and to show that it lives."""
+
+_BUSY_CODES: Final = frozenset({0x88, 0x89, 0x8B, 0x8D, 0x93, 0x96, 0x97, 0x98, 0x9F, 0xA0})
+"""Reasons (MQTT 5 §2.4) that pass by themselves; all others from 0x80 need a person."""
+
+Publication = asyncio.Future[PublishResult]
+Subscription = asyncio.Future[tuple[int, ...]]
+Notice = Callable[[], None]
+
+
+class MqttConnection:
+    """A connection, good for one life: start, use, end. Its methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        endpoint: Endpoint,
+        options: ConnectOptions,
+        on_message: Callable[[Incoming], None],
+        drops: Drops,
+    ) -> None:
+        self._broker = broker
+        self._endpoint = endpoint
+        self._options = options
+        self._on_message = on_message
+        self._drops = drops
+        self._loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[Terms] = self._loop.create_future()
+        self.closed: asyncio.Future[Ending] = self._loop.create_future()
+        self._is_v5 = broker.protocol == "5"
+        # Shared with the network thread; deques are appended and popped at opposite ends, which needs no lock.
+        self._waiting: deque[tuple[Outgoing, Publication]] = deque()
+        self._wishes: deque[tuple[Sequence[str], Subscription]] = deque()
+        self._notices: deque[Notice] = deque()
+        self._notice_lock = threading.Lock()
+        self._notified = False
+        self._stop = False
+        self._quit = False
+        self._beat_ns = time.monotonic_ns()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.settimeout(0)
+        self._wake_write.settimeout(0)
+        # Owned by the network thread.
+        self._ending: Ending | None = None
+        self._terms: Terms | None = None
+        self._window = options.in_flight
+        self._in_flight: dict[int, Publication] = {}
+        self._unwritten: dict[int, Publication] = {}
+        self._subscribing: dict[int, Subscription] = {}
+        self._thread = threading.Thread(target=self._run, name=f"mqtt-{endpoint.host}", daemon=True)
+
+    # ---- the event loop's side -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect; `opened` and `closed` tell what becomes of it."""
+        self._thread.start()
+
+    def publish(self, message: Outgoing) -> Publication:
+        """Put a message in line. Its future fails with `ConnectionLostError` when the connection ends first."""
+        future: Publication = self._loop.create_future()
+        if self.closed.done():
+            future.set_exception(ConnectionLostError("not connected"))
+            return future
+        self._waiting.append((message, future))
+        self._wake()
+        return future
+
+    def subscribe(self, filters: Sequence[str]) -> Subscription:
+        """Subscribe at QoS 1; the future gives the granted reason codes in order."""
+        future: Subscription = self._loop.create_future()
+        if self.closed.done():
+            future.set_exception(ConnectionLostError("not connected"))
+            return future
+        self._wishes.append((filters, future))
+        self._wake()
+        return future
+
+    def stop(self) -> None:
+        """Say goodbye to the broker once all that was published is written, and end the thread."""
+        self._stop = True
+        self._wake()
+
+    def abandon(self, ending: Ending) -> None:
+        """Give the connection up at once. A thread that hangs is left behind and ends when its call returns."""
+        self._quit = True
+        self._wake()
+        self._finish(ending)
+
+    def is_stuck(self, now_ns: int, limit_seconds: float) -> bool:
+        """Tell whether the network thread is dead or has not come round for so long."""
+        return not self._thread.is_alive() or now_ns - self._beat_ns > limit_seconds * 1e9
+
+    @property
+    def thread_alive(self) -> bool:
+        """Whether the network thread still runs."""
+        return self._thread.is_alive()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_write.send(b"\0")
+        except OSError:  # full: it will wake anyway; closed: the connection is over
+            return
+
+    def _finish(self, ending: Ending) -> None:
+        """Settle everything that still waits for this connection."""
+        if self.closed.done():
+            return
+        if not self.opened.done():
+            self.opened.set_exception(ConnectionRefusedByBrokerError(ending))
+        self.opened.exception()  # seen: nobody need await it
+        self.closed.set_result(ending)
+        lost = ConnectionLostError(ending.reason)
+        pending: list[Publication | Subscription] = [future for _, future in self._waiting]
+        pending += [future for _, future in self._wishes]
+        for others in (self._in_flight, self._unwritten, self._subscribing):
+            pending += list(others.values())
+        for future in pending:
+            if not future.done():
+                future.set_exception(lost)
+
+    # ---- from the network thread to the event loop --------------------------------------------------
+
+    def _post(self, notice: Notice) -> None:
+        """Queue something for the event loop; one wake-up serves all that is queued by then."""
+        with self._notice_lock:
+            self._notices.append(notice)
+            if self._notified:
+                return
+            self._notified = True
+        try:
+            self._loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:  # the loop is closed: nobody is interested any more
+            self._stop = True
+
+    def _deliver(self) -> None:
+        with self._notice_lock:
+            notices, self._notices = self._notices, deque()
+            self._notified = False
+        for notice in notices:
+            notice()
+
+    def _receive(self, message: Incoming) -> None:
+        if not self.closed.done():
+            self._on_message(message)
+
+    # ---- the network thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        client: paho.Client | None = None
+        ending = Ending("unreachable", "the connection ended without a reason")
+        try:
+            client = self._dial()
+            ending = self._serve(client)
+        except (ConfigError, ssl.SSLCertVerificationError) as error:
+            ending = Ending("refused", str(error))
+        except ConnectionError as error:
+            ending = Ending("busy", _words(error))
+        except OSError as error:  # names that do not resolve, time-outs, no route, broken TLS
+            ending = Ending("unreachable", _words(error))
+        except Exception as error:  # this thread's supervisor: what broke it is told, and a new one made
+            log.exception("mqtt_thread_failed", broker=str(self._endpoint))
+            ending = Ending("busy", f"{type(error).__name__}: {error}")
+        finally:
+            if client is not None and (sock := client.socket()) is not None:
+                sock.close()
+            self._post(partial(self._finish, ending))
+            self._wake_read.close()
+            self._wake_write.close()
+
+    def _dial(self) -> paho.Client:
+        """Connect the socket and send CONNECT; blocks up to the connect time-out, longer where names resolve slowly."""
+        options, broker = self._options, self._broker
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=options.client_id,
+            clean_session=None if self._is_v5 else options.clean_start,
+            protocol=MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = options.connect_timeout_seconds
+        client.max_inflight_messages = options.in_flight
+        if broker.username is not None or broker.password_file is not None:
+            client.username_pw_set(broker.username or "", password_of(broker))
+        if self._endpoint.tls:
+            client.tls_set_context(tls_context_of(broker))
+        if options.will is not None:
+            topic, payload = options.will
+            client.will_set(topic, payload, qos=1, retain=True)
+        client.on_connect = self._connected
+        client.on_disconnect = self._disconnected
+        client.on_publish = self._published
+        client.on_subscribe = self._subscribed
+        client.on_message = self._arrived
+        client.on_socket_open = _tune
+        # With this set, paho writes only when asked to: no callback runs inside `publish()`.
+        client.on_socket_register_write = _ignore
+        address = (self._endpoint.host, self._endpoint.port, broker.keepalive_seconds)
+        if self._is_v5:
+            wishes = _properties_of(PacketTypes.CONNECT)
+            wishes.MaximumPacketSize = options.max_incoming_bytes
+            if options.session_expiry_seconds:
+                wishes.SessionExpiryInterval = options.session_expiry_seconds
+            client.connect(*address, clean_start=options.clean_start, properties=wishes)
+        else:
+            client.connect(*address)
+        return client
+
+    def _serve(self, client: paho.Client) -> Ending:
+        """Move packets until the connection is over."""
+        sock = client.socket()
+        if sock is None:
+            return self._ending or Ending("busy", "closed before the first packet")
+        poller = select.poll()
+        poller.register(self._wake_read, select.POLLIN)
+        poller.register(sock, select.POLLIN)
+        handle = sock.fileno()
+        heard_at = time.monotonic()
+        patience = self._options.connect_timeout_seconds
+        while True:
+            self._beat_ns = time.monotonic_ns()
+            if self._terms is not None or self._stop:
+                self._carry_out(client)
+            poller.modify(handle, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
+            buffered = sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
+            ready = dict(poller.poll(0 if buffered else TICK_SECONDS * 1000))
+            if self._wake_read.fileno() in ready:
+                _drain(self._wake_read)
+            events = ready.get(handle, 0)
+            code = MQTTErrorCode.MQTT_ERR_SUCCESS
+            if buffered or events & ~select.POLLOUT:
+                heard_at = time.monotonic()
+                code = client.loop_read()
+                self._check_size(client)
+            if not code and events & select.POLLOUT:
+                code = client.loop_write()
+            code = code or client.loop_misc()
+            if self._ending is not None or self._quit:
+                return self._ending or Ending("unreachable", "given up")
+            if code == MQTTErrorCode.MQTT_ERR_PROTOCOL and self._terms is None:
+                # A CONNACK that cannot be read; paho also keeps code 1 of MQTT 3.1.1 (wrong version) to itself.
+                return Ending("refused", f"the broker does not answer in MQTT {self._broker.protocol}")
+            if code or client.socket() is None:
+                return Ending("busy", f"connection lost: {paho.error_string(code)}" if code else "connection closed")
+            if self._terms is not None:
+                patience = 1.5 * self._terms.keepalive_seconds or float("inf")
+            if time.monotonic() - heard_at > patience:
+                return Ending("unreachable", f"the broker has been silent for {patience:g} s")
+
+    def _carry_out(self, client: paho.Client) -> None:
+        """Hand to paho what the event loop wants, within the server's terms."""
+        while self._wishes:
+            filters, wish = self._wishes.popleft()
+            code, mid = client.subscribe([(each, 1) for each in filters])
+            if code or mid is None:
+                self._settle(wish, ConnectionLostError(paho.error_string(code)))
+            else:
+                self._subscribing[mid] = wish
+        while self._waiting and len(self._in_flight) < self._window:
+            self._hand_over(client, *self._waiting.popleft())
+        if self._stop and self._ending is None and not client.want_write():
+            self._ending = Ending("unreachable", "stopped")
+            client.disconnect()  # written with the next round
+            client.loop_write()
+
+    def _hand_over(self, client: paho.Client, message: Outgoing, future: Publication) -> None:
+        terms = self._terms
+        if terms is None:
+            return self._settle(future, ConnectionLostError("not connected"))
+        if message.packet_bytes > terms.max_packet_bytes:
+            return self._settle(future, PublishResult(PACKET_TOO_LARGE, "Packet too large"))
+        qos = min(message.qos, terms.maximum_qos)
+        try:
+            info = client.publish(
+                message.topic,
+                message.payload,
+                qos,
+                message.retain and terms.retain_available,
+                self._properties(message),
+            )
+        except ValueError as error:
+            return self._settle(future, UplinkError(f"message for {message.topic[:120]!r}: {error}"))
+        if info.rc:
+            return self._settle(future, ConnectionLostError(paho.error_string(info.rc)))
+        (self._in_flight if qos else self._unwritten)[info.mid] = future
+        return None
+
+    def _properties(self, message: Outgoing) -> Properties | None:
+        if not self._is_v5:
+            return None
+        properties = _properties_of(PacketTypes.PUBLISH)
+        if message.content_type is not None:
+            properties.ContentType = message.content_type
+        if message.user_properties:
+            properties.UserProperty = list(message.user_properties.items())
+        if message.expiry_seconds is not None:
+            properties.MessageExpiryInterval = message.expiry_seconds
+        return properties
+
+    def _settle(
+        self, future: Publication | Subscription, outcome: PublishResult | tuple[int, ...] | UplinkError
+    ) -> None:
+        self._post(lambda: _resolve(future, outcome))
+
+    def _check_size(self, client: paho.Client) -> None:
+        """End the connection when a packet is announced that we said we would not take.
+
+        paho would gather up to 256 MiB of it in memory first. MQTT 3.1.1 has no way to say a limit beforehand.
+        """
+        announced = client._in_packet["remaining_length"]
+        if announced > self._options.max_incoming_bytes:
+            self._ending = Ending("busy", f"the broker announced a packet of {announced} bytes")
+
+    # ---- paho's callbacks: they only take notes and never raise ------------------------------------------
+
+    def _connected(
+        self, _c: paho.Client, _u: object, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            self._ending = _refusal(reason, properties)
+            return
+        granted = _given(properties)
+        self._terms = terms = Terms(
+            session_present=flags.session_present,
+            client_id=str(granted.get("AssignedClientIdentifier", self._options.client_id)),
+            receive_maximum=_number(granted, "ReceiveMaximum", 65_535),
+            max_packet_bytes=_number(granted, "MaximumPacketSize", 268_435_455),
+            keepalive_seconds=_number(granted, "ServerKeepAlive", self._broker.keepalive_seconds),
+            maximum_qos=_number(granted, "MaximumQoS", 1),
+            retain_available=bool(_number(granted, "RetainAvailable", 1)),
+        )
+        self._window = max(1, min(self._options.in_flight, terms.receive_maximum))
+        self._post(partial(_resolve, self.opened, terms))
+
+    def _disconnected(
+        self,
+        _c: paho.Client,
+        _u: object,
+        flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if self._ending is None and flags.is_disconnect_packet_from_server:
+            self._ending = _refusal(reason, properties)
+
+    def _published(self, _c: paho.Client, _u: object, mid: int, reason: ReasonCode, _p: Properties | None) -> None:
+        future = self._unwritten.pop(mid, None)
+        if future is not None:
+            return self._settle(future, PublishResult(None))
+        future = self._in_flight.pop(mid, None)
+        if future is not None:  # else: an answer to nothing we sent on this connection
+            result = PublishResult(reason.value, str(reason)) if self._is_v5 else PublishResult(None)
+            self._settle(future, result)
+        return None
+
+    def _subscribed(
+        self, _c: paho.Client, _u: object, mid: int, reasons: list[ReasonCode], _p: Properties | None
+    ) -> None:
+        future = self._subscribing.pop(mid, None)
+        if future is not None:
+            self._settle(future, tuple(reason.value for reason in reasons))
+
+    def _arrived(self, _c: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message._topic.decode("utf-8")
+        except UnicodeDecodeError:
+            topic = ""
+        if not topic or "\0" in topic:  # no name, or one that MQTT forbids (§1.5.4); an alias we never allowed has none
+            self._drops.bad_topic += 1
+            return
+        if len(self._notices) >= self._options.max_waiting_messages:
+            self._drops.overflow += 1
+            return
+        self._post(partial(self._receive, Incoming(topic, bytes(message.payload), bool(message.retain))))
+
+
+def _resolve(future: "asyncio.Future[Any]", outcome: object) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, UplinkError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _refusal(reason: ReasonCode, properties: Properties | None) -> Ending:
+    """Read a CONNACK or DISCONNECT that ends the connection. A Server Reference in it is told, never followed."""
+    given = _given(properties)
+    words = [str(reason)]
+    if text := given.get("ReasonString"):
+        words.append(str(text)[:200])
+    if elsewhere := given.get("ServerReference"):
+        words.append(f"it names {str(elsewhere)[:200]!r}, which is not followed")
+    lane: Lane = "busy" if reason.value in _BUSY_CODES or reason.value < 0x80 else "refused"
+    return Ending(lane, ": ".join(words), reason.value)
+
+
+def _properties_of(packet: int) -> Properties:
+    return Properties(packet)  # type: ignore[no-untyped-call]  # paho declares no types here
+
+
+def _given(properties: Properties | None) -> dict[str, object]:
+    """Return the properties of a packet by their names; lists where a property may repeat."""
+    found: dict[str, object] = {}
+    if properties is not None:
+        found.update(properties.json())  # type: ignore[no-untyped-call]  # paho declares no types here
+    return found
+
+
+def _number(granted: Mapping[str, object], name: str, otherwise: int) -> int:
+    value = granted.get(name, otherwise)
+    return value if isinstance(value, int) else otherwise
+
+
+def _tune(_c: paho.Client, _u: object, sock: object) -> None:
+    if isinstance(sock, socket.socket):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an event must not wait for a delayed TCP ack
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _ignore(_c: paho.Client, _u: object, _s: object) -> None:
+    return
+
+
+def _drain(sock: socket.socket) -> None:
+    try:
+        sock.recv(65_536)
+    except BlockingIOError:
+        return
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

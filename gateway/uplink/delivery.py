@@ -1,0 +1,346 @@
+"""Decides which records are sent next and which are confirmed. Pure: no I/O, and the time comes in.
+
+Each class is a stream of its own. What was sent beyond the confirmed mark is outstanding until the *bridge* has
+acknowledged it; the broker's PUBACK only shows that the transport moves (it restarts the clock, and nothing
+else), because brokers acknowledge what they then lose. When a class makes no progress for the ack time-out, it
+goes back to its mark and probes with one small batch, at doubling intervals, until the bridge answers.
+
+Order of service: critical, event, measure, bulk; a class that waits gains one rank each `ageing_seconds`, so no
+class starves. One place of the window is kept for critical. The window itself follows the delay: it grows with
+each acknowledged batch and shrinks when acks take over a second longer than they did at best, so that on a thin
+link a fresh critical record does not queue behind megabytes already on their way.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.wire.messages import CLASSES, Ack, RecordClass
+
+SECOND: Final = 1_000_000_000
+PROBE_SHARE: Final = 8
+"""A probe is a batch of this fraction."""
+MAX_PATIENCE_DOUBLINGS: Final = 2
+"""A probe is cheap, and a bridge that is back should be found soon: 5, 10, then every 20 s by default."""
+MAX_PAUSE_DOUBLINGS: Final = 4
+QUEUEING_LIMIT_NS: Final = SECOND
+FIRST_WINDOW: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The figures a delivery goes by."""
+
+    in_flight: int = 20
+    batch_records: int = 500
+    batch_bytes: int = 256 * 1024
+    ack_timeout_seconds: float = 5.0
+    puback_timeout_seconds: float = 30.0
+    ageing_seconds: float = 1.0
+    rejected_pause_seconds: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Rows to be read and sent: of this class, after this sequence number, so many at most."""
+
+    record_class: RecordClass
+    after_seq: int
+    max_records: int
+    max_bytes: int
+    turn: int  # tells whether the stream was moved meanwhile
+    offers: int  # tells whether more rows were announced meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class ClassProgress:
+    """How far a class is."""
+
+    sent: int  # highest sequence number ever sent in this epoch
+    confirmed: int  # everything up to here is committed in the bridge's store
+    outstanding: int  # batches sent and not confirmed
+    resent_batches: int
+    timeouts: int  # in a row, without an ack
+
+
+@dataclass(slots=True)
+class _Batch:
+    ticket: int
+    first: int
+    last: int
+    sent_ns: int
+    taken: bool = False  # the broker has answered
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One class."""
+
+    confirmed: int = 0
+    sent_to: int = 0
+    sent_high: int = 0
+    stored_high: int = 0  # highest row seen in the store when the epoch began
+    batches: deque[_Batch] = field(default_factory=deque)
+    has_more: bool = False
+    offers: int = 0
+    waiting_since_ns: int = 0
+    progress_ns: int = 0
+    timeouts: int = 0
+    rejections: int = 0
+    not_before_ns: int = 0
+    turn: int = 0
+    resent: int = 0
+
+    def go_back(self) -> None:
+        """Forget what is outstanding: it will be sent again."""
+        self.batches.clear()
+        self.has_more = self.has_more or self.sent_to > self.confirmed
+        self.sent_to = self.confirmed
+        self.turn += 1
+
+
+class Delivery:
+    """The state of all classes. Every method is called from one thread; `now_ns` is monotonic."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._epoch = ""
+        self._streams: dict[RecordClass, _Stream] = {name: _Stream() for name in CLASSES}
+        self._connected = False
+        self._cap = limits.in_flight
+        self._window = float(min(FIRST_WINDOW, limits.in_flight))
+        self._best_delay_ns: int | None = None
+        self._shrunk_ns = 0
+        self._tickets = 0
+        self.ignored_acks = 0
+
+    # ---- what happens --------------------------------------------------------------------------------
+
+    def begin(self, epoch: str, heads: Mapping[RecordClass, tuple[int, int]]) -> None:
+        """Take note of the store: its epoch, and the lowest and highest row of each class that has any.
+
+        A new epoch starts all classes over; nothing of the old one can be confirmed any more.
+        """
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._streams = {name: _Stream(turn=old.turn + 1) for name, old in self._streams.items()}
+            for name, (_, high) in heads.items():
+                self._streams[name].stored_high = high
+        for name, (_, high) in heads.items():
+            if high > self._streams[name].sent_to:
+                self._more(name, self._streams[name].waiting_since_ns)
+
+    def offer(self, classes: Iterable[RecordClass], now_ns: int) -> None:
+        """Rows were committed in these classes."""
+        for name in classes:
+            self._more(name, now_ns)
+
+    def link_up(self, receive_maximum: int, now_ns: int) -> None:
+        """A connection is there. Everything unconfirmed is sent again: the broker may have lost it."""
+        self._connected = True
+        self._cap = max(1, min(self._limits.in_flight, receive_maximum))
+        self._window = float(min(FIRST_WINDOW, self._cap))
+        self._best_delay_ns = None
+        for stream in self._streams.values():
+            stream.go_back()
+            stream.timeouts = stream.rejections = 0
+            stream.not_before_ns = 0
+            stream.waiting_since_ns = now_ns
+
+    def link_down(self) -> None:
+        """The connection is gone; answers to what was sent on it will not come."""
+        self._connected = False
+        for stream in self._streams.values():
+            stream.go_back()
+
+    def sent(self, want: Want, epoch: str, first: int, last: int, now_ns: int) -> int | None:
+        """Rows `first` to `last` were read for `want` and go out now; return their ticket.
+
+        None means that the stream was moved while they were read: they must not be sent.
+        """
+        stream = self._streams[want.record_class]
+        if not self._connected or epoch != self._epoch or stream.turn != want.turn:
+            return None
+        if stream.sent_high >= first:
+            stream.resent += 1
+        if not stream.batches:
+            stream.progress_ns = now_ns
+        self._tickets += 1
+        stream.batches.append(_Batch(self._tickets, first, last, now_ns))
+        stream.sent_to = last
+        stream.sent_high = max(stream.sent_high, last)
+        stream.waiting_since_ns = now_ns
+        return self._tickets
+
+    def nothing(self, want: Want) -> None:
+        """There are no rows for `want`."""
+        stream = self._streams[want.record_class]
+        if stream.offers == want.offers and stream.turn == want.turn:
+            stream.has_more = False
+
+    def taken(self, record_class: RecordClass, ticket: int, now_ns: int) -> None:
+        """The broker has answered a batch. That confirms nothing; it shows that the link moves."""
+        stream = self._streams[record_class]
+        for batch in stream.batches:
+            if batch.ticket == ticket:
+                batch.taken = True
+                stream.progress_ns = now_ns
+                stream.rejections = 0
+                return
+
+    def rejected(self, record_class: RecordClass, ticket: int | None, now_ns: int) -> None:
+        """The broker refused a batch (or, without a ticket, would if it were sent): the class pauses, rows stay."""
+        stream = self._streams[record_class]
+        if ticket is not None and all(batch.ticket != ticket for batch in stream.batches):
+            return
+        stream.go_back()
+        pause = self._limits.rejected_pause_seconds * 2.0 ** min(stream.rejections, MAX_PAUSE_DOUBLINGS)
+        stream.rejections += 1
+        stream.not_before_ns = now_ns + int(pause * SECOND)
+
+    def acknowledged(self, record_class: RecordClass, ack: Ack, now_ns: int) -> int | None:
+        """The bridge has committed everything up to a mark; return the mark if it confirms something new.
+
+        Marks only move forward. One beyond all that this store can have given away is not believed: rows that
+        were never sent would be thrown away on it.
+        """
+        stream = self._streams[record_class]
+        if ack.epoch != self._epoch or ack.mark > max(stream.sent_high, stream.stored_high):
+            self.ignored_acks += 1
+            return None
+        if ack.mark <= stream.confirmed:
+            return None
+        stream.confirmed = ack.mark
+        stream.timeouts = 0
+        stream.progress_ns = now_ns
+        while stream.batches and stream.batches[0].last <= ack.mark:
+            self._steer(now_ns, stream.batches.popleft().sent_ns)
+        if stream.sent_to < ack.mark:  # it had been sent before: no need to send it again
+            stream.sent_to = ack.mark
+            stream.turn += 1
+        return ack.mark
+
+    def expire(self, now_ns: int) -> tuple[RecordClass, ...]:
+        """Send classes back whose acks are overdue; return them."""
+        overdue = tuple(name for name, at in self._ack_deadlines() if at <= now_ns)
+        for name in overdue:
+            stream = self._streams[name]
+            stream.go_back()
+            stream.timeouts += 1
+            self._window = max(1.0, self._window / 2)
+        return overdue
+
+    # ---- what to do ----------------------------------------------------------------------------------
+
+    def next_want(self, now_ns: int) -> Want | None:
+        """Return what to read and send now, or None while there is nothing, or no room."""
+        if not self._connected:
+            return None
+        ready = [name for name in CLASSES if self._may_send(name, now_ns)]
+        if not ready:
+            return None
+        name = min(ready, key=lambda each: self._rank(each, now_ns))
+        stream = self._streams[name]
+        share = PROBE_SHARE if stream.timeouts or stream.rejections else 1
+        return Want(
+            record_class=name,
+            after_seq=stream.sent_to,
+            max_records=max(1, self._limits.batch_records // share),
+            max_bytes=max(1024, self._limits.batch_bytes // share),
+            turn=stream.turn,
+            offers=stream.offers,
+        )
+
+    def is_stuck(self, now_ns: int) -> bool:
+        """Tell whether the broker has left a batch unanswered for so long that the connection should be made anew.
+
+        The same connection cannot be used for a second try: MQTT allows that only after a reconnect (§4.4).
+        """
+        limit = int(self._limits.puback_timeout_seconds * SECOND)
+        return any(
+            not batch.taken and batch.sent_ns + limit <= now_ns
+            for stream in self._streams.values()
+            for batch in stream.batches
+        )
+
+    def deadline(self) -> int | None:
+        """Return when to look again if nothing happens before, or None."""
+        limit = int(self._limits.puback_timeout_seconds * SECOND)
+        times = [at for _, at in self._ack_deadlines()]
+        for stream in self._streams.values():
+            times += [batch.sent_ns + limit for batch in stream.batches if not batch.taken]
+            if stream.not_before_ns and stream.has_more and self._connected:
+                times.append(stream.not_before_ns)
+        return min(times, default=None)
+
+    # ---- how it stands -------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> str:
+        """The epoch that marks must carry."""
+        return self._epoch
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether records go out and no ack comes back, or the broker refuses them."""
+        return any(stream.timeouts or stream.rejections for stream in self._streams.values())
+
+    def progress(self) -> dict[RecordClass, ClassProgress]:
+        """Return how far each class is."""
+        return {
+            name: ClassProgress(
+                sent=stream.sent_high,
+                confirmed=stream.confirmed,
+                outstanding=len(stream.batches),
+                resent_batches=stream.resent,
+                timeouts=stream.timeouts,
+            )
+            for name, stream in self._streams.items()
+        }
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _more(self, name: RecordClass, now_ns: int) -> None:
+        stream = self._streams[name]
+        stream.offers += 1
+        if not stream.has_more:
+            stream.has_more = True
+            stream.waiting_since_ns = now_ns
+
+    def _may_send(self, name: RecordClass, now_ns: int) -> bool:
+        stream = self._streams[name]
+        if not stream.has_more or now_ns < stream.not_before_ns:
+            return False
+        if stream.batches and (stream.timeouts or stream.rejections):
+            return False  # a probe is out
+        room = int(min(self._window, self._cap))
+        others = sum(len(each.batches) for key, each in self._streams.items() if key != "critical")
+        critical = len(self._streams["critical"].batches)
+        if name == "critical":
+            return critical == 0 or critical + others < room
+        # One place is for critical, which then never waits for an ack of something else.
+        return others < max(1, room - 1) and critical + others < room
+
+    def _rank(self, name: RecordClass, now_ns: int) -> float:
+        waited = (now_ns - self._streams[name].waiting_since_ns) / (self._limits.ageing_seconds * SECOND)
+        return CLASSES.index(name) - waited
+
+    def _ack_deadlines(self) -> list[tuple[RecordClass, int]]:
+        """When each class gives up waiting for the bridge: not before the broker has answered all its batches."""
+        found: list[tuple[RecordClass, int]] = []
+        for name, stream in self._streams.items():
+            if stream.batches and all(batch.taken for batch in stream.batches):
+                patience = self._limits.ack_timeout_seconds * 2.0 ** min(stream.timeouts, MAX_PATIENCE_DOUBLINGS)
+                found.append((name, stream.progress_ns + int(patience * SECOND)))
+        return found
+
+    def _steer(self, now_ns: int, sent_ns: int) -> None:
+        """Fit the window to the delay of an acknowledged batch."""
+        delay = now_ns - sent_ns
+        self._best_delay_ns = delay if self._best_delay_ns is None else min(self._best_delay_ns, delay)
+        if delay - self._best_delay_ns <= QUEUEING_LIMIT_NS:
+            self._window = min(float(self._cap), self._window + 1)
+        elif now_ns - self._shrunk_ns >= delay:  # once for all that was sent into the same queue
+            self._window = max(2.0, self._window * 0.7)
+            self._shrunk_ns = now_ns

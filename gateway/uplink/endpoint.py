@@ -1,0 +1,107 @@
+"""Where a broker is and how it may be talked to: address, TLS, password. No MQTT library here."""
+
+import ipaddress
+import ssl
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from gateway.config import Broker
+from gateway.errors import ConfigError
+
+PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The address of a broker."""
+
+    host: str
+    port: int
+    tls: bool
+
+    def __str__(self) -> str:
+        """Write it as a URL, without secrets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+def endpoint_of(broker: Broker) -> Endpoint:
+    """Read the address of a broker.
+
+    Raises:
+        ConfigError: the URL is not usable, or would send records in the clear over a network nobody vouched for.
+    """
+    try:
+        parts = urlsplit(broker.url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"broker url {broker.url!r}: {error}; write mqtts://host:8883") from error
+    if parts.scheme not in PORTS or not parts.hostname:
+        raise ConfigError(f"broker url {_bare(broker.url)!r} is not understood; write mqtts://host:8883")
+    if parts.username or parts.password:
+        raise ConfigError(f"broker url {_bare(broker.url)!r} holds a login; use username and password_file instead")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ConfigError(f"broker url {broker.url!r} has something after the port; write mqtts://host:8883")
+    endpoint = Endpoint(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts")
+    if not endpoint.tls:
+        if not broker.allow_plaintext and not is_loopback(endpoint.host):
+            raise ConfigError(
+                f"broker url {broker.url!r} sends in the clear to another machine; "
+                "write mqtts://, or set allow_plaintext: true on a network you trust"
+            )
+        if broker.ca_file or broker.certificate_file:
+            raise ConfigError(f"broker url {broker.url!r} has certificates but no TLS; write mqtts://")
+    return endpoint
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine, without asking the network."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def tls_context_of(broker: Broker) -> ssl.SSLContext:
+    """Make the TLS context of a broker: host and certificate are checked, TLS 1.2 at least.
+
+    Raises:
+        ConfigError: a certificate or key file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(broker.ca_file) if broker.ca_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"ca_file {broker.ca_file} of {broker.url}: {error}; name a PEM file") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if broker.certificate_file:
+        try:
+            context.load_cert_chain(broker.certificate_file, broker.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"certificate_file {broker.certificate_file} with key_file {broker.key_file} of {broker.url}: {error}; "
+                "name a PEM certificate and its unencrypted key"
+            ) from error
+    return context
+
+
+def password_of(broker: Broker) -> str | None:
+    """Read the password from its file; a line end after it does not belong to it.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if broker.password_file is None:
+        return None
+    try:
+        return broker.password_file.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"password_file {broker.password_file} of {broker.url}: {error}") from error
+
+
+def _bare(url: str) -> str:
+    """Drop what stands before an `@`: it may be a password."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{tail}" if at else url

@@ -1,0 +1,109 @@
+"""What passes between a client and its broker, as values. No MQTT library here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from gateway.errors import UplinkError
+from gateway.uplink.backoff import Lane
+
+PACKET_TOO_LARGE: Final = 0x95
+NO_MATCHING_SUBSCRIBERS: Final = 0x10
+
+
+class ConnectionLostError(UplinkError):
+    """The connection ended before the broker answered; whether it has the message is not known."""
+
+
+class ConnectionRefusedByBrokerError(UplinkError):
+    """A connection could not be made; `ending` says why."""
+
+    def __init__(self, ending: "Ending") -> None:
+        super().__init__(ending.reason)
+        self.ending = ending
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a connection is over, and how soon another makes sense."""
+
+    lane: Lane
+    reason: str
+    code: int | None = None  # the MQTT reason code, where there was one
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the server granted in its CONNACK."""
+
+    session_present: bool
+    client_id: str
+    receive_maximum: int
+    max_packet_bytes: int
+    keepalive_seconds: int
+    maximum_qos: int
+    retain_available: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """The answer of the broker to one message. It says nothing about durability: brokers lie about that."""
+
+    code: int | None  # None: MQTT 3.1.1 and QoS 0 give no reason
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the broker refused the message (MQTT 5 §4.13.2: 0x80 and above)."""
+        return self.code is not None and self.code >= 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish, QoS 0 or 1."""
+
+    topic: str
+    payload: bytes
+    qos: Literal[0, 1] = 1
+    retain: bool = False
+    content_type: str | None = None
+    user_properties: Mapping[str, str] = field(default_factory=dict)
+    expiry_seconds: int | None = None
+
+    @property
+    def packet_bytes(self) -> int:
+        """An upper bound of the size of the packet this makes."""
+        texts = [self.content_type or "", *self.user_properties, *self.user_properties.values()]
+        properties = sum(len(text.encode()) + 5 for text in texts)
+        return 5 + 2 + len(self.topic.encode()) + 2 + 4 + 5 + properties + len(self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message received."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions:
+    """How to introduce oneself to a broker."""
+
+    client_id: str
+    will: tuple[str, bytes] | None = None  # published retained, QoS 1
+    clean_start: bool = True
+    session_expiry_seconds: int = 0
+    in_flight: int = 20
+    max_incoming_bytes: int = 1024 * 1024
+    max_waiting_messages: int = 1000  # received, not yet taken by the event loop; more are dropped and counted
+    connect_timeout_seconds: float = 5.0
+
+
+@dataclass(slots=True)
+class Drops:
+    """Messages received that could not be handed on."""
+
+    bad_topic: int = 0
+    overflow: int = 0

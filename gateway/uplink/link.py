@@ -1,0 +1,352 @@
+"""Keeps one client connected: to the first broker of a list that can be reached, for as long as the gateway runs."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol
+
+import structlog
+
+from gateway.config import Broker
+from gateway.errors import ConfigError
+from gateway.uplink.backoff import Backoff, Lane
+from gateway.uplink.client import MqttConnection, Publication
+from gateway.uplink.endpoint import Endpoint, endpoint_of, password_of, tls_context_of
+from gateway.uplink.exchange import (
+    ConnectionLostError,
+    ConnectionRefusedByBrokerError,
+    ConnectOptions,
+    Drops,
+    Ending,
+    Incoming,
+    Outgoing,
+    Terms,
+)
+from gateway.uplink.filters import matches
+
+log = structlog.get_logger()
+
+State = Literal["connecting", "connected", "refused", "waiting", "stopped"]
+
+STABLE_SECONDS: Final = 10.0
+"""A connection that lasts so long is a success; one that ends sooner counts as one more failure in a row."""
+SUSPICIOUS_LIVES: Final = 3
+GOODBYE_SECONDS: Final = 2.0
+MAX_THREADS_LEFT_BEHIND: Final = 4
+WATCH_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """How the link is, in words for a status page."""
+
+    state: State
+    broker: str = ""
+    reason: str = ""
+    since_ns: int = 0  # UTC
+
+
+class Presence(Protocol):
+    """What is published, retained, about whether this client is there."""
+
+    @property
+    def topic(self) -> str:
+        """Where."""
+        ...
+
+    def online(self) -> bytes:
+        """Right after a connection."""
+        ...
+
+    def stopped(self) -> bytes:
+        """When it ends on purpose."""
+        ...
+
+    def offline(self) -> bytes:
+        """By the broker, when the connection is lost; made when connecting."""
+        ...
+
+
+class Owner(Protocol):
+    """What is told to whoever uses the link, on the event loop; nothing here may block or raise."""
+
+    def link_up(self, terms: Terms) -> None:
+        """A connection is there and the subscriptions are made."""
+        ...
+
+    def link_down(self, ending: Ending) -> None:
+        """The connection is gone; all that was published on it and not answered has failed."""
+        ...
+
+    def parting(self) -> None:
+        """The link is about to end on purpose: publish now what must still go out."""
+        ...
+
+
+Handler = Callable[[Incoming], None]
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A broker of the list, and how it has behaved."""
+
+    broker: Broker
+    endpoint: Endpoint
+    failures: int = 0
+    short_lives: int = 0  # connections in a row that were made and soon lost
+    lane: Lane = "unreachable"
+    not_before: float = 0.0
+
+
+class MqttClient:
+    """A client that stays connected. All methods belong to the event loop it runs on."""
+
+    def __init__(
+        self,
+        brokers: Sequence[Broker],
+        options: ConnectOptions,
+        owner: Owner,
+        *,
+        presence: Presence | None = None,
+        backoff: Backoff | None = None,
+        fail_back_seconds: float = 300.0,
+        clock_ns: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """Check the brokers; nothing is connected yet.
+
+        Raises:
+            ConfigError: a broker cannot be used as configured.
+        """
+        if not brokers:
+            raise ConfigError("no broker is configured")
+        self._candidates = [_Candidate(broker, _checked(broker)) for broker in brokers]
+        self._options = options
+        self._owner = owner
+        self._presence = presence
+        self._backoff = backoff or Backoff()
+        self._fail_back_seconds = fail_back_seconds
+        self._clock_ns = clock_ns
+        self._monotonic = monotonic
+        self._draw = draw
+        self._handlers: dict[str, Handler] = {}
+        self._connection: MqttConnection | None = None
+        self._left_behind: list[MqttConnection] = []
+        self._terms: Terms | None = None
+        self.drops = Drops()
+        self.connects = 0
+        self.state = LinkState("connecting", str(self._candidates[0].endpoint), "", clock_ns())
+
+    # ---- use -----------------------------------------------------------------------------------------
+
+    @property
+    def terms(self) -> Terms | None:
+        """What the present server granted; None while not connected."""
+        return self._terms
+
+    def publish(self, message: Outgoing) -> Publication:
+        """Put a message in line; its future fails with `ConnectionLostError` if the connection ends first."""
+        if self._connection is None or self._terms is None:
+            future: Publication = asyncio.get_running_loop().create_future()
+            future.set_exception(ConnectionLostError("not connected"))
+            return future
+        return self._connection.publish(message)
+
+    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+        """Have a handler called with every message of a filter, now and after every reconnect."""
+        known = topic_filter in self._handlers
+        self._handlers[topic_filter] = handler
+        if not known and self._connection is not None and self._terms is not None:
+            self._ask(self._connection, [topic_filter])
+
+    def reconnect(self, reason: str) -> None:
+        """Give the present connection up and make another."""
+        if self._connection is not None:
+            self._connection.abandon(Ending("busy", reason))
+
+    async def run(self) -> None:
+        """Stay connected until cancelled; then say goodbye."""
+        try:
+            while True:
+                candidate = await self._choose()
+                ending = await self._live(candidate)
+                self._settle(candidate, ending)
+        finally:
+            await self._say_goodbye()
+
+    # ---- one life ------------------------------------------------------------------------------------
+
+    async def _choose(self) -> _Candidate:
+        """Return the first broker of the list that may be tried now; wait until there is one."""
+        while True:
+            self._left_behind = [each for each in self._left_behind if each.thread_alive]
+            now = self._monotonic()
+            if len(self._left_behind) < MAX_THREADS_LEFT_BEHIND:
+                for candidate in self._candidates:
+                    if candidate.not_before <= now:
+                        return candidate
+            wait = min(candidate.not_before for candidate in self._candidates) - now
+            await asyncio.sleep(max(wait, 0.02) if wait > 0 else 1.0)
+
+    async def _live(self, candidate: _Candidate) -> Ending:
+        """Connect, and stay until the connection ends."""
+        if self.state.state != "refused":  # a refusal stays to be read until a connection succeeds
+            self._tell("connecting", candidate, self.state.reason)
+        presence = self._presence
+        will = (presence.topic, presence.offline()) if presence is not None else None
+        connection = MqttConnection(
+            candidate.broker,
+            candidate.endpoint,
+            replace(self._options, will=will),
+            self._dispatch,
+            self.drops,
+        )
+        self._connection = connection
+        connection.start()
+        try:
+            return await self._use(connection, candidate, await self._opened(connection))
+        except ConnectionRefusedByBrokerError as error:
+            return error.ending
+        finally:
+            if connection.closed.done():
+                self._connection = self._terms = None
+                if connection.thread_alive:
+                    self._left_behind.append(connection)
+
+    async def _opened(self, connection: MqttConnection) -> Terms:
+        # The connect time-out covers TCP and TLS; a name that does not resolve, or no CONNACK, take longer.
+        limit = 3 * self._options.connect_timeout_seconds
+        try:
+            async with asyncio.timeout(limit):
+                return await asyncio.shield(connection.opened)
+        except TimeoutError:
+            connection.abandon(Ending("unreachable", f"no connection within {limit:g} s"))
+            return await connection.opened
+
+    async def _use(self, connection: MqttConnection, candidate: _Candidate, terms: Terms) -> Ending:
+        self._terms = terms
+        self.connects += 1
+        self._tell("connected", candidate, "")
+        log.info("mqtt_connected", broker=str(candidate.endpoint), client_id=terms.client_id)
+        if self._presence is not None:
+            _ignore(connection.publish(Outgoing(self._presence.topic, self._presence.online(), retain=True)))
+        if self._handlers:
+            self._ask(connection, list(self._handlers))
+        self._owner.link_up(terms)
+        began = self._monotonic()
+        fail_back_at = began + self._fail_back_seconds
+        stuck = 0
+        try:
+            while not connection.closed.done():
+                await asyncio.wait({connection.closed}, timeout=WATCH_SECONDS)
+                stuck = stuck + 1 if connection.is_stuck(time.monotonic_ns(), 5 * WATCH_SECONDS) else 0
+                if stuck > 1:  # seen twice: once may be this whole process having been stopped for a while
+                    connection.abandon(Ending("busy", "the network thread hangs or is dead"))
+                if self._monotonic() >= fail_back_at:
+                    fail_back_at = self._monotonic() + self._fail_back_seconds
+                    await self._fail_back(connection, candidate)
+        finally:
+            if connection.closed.done():
+                self._terms = None
+                candidate.short_lives += 1
+                if self._monotonic() - began >= STABLE_SECONDS:
+                    candidate.failures = candidate.short_lives = 0
+                self._owner.link_down(connection.closed.result())
+        return connection.closed.result()
+
+    async def _fail_back(self, connection: MqttConnection, present: _Candidate) -> None:
+        """Leave for a broker further up the list if one takes connections again."""
+        for better in self._candidates[: self._candidates.index(present)]:
+            # One that refused us is there all the time: leaving for it would only interrupt what works.
+            if better.lane != "refused" and await _answers(better):
+                better.not_before = 0.0
+                connection.abandon(Ending("unreachable", f"{better.endpoint} is back"))
+                return
+
+    def _settle(self, candidate: _Candidate, ending: Ending) -> None:
+        """Decide when this broker may be tried again."""
+        candidate.failures += 1
+        candidate.lane = ending.lane
+        delay = self._backoff.delay(ending.lane, candidate.failures, self._draw())
+        candidate.not_before = self._monotonic() + delay
+        if ending.code is None and candidate.short_lives >= SUSPICIOUS_LIVES:
+            # What a broker does that gives no reason, as mosquitto 2.0 when a session is taken over.
+            hint = f"{ending.reason}, again and again; does another client use the id {self._options.client_id!r}?"
+            ending = replace(ending, reason=hint)
+        state: State = "refused" if ending.lane == "refused" else "waiting"
+        if candidate.failures == 1 or (state, ending.reason) != (self.state.state, self.state.reason):
+            log.warning("mqtt_not_connected", broker=str(candidate.endpoint), lane=ending.lane, reason=ending.reason)
+        self._tell(state, candidate, ending.reason)
+
+    async def _say_goodbye(self) -> None:
+        connection = self._connection
+        if connection is None or connection.closed.done():
+            self._tell("stopped", None, "")
+            return
+        terms = self._terms
+        if terms is not None:
+            self._owner.parting()
+            if self._presence is not None:
+                last = connection.publish(Outgoing(self._presence.topic, self._presence.stopped(), retain=True))
+                _ignore(last)
+                await asyncio.wait({last}, timeout=GOODBYE_SECONDS)
+        connection.stop()
+        await asyncio.wait({connection.closed}, timeout=GOODBYE_SECONDS)
+        connection.abandon(Ending("unreachable", "stopped"))
+        self._connection = self._terms = None
+        if terms is not None:
+            self._owner.link_down(Ending("unreachable", "stopped"))
+        self._tell("stopped", None, "")
+
+    # ---- inside --------------------------------------------------------------------------------------
+
+    def _ask(self, connection: MqttConnection, filters: Sequence[str]) -> None:
+        def answered(future: asyncio.Future[tuple[int, ...]]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                return
+            refused = [each for each, code in zip(filters, future.result(), strict=False) if code >= 0x80]
+            if refused:
+                log.error("mqtt_subscription_refused", filters=refused)
+                self.state = replace(self.state, reason=f"subscription refused: {', '.join(refused)}")
+
+        connection.subscribe(filters).add_done_callback(answered)
+
+    def _dispatch(self, message: Incoming) -> None:
+        for topic_filter, handler in list(self._handlers.items()):
+            if matches(topic_filter, message.topic):
+                # A handler that fails must not take the messages behind this one with it.
+                asyncio.get_running_loop().call_soon(handler, message)
+
+    def _tell(self, state: State, candidate: _Candidate | None, reason: str) -> None:
+        broker = str(candidate.endpoint) if candidate is not None else self.state.broker
+        since = self.state.since_ns if state == self.state.state else self._clock_ns()
+        self.state = LinkState(state, broker, reason, since)
+
+
+def _checked(broker: Broker) -> Endpoint:
+    """Find what a person must change before anything is started."""
+    endpoint = endpoint_of(broker)
+    password_of(broker)
+    if endpoint.tls:
+        tls_context_of(broker)
+    return endpoint
+
+
+async def _answers(candidate: _Candidate) -> bool:
+    """Tell whether a broker takes connections at all, so that a working one is not left for nothing."""
+    try:
+        context = tls_context_of(candidate.broker) if candidate.endpoint.tls else None
+        async with asyncio.timeout(5.0):
+            _, writer = await asyncio.open_connection(candidate.endpoint.host, candidate.endpoint.port, ssl=context)
+    except (OSError, ConfigError):  # TimeoutError and SSLError are OSErrors
+        return False
+    writer.close()
+    return True
+
+
+def _ignore(future: Publication) -> None:
+    """Take the outcome of a message whose fate does not matter."""
+    future.add_done_callback(lambda done: None if done.cancelled() else done.exception())

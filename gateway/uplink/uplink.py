@@ -1,0 +1,455 @@
+"""Carries the outbox to the cloud bridge: the shell around `delivery`, which decides.
+
+Rows leave the store only on the bridge's own acknowledgement. Each connection starts clean: the acks are retained
+by the broker, so a session kept there would only bring yesterday's marks again.
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Final, Protocol
+
+import structlog
+
+from gateway.config import Cloud
+from gateway.errors import OutboxError
+from gateway.uplink.bulletin import Bulletin, Pump
+from gateway.uplink.client import Publication
+from gateway.uplink.delivery import Delivery, Limits, Want
+from gateway.uplink.exchange import (
+    NO_MATCHING_SUBSCRIBERS,
+    ConnectionLostError,
+    ConnectOptions,
+    Ending,
+    Incoming,
+    Outgoing,
+    Terms,
+)
+from gateway.uplink.link import LinkState, MqttClient
+from gateway.uplink.packing import Load, load_of
+from gateway.uplink.presence import GatewayPresence
+from gateway.values import StoredRun
+from gateway.wire.errors import WireError
+from gateway.wire.messages import CLASSES, Ack, Event, Measure, PipelineStatus, RecordClass, decode
+from gateway.wire.topics import Address, address_of, filter_for, topic_for
+
+log = structlog.get_logger()
+
+SETTLE_SECONDS: Final = 0.1
+"""Patience after a connection for the retained acks: they may save a whole window from being sent again."""
+LOOK_SECONDS: Final = 10.0
+"""The store is asked so often what it holds, in case a notification was missed or it was opened anew."""
+PUBACK_SECONDS: Final = 30.0
+"""A broker that leaves a batch unanswered for so long is left: only a new connection allows another try."""
+HEADROOM_BYTES: Final = 512
+"""Topic, properties and header of a packet, generously."""
+
+
+class RecordStore(Protocol):
+    """What the uplink needs of the outbox. All methods block, and are called from worker threads."""
+
+    @property
+    def epoch(self) -> str:
+        """The random id of the present store file."""
+        ...
+
+    def read(self, record_class: RecordClass, after_seq: int, max_records: int, max_bytes: int) -> StoredRun | None:
+        """Return the next rows after a sequence number, at least one if there is any; None if there is none."""
+        ...
+
+    def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
+        """Let the rows up to the mark go; return how many went."""
+        ...
+
+    def heads(self) -> Mapping[RecordClass, tuple[int, int]]:
+        """Return the lowest and highest sequence number present; a class without rows is absent."""
+        ...
+
+
+class Partition(StrEnum):
+    """Whether the cloud can be reached."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"  # connected, but nothing is acknowledged
+    PARTITIONED = "partitioned"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStatus:
+    """How a class of records is doing. Marks are of the present epoch, counts since the start."""
+
+    sent: int
+    confirmed: int
+    outstanding_batches: int
+    resent_batches: int
+    sent_records: int
+    sent_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkStatus:
+    """How the way to the cloud is."""
+
+    link: LinkState
+    partition: Partition
+    classes: Mapping[RecordClass, ClassStatus]
+    publish_errors: Mapping[str, int]  # by the reason the broker gave
+    ignored_acks: int
+    connects: int
+    blocked: str  # why a class cannot be sent at all, in words; "" if all can
+
+
+class Uplink:
+    """The way to the cloud. `run` belongs to the event loop; `notify` and `publish_*` to any thread."""
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        gateway_id: str,
+        root: str,
+        store: RecordStore,
+        *,
+        version: str = "",
+        clock_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Check the brokers; `run` connects.
+
+        Raises:
+            ConfigError: there is no broker, or one cannot be used as configured.
+        """
+        self._store = store
+        self._root = root
+        self._gateway_id = gateway_id
+        self._monotonic_ns = monotonic_ns
+        self._topics = {name: topic_for(Address(gateway_id, "records", name), root) for name in CLASSES}
+        self._delivery = Delivery(
+            Limits(
+                in_flight=cloud.in_flight,
+                batch_records=cloud.batch_records,
+                batch_bytes=cloud.batch_bytes,
+                ack_timeout_seconds=cloud.ack_timeout_seconds,
+                puback_timeout_seconds=max(PUBACK_SECONDS, 6 * cloud.ack_timeout_seconds),
+            )
+        )
+        self._client = MqttClient(
+            cloud.brokers,
+            ConnectOptions(client_id=f"{root}-{gateway_id}", in_flight=cloud.in_flight),
+            self,
+            presence=GatewayPresence(gateway_id, root, version, clock_ns),
+            fail_back_seconds=cloud.fail_back_seconds,
+            clock_ns=clock_ns,
+        )
+        self._bulletin = Bulletin(gateway_id, root) if cloud.publish_events else None
+        self._pump = Pump(self._bulletin, self._client, cloud.in_flight) if self._bulletin is not None else None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._offers_lock = threading.Lock()
+        self._offered: set[RecordClass] = set()
+        self._wake = asyncio.Event()
+        self._up = asyncio.Event()
+        self._first_ack = asyncio.Event()
+        self._marks: dict[RecordClass, tuple[str, int]] = {}
+        self._marks_due = asyncio.Event()
+        self._look_at_ns = 0
+        self._store_is_away = False
+        self._errors: Counter[str] = Counter()
+        self._bad_acks = 0
+        self._sent_records: Counter[RecordClass] = Counter()
+        self._sent_bytes: Counter[RecordClass] = Counter()
+        self._blocked: dict[RecordClass, str] = {}
+        self._overdue: set[RecordClass] = set()
+
+    # ---- from any thread -----------------------------------------------------------------------------
+
+    def notify(self, classes: Collection[RecordClass]) -> None:
+        """Rows of these classes were committed; call it after the commit. Returns at once."""
+        loop = self._loop
+        if loop is None:
+            return  # `run` looks at the store when it begins
+        with self._offers_lock:
+            idle = not self._offered
+            self._offered.update(classes)
+        if idle:
+            try:
+                loop.call_soon_threadsafe(self._wake.set)
+            except RuntimeError:  # the loop is closed: the rows wait in the store
+                return
+
+    def publish_event(self, event: Event) -> None:
+        """Show an event on the cloud's broker, if so configured."""
+        if self._bulletin is not None:
+            self._bulletin.put_event(event)
+
+    def publish_status(self, status: PipelineStatus) -> None:
+        """Show the status of a pipeline on the cloud's broker, if so configured."""
+        if self._bulletin is not None:
+            self._bulletin.put_status(status)
+
+    def publish_measure(self, measure: Measure) -> None:
+        """Show a measure on the cloud's broker, if so configured."""
+        if self._bulletin is not None:
+            self._bulletin.put_measure(measure)
+
+    # ---- the event loop ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Deliver until cancelled, then say goodbye to the broker."""
+        self._loop = asyncio.get_running_loop()
+        await self._look()  # first: the retained acks of the first connection must find their epoch
+        self._client.subscribe(filter_for("ack", gateway=self._gateway_id, root=self._root), self._acknowledged)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._client.run(), name="uplink-link")
+                group.create_task(self._send_all(), name="uplink-send")
+                group.create_task(self._confirm_all(), name="uplink-confirm")
+                if self._pump is not None:
+                    group.create_task(self._pump.run(), name="uplink-pump")
+        finally:
+            self._loop = None
+
+    def status(self) -> UplinkStatus:
+        """Return how the way to the cloud is."""
+        return UplinkStatus(
+            link=self._client.state,
+            partition=self.partition,
+            classes={
+                name: ClassStatus(
+                    sent=progress.sent,
+                    confirmed=progress.confirmed,
+                    outstanding_batches=progress.outstanding,
+                    resent_batches=progress.resent_batches,
+                    sent_records=self._sent_records[name],
+                    sent_bytes=self._sent_bytes[name],
+                )
+                for name, progress in self._delivery.progress().items()
+            },
+            publish_errors=dict(self._errors),
+            ignored_acks=self._bad_acks + self._delivery.ignored_acks,
+            connects=self._client.connects,
+            blocked="; ".join(list(self._blocked.values())),
+        )
+
+    @property
+    def partition(self) -> Partition:
+        """Whether the cloud can be reached."""
+        if self._client.terms is None:
+            return Partition.PARTITIONED
+        return Partition.DEGRADED if self._delivery.is_degraded or self._blocked else Partition.HEALTHY
+
+    # ---- told by the client --------------------------------------------------------------------------
+
+    def link_up(self, terms: Terms) -> None:
+        """Called by the client: everything unconfirmed is sent again."""
+        self._delivery.link_up(terms.receive_maximum, self._monotonic_ns())
+        self._blocked.clear()
+        self._first_ack.clear()
+        self._up.set()
+        self._wake.set()
+        if self._pump is not None:
+            self._pump.link_up()
+
+    def link_down(self, ending: Ending) -> None:
+        """Called by the client: nothing that was sent will be answered."""
+        del ending
+        self._up.clear()
+        self._delivery.link_down()
+        self._wake.set()
+        if self._pump is not None:
+            self._pump.link_down()
+
+    def parting(self) -> None:
+        """Called by the client: the last words."""
+        if self._pump is not None:
+            self._pump.flush()
+
+    # ---- sending -------------------------------------------------------------------------------------
+
+    async def _send_all(self) -> None:
+        while True:
+            await self._up.wait()
+            await self._settle()
+            while self._up.is_set():
+                await self._look()
+                now = self._monotonic_ns()
+                self._take_offers(now)
+                for name in self._delivery.expire(now):
+                    if name not in self._overdue:
+                        log.warning("acks_overdue", record_class=name)
+                        self._overdue.add(name)
+                if self._delivery.is_stuck(now):
+                    self._client.reconnect("the broker leaves messages unanswered")
+                    break
+                want = self._delivery.next_want(now)
+                if want is None:
+                    await self._sleep(now)
+                else:
+                    await self._send(want)
+
+    async def _settle(self) -> None:
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._first_ack.wait()
+        except TimeoutError:
+            return
+
+    async def _look(self) -> None:
+        """Ask the store what it holds, now and then."""
+        now = self._monotonic_ns()
+        if self._delivery.epoch and now < self._look_at_ns:
+            return
+        self._look_at_ns = now + int(LOOK_SECONDS * 1e9)
+        try:
+            epoch, heads = await asyncio.to_thread(lambda: (self._store.epoch, self._store.heads()))
+        except OutboxError as error:
+            self._store_away(error)
+            return
+        self._store_away(None)
+        self._delivery.begin(epoch, heads)
+        for name, progress in self._delivery.progress().items():
+            if name in heads and heads[name][0] <= progress.confirmed:  # the store was away when they were confirmed
+                self._marks.setdefault(name, (epoch, progress.confirmed))
+                self._marks_due.set()
+
+    def _take_offers(self, now_ns: int) -> None:
+        with self._offers_lock:
+            offered, self._offered = self._offered, set()
+        self._delivery.offer(offered, now_ns)
+
+    async def _sleep(self, now_ns: int) -> None:
+        """Wait until something happens, or until it is time to look again."""
+        times = [self._look_at_ns]
+        if (deadline := self._delivery.deadline()) is not None:
+            times.append(deadline)
+        seconds = max((min(times) - now_ns) / 1e9, 0.001)
+        self._wake.clear()
+        if self._offered:  # a notification that came before the clear
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _send(self, want: Want) -> None:
+        """Read, pack and publish one batch."""
+        terms = self._client.terms
+        if terms is None:
+            return
+        limit = terms.max_packet_bytes - HEADROOM_BYTES
+        try:
+            load = await asyncio.to_thread(self._read, want, limit)
+        except OutboxError as error:
+            self._store_away(error)
+            self._delivery.nothing(want)
+            return
+        self._store_away(None)
+        if load is None:
+            self._delivery.nothing(want)
+            return
+        now = self._monotonic_ns()
+        if load.epoch != self._delivery.epoch:  # the store was opened anew
+            self._look_at_ns = now
+            self._delivery.nothing(want)
+            return
+        if load.packed is None:
+            self._block(want.record_class, load, limit)
+            self._delivery.rejected(want.record_class, None, now)
+            return
+        self._blocked.pop(want.record_class, None)
+        ticket = self._delivery.sent(want, load.epoch, load.first, load.last, now)
+        if ticket is None:
+            return
+        size = len(load.packed.payload)
+        self._sent_records[want.record_class] += load.records
+        self._sent_bytes[want.record_class] += size
+        publication = self._client.publish(
+            Outgoing(self._topics[want.record_class], load.packed.payload, content_type=load.packed.content_type)
+        )
+        publication.add_done_callback(partial(self._answered, want.record_class, ticket))
+
+    def _read(self, want: Want, limit_bytes: int) -> Load | None:
+        run = self._store.read(want.record_class, want.after_seq, want.max_records, want.max_bytes)
+        return load_of(run, limit_bytes) if run is not None and run.rows else None
+
+    def _answered(self, record_class: RecordClass, ticket: int, publication: Publication) -> None:
+        """Take the broker's answer to a batch: it moves the clock, and confirms nothing."""
+        if publication.cancelled():
+            return
+        now = self._monotonic_ns()
+        error = publication.exception()
+        if isinstance(error, ConnectionLostError):
+            self._errors["connection lost"] += 1
+        elif error is not None:
+            self._refused(record_class, ticket, str(error), now)
+        elif (result := publication.result()).failed:
+            self._refused(record_class, ticket, result.reason, now)
+        else:
+            if result.code == NO_MATCHING_SUBSCRIBERS:
+                self._errors[result.reason] += 1
+            self._delivery.taken(record_class, ticket, now)
+        self._wake.set()
+
+    def _refused(self, record_class: RecordClass, ticket: int, reason: str, now_ns: int) -> None:
+        if not self._errors[reason]:
+            log.error("records_refused", record_class=record_class, reason=reason)
+        self._errors[reason] += 1
+        self._delivery.rejected(record_class, ticket, now_ns)
+
+    def _block(self, record_class: RecordClass, load: Load, limit_bytes: int) -> None:
+        words = (
+            f"record {load.first} of class {record_class} does not fit the broker's limit of {limit_bytes} bytes; "
+            "raise the maximum packet size there"
+        )
+        if self._blocked.get(record_class) != words:
+            log.error("record_too_large", record_class=record_class, seq=load.first, limit_bytes=limit_bytes)
+        self._blocked[record_class] = words
+
+    def _store_away(self, error: OutboxError | None) -> None:
+        if error is not None and not self._store_is_away:
+            log.error("store_unreadable", error=str(error))
+        elif error is None and self._store_is_away:
+            log.info("store_readable_again")
+        self._store_is_away = error is not None
+
+    # ---- confirming ----------------------------------------------------------------------------------
+
+    def _acknowledged(self, message: Incoming) -> None:
+        try:
+            address = address_of(message.topic, self._root)
+            ack = decode(message.payload, Ack)
+        except WireError as error:
+            if not self._bad_acks:
+                log.warning("ack_unreadable", error=str(error)[:200])
+            self._bad_acks += 1
+            return
+        name = next((each for each in CLASSES if each == address.name), None)
+        if name is None:
+            self._bad_acks += 1
+            return
+        mark = self._delivery.acknowledged(name, ack, self._monotonic_ns())
+        self._first_ack.set()
+        if mark is not None:
+            if name in self._overdue:
+                log.info("acks_are_back", record_class=name)
+                self._overdue.discard(name)
+            self._marks[name] = (ack.epoch, mark)
+            self._marks_due.set()
+        self._wake.set()
+
+    async def _confirm_all(self) -> None:
+        """Let acknowledged rows go, the latest mark of each class at a time."""
+        while True:
+            await self._marks_due.wait()
+            self._marks_due.clear()
+            marks, self._marks = self._marks, {}
+            for name, (epoch, mark) in marks.items():
+                try:
+                    await asyncio.to_thread(self._store.acknowledge, name, epoch, mark)
+                except OutboxError as error:
+                    # The rows stay; the next look at the store finds them and lets them go.
+                    self._store_away(error)

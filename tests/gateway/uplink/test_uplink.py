@@ -1,0 +1,498 @@
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from gateway.config import Broker, Cloud
+from gateway.errors import ConfigError
+from gateway.uplink.uplink import Partition, Uplink
+from gateway.wire.batch import unpack
+from gateway.wire.messages import Availability, Event, ModelRef, RecordClass, decode
+from tests.gateway.uplink.waiting import running, until
+from tests.simulators import scripted_broker as wire
+from tests.simulators.record_store import MemoryStore
+from tests.simulators.scripted_broker import Published, Script, ScriptedBroker
+
+EPOCH = "0123456789abcdef"
+
+
+def cloud(*brokers: ScriptedBroker, **more: object) -> Cloud:
+    given = {"ack_timeout_seconds": 1.0, "batch_records": 50, **more}
+    return Cloud(brokers=[Broker(url=broker.url) for broker in brokers], **given)  # type: ignore[arg-type]
+
+
+def uplink_for(store: MemoryStore, *brokers: ScriptedBroker, **more: object) -> Uplink:
+    return Uplink(cloud(*brokers, **more), "gw", "sluice", store, version="1.2.3")
+
+
+def bridge(**knobs: object) -> ScriptedBroker:
+    return ScriptedBroker(Script(is_bridge=True, **knobs))  # type: ignore[arg-type]
+
+
+def committed(broker: ScriptedBroker, name: RecordClass) -> list[int]:
+    return sorted(seq for _, _, each, seq in broker.rows if each == name)
+
+
+async def test_a_backlog_is_delivered_in_order_and_leaves_the_store() -> None:
+    store = MemoryStore()
+    for name in get_args(RecordClass):
+        store.put(name, 333)
+    async with bridge() as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.empty)
+            status = uplink.status()
+        for name in get_args(RecordClass):
+            assert broker.order[name] == list(range(1, 334))
+        assert status.partition is Partition.HEALTHY
+        assert status.link.state == "connected"
+        assert {each.confirmed for each in status.classes.values()} == {333}
+        sizes = {name: sum(map(len, broker.payloads(f"records/{name}"))) for name in get_args(RecordClass)}
+        assert {name: each.sent_bytes for name, each in status.classes.items()} == sizes
+
+
+async def test_a_commit_is_sent_at_once_when_it_is_announced() -> None:
+    store = MemoryStore()
+    async with bridge() as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: uplink.status().link.state == "connected")
+            await asyncio.sleep(0.3)
+            reads = store.reads
+            began = asyncio.get_running_loop().time()
+            store.put("event", 1)
+            await asyncio.to_thread(uplink.notify, ["event"])
+            await until(lambda: store.empty)
+            assert asyncio.get_running_loop().time() - began < 1.0
+            assert store.reads <= reads + 3
+            reads = store.reads
+            await asyncio.sleep(1.2)
+            assert store.reads == reads  # nothing is polled
+
+
+async def test_blobs_travel_with_their_records() -> None:
+    store = MemoryStore()
+    store.put("bulk", 3, blob=b"\xff\xd8picture")
+    async with bridge() as broker:
+        async with running(uplink_for(store, broker).run()):
+            await until(lambda: store.empty)
+        assert [body[-9:] for body in broker.rows.values()] == [b"\xff\xd8picture"] * 3
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_the_content_type_is_told_where_the_protocol_can(protocol: str) -> None:
+    store = MemoryStore()
+    store.put("event", 50)
+    async with bridge() as broker:
+        brokers = [Broker(url=broker.url, protocol=protocol)]  # type: ignore[arg-type]
+        async with running(Uplink(Cloud(brokers=brokers), "gw", "sluice", store).run()):
+            await until(lambda: store.empty)
+        (records,) = [message for message in broker.published if "/records/" in message.topic]
+        expected = {wire.CONTENT_TYPE: [b"application/json+zlib"]} if protocol == "5" else {}
+        assert records.properties == expected
+        assert records.qos == 1
+
+
+async def test_presence_is_retained_with_a_will_and_ends_with_stopped() -> None:
+    async with bridge() as broker:
+        uplink = uplink_for(MemoryStore(), broker)
+        async with running(uplink.run()):
+            await until(lambda: broker.payloads("availability"))
+            (connect,) = broker.connects
+            assert connect.will_topic == "sluice/v1/gw/availability/gateway"
+            assert connect.will_retain
+            assert decode(connect.will_payload, Availability).state == "offline"
+            assert broker.subscriptions == ["sluice/v1/gw/ack/+"]
+        states = [decode(payload, Availability) for payload in broker.payloads("availability")]
+        assert [each.state for each in states] == ["online", "stopped"]
+        assert states[0].version == "1.2.3"
+        await until(lambda: broker.goodbyes == 1)
+        assert uplink.status().link.state == "stopped"
+
+
+# ---- faults ------------------------------------------------------------------------------------------
+
+
+async def everything_arrives(broker: ScriptedBroker, store: MemoryStore, expected: int, **more: object) -> Uplink:
+    uplink = uplink_for(store, broker, **more)
+    async with running(uplink.run()):
+        await until(lambda: store.empty, 25.0, "all is delivered")
+    assert len(committed(broker, "event")) == expected
+    return uplink
+
+
+async def test_a_lost_ack_resends_and_loses_nothing() -> None:
+    store = MemoryStore()
+    store.put("event", 200)
+    async with bridge(lose_next_acks=4) as broker:
+        uplink = await everything_arrives(broker, store, 200)
+        assert broker.duplicates > 0
+        assert uplink.status().classes["event"].resent_batches >= 1
+
+
+async def test_batches_the_broker_took_and_lost_are_sent_again() -> None:
+    store = MemoryStore()
+    store.put("event", 500)
+    async with bridge(lose_next_batches=3) as broker:
+        await everything_arrives(broker, store, 500)
+        assert sorted(broker.order["event"]) == list(range(1, 501))
+
+
+async def lying_broker(on_puback: Callable[[ScriptedBroker, MemoryStore], Callable[[Published], None]]) -> set[int]:
+    """Run a script in which the broker answers for batches that it loses; return the rows that never arrive."""
+    store = MemoryStore()
+    store.put("event", 500)
+    async with bridge(lose_next_batches=3) as broker:
+        broker.on_puback = on_puback(broker, store)
+        async with running(uplink_for(store, broker).run()):
+            await until(lambda: store.empty, 25.0)
+        return set(range(1, 501)) - set(committed(broker, "event"))
+
+
+async def test_a_lying_broker_costs_nothing_because_only_the_bridge_confirms() -> None:
+    assert await lying_broker(lambda broker, store: lambda message: None) == set()
+
+
+async def test_deleting_on_puback_would_lose_records_under_the_same_script() -> None:
+    """The negative control: with the usual shortcut the same script loses data."""
+
+    def delete_on_puback(broker: ScriptedBroker, store: MemoryStore) -> Callable[[Published], None]:
+        def taken(message: Published) -> None:
+            if "/records/" in message.topic:
+                batch = unpack(message.payload).batch
+                store.acknowledge("event", batch.epoch, batch.records[-1].seq)
+
+        return taken
+
+    assert await lying_broker(delete_on_puback)
+
+
+async def test_a_connection_lost_mid_stream_is_made_again_and_nothing_is_lost() -> None:
+    store = MemoryStore()
+    store.put("event", 1000)
+    async with bridge(close_after_publishes=5) as broker:
+        await everything_arrives(broker, store, 1000)
+        assert len(broker.connects) > 1
+
+
+async def test_a_broker_that_is_down_at_start_is_waited_for() -> None:
+    store = MemoryStore()
+    store.put("event", 10)
+    broker = bridge()
+    await broker.start()
+    await broker.stop()
+    uplink = uplink_for(store, broker)
+    async with running(uplink.run()):
+        await until(lambda: uplink.status().link.state == "waiting")
+        assert uplink.partition is Partition.PARTITIONED
+        assert "refused" in uplink.status().link.reason.lower()
+        await broker.start()
+        await until(lambda: store.empty, 20.0)
+    await broker.stop()
+
+
+async def test_a_broker_that_stays_away_is_not_asked_in_a_hot_loop() -> None:
+    async with ScriptedBroker(Script(close_at_once=True)) as broker:
+        uplink = uplink_for(MemoryStore(), broker)
+        async with running(uplink.run()):
+            await asyncio.sleep(4.0)
+        assert 2 <= len(broker.connect_times) <= 12
+
+
+@pytest.mark.parametrize("code", [0x87, 0x86, 0x8A])
+async def test_a_refusal_is_told_and_tried_less_than_once_a_second(code: int) -> None:
+    store = MemoryStore()
+    store.put("event", 10)
+    async with ScriptedBroker(Script(connack=code)) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await asyncio.sleep(3.0)
+            link = uplink.status().link
+            assert len(broker.connects) == 1
+            assert link.state == "refused"
+            assert link.reason
+            assert link.since_ns > 0
+        assert store.left("event") == 10
+
+
+@pytest.mark.parametrize("code", [0x80, 0x87, 0x97, 0x99])
+async def test_a_refused_batch_stays_is_counted_and_is_not_tried_in_a_hot_loop(code: int) -> None:
+    store = MemoryStore()
+    store.put("event", 500)
+    async with bridge(puback=code) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await asyncio.sleep(2.5)
+            tries = len(broker.payloads("records"))
+            assert 2 <= tries <= 8
+            assert store.left("event") == 500
+            assert uplink.partition is Partition.DEGRADED
+            assert sum(uplink.status().publish_errors.values()) >= 1
+            broker.script.puback = 0
+            await until(lambda: store.empty, 20.0)
+
+
+async def test_nobody_listening_is_seen_in_the_counters_and_is_no_success() -> None:
+    store = MemoryStore()
+    store.put("event", 10)
+    async with ScriptedBroker(Script(puback=0x10)) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: uplink.partition is Partition.DEGRADED)
+            assert uplink.status().publish_errors["No matching subscribers"] >= 1
+        assert store.left("event") == 10
+
+
+async def test_withheld_acks_lead_to_few_small_probes() -> None:
+    store = MemoryStore()
+    store.put("event", 5000)
+    async with bridge(withhold_acks=True) as broker:
+        uplink = uplink_for(store, broker, ack_timeout_seconds=0.5)
+        async with running(uplink.run()):
+            await until(lambda: uplink.partition is Partition.DEGRADED)
+            before = sum(len(unpack(each).batch.records) for each in broker.payloads("records"))
+            await asyncio.sleep(3.0)
+            after = sum(len(unpack(each).batch.records) for each in broker.payloads("records"))
+            assert after <= 2 * before
+            assert store.left("event") == 5000
+            broker.script.withhold_acks = False
+            await until(lambda: store.empty, 25.0)
+        assert len(committed(broker, "event")) == 5000
+
+
+async def test_a_broker_that_never_answers_batches_is_left_and_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.uplink.uplink.PUBACK_SECONDS", 0.5)
+    store = MemoryStore()
+    store.put("event", 100)
+    async with ScriptedBroker(Script(withhold_pubacks=True)) as broker:
+        uplink = uplink_for(store, broker, ack_timeout_seconds=0.05)
+        async with running(uplink.run()):
+            await until(lambda: len(broker.connects) >= 2)
+            assert store.left("event") == 100
+            assert uplink.status().publish_errors["connection lost"] >= 1
+            broker.script.withhold_pubacks, broker.script.is_bridge = False, True
+            await until(lambda: store.empty, 20.0)
+        assert len(committed(broker, "event")) == 100
+
+
+async def test_a_server_that_takes_one_message_at_a_time_gets_one_at_a_time() -> None:
+    store = MemoryStore()
+    store.put("event", 300)
+    async with bridge(connack_properties=[(wire.RECEIVE_MAXIMUM, 1)]) as broker:
+        await everything_arrives(broker, store, 300)
+
+
+async def test_payloads_are_cut_to_the_servers_maximum_packet_size() -> None:
+    store = MemoryStore()
+    store.put("event", 300)
+    store.put("bulk", 5, blob=bytes(range(256)) * 3)
+    async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 2048)]) as broker:
+        await everything_arrives(broker, store, 300)
+        assert max(len(message.payload) for message in broker.published) <= 2048 - 64
+        assert committed(broker, "bulk") == [1, 2, 3, 4, 5]
+
+
+async def test_a_record_that_fits_no_packet_blocks_its_class_alone_and_says_so() -> None:
+    store = MemoryStore()
+    store.put("bulk", 1, blob=bytes(5000))
+    store.put("event", 20)
+    async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 2048)]) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.left("event") == 0)
+            await until(lambda: uplink.status().blocked)
+            assert "record 1 of class bulk" in uplink.status().blocked
+            assert uplink.partition is Partition.DEGRADED
+            assert store.left("bulk") == 1
+
+
+async def test_a_session_taken_over_is_not_fought_for() -> None:
+    store = MemoryStore()
+    store.put("event", 10)
+    async with bridge(disconnect_after_publishes=(0, 0x8E, [])) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: uplink.status().link.state == "refused")
+            await asyncio.sleep(2.0)
+            assert len(broker.connects) == 1
+            assert "taken over" in uplink.status().link.reason.lower()
+
+
+async def test_acks_that_are_not_for_us_are_counted_and_change_nothing() -> None:
+    store = MemoryStore()
+    store.put("event", 100)
+    topic = "sluice/v1/gw/ack/event"
+    bad = [
+        b"not json",
+        b'{"epoch":"ffffffffffffffff","mark":100,"at":""}',
+        b'{"epoch":"0123456789abcdef","mark":5000,"at":""}',
+        b'{"epoch":"0123456789abcdef","mark":-1,"at":""}',
+        b"\xff\xfe",
+        b"",
+    ]
+    raw = [wire.publish_packet(5, topic, payload) for payload in bad]
+    raw += [wire.publish_packet(5, "sluice/v1/gw/ack/nonsense", b'{"epoch":"0123456789abcdef","mark":1,"at":""}')]
+    raw += [wire.publish_packet(5, b"sluice/v1/gw/ack/\xff", b"{}")]
+    async with ScriptedBroker(Script(is_bridge=True, withhold_acks=True, on_subscribe_send=raw)) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: uplink.status().ignored_acks == 7)
+            assert store.left("event") == 100
+            assert store.acknowledged == []
+
+
+async def test_retained_acks_save_sending_what_is_already_committed() -> None:
+    store = MemoryStore()
+    store.put("event", 100)
+    async with bridge() as broker:
+        broker.acknowledge("gw", EPOCH, "event", 90)
+        broker.marks["gw", EPOCH, "event"] = 90
+        async with running(uplink_for(store, broker).run()):
+            await until(lambda: store.empty)
+        assert committed(broker, "event") == list(range(91, 101))
+
+
+async def test_an_evicted_gap_does_not_stop_the_rest() -> None:
+    store = MemoryStore()
+    store.put("measure", 100)
+    store.evict("measure", range(1, 41))
+    async with bridge() as broker:
+        async with running(uplink_for(store, broker).run()):
+            await until(lambda: store.empty)
+        assert committed(broker, "measure") == list(range(41, 101))
+
+
+async def test_a_store_that_fails_for_a_while_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.uplink.uplink.LOOK_SECONDS", 0.2)
+    store = MemoryStore()
+    store.put("event", 100)
+    async with bridge() as broker:
+        store.fail = True
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: uplink.status().link.state == "connected")
+            await asyncio.sleep(0.5)
+            assert broker.payloads("records") == []
+            store.fail = False
+            await until(lambda: store.empty)
+
+
+async def test_a_store_opened_anew_under_another_epoch_is_delivered_from_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.uplink.uplink.LOOK_SECONDS", 0.2)
+    store = MemoryStore()
+    store.put("event", 100)
+    async with bridge() as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.empty)
+            store.begin_anew("aaaaaaaaaaaaaaaa")
+            store.put("event", 30)
+            uplink.notify(["event"])
+            await until(lambda: store.empty)
+        epochs = [epoch for _, epoch, _, _ in broker.rows]
+        assert (epochs.count(EPOCH), epochs.count("aaaaaaaaaaaaaaaa")) == (100, 30)
+
+
+# ---- several brokers ---------------------------------------------------------------------------------
+
+
+async def test_the_next_broker_is_used_while_the_first_is_away_and_the_first_again_when_it_is_back() -> None:
+    store = MemoryStore()
+    store.put("event", 50)
+    first, second = bridge(), bridge()
+    await first.start()
+    await first.stop()
+    async with second:
+        uplink = uplink_for(store, first, second, fail_back_seconds=1.0)
+        async with running(uplink.run()):
+            await until(lambda: store.empty)
+            assert uplink.status().link.broker == second.url
+            await first.start()
+            await until(lambda: uplink.status().link.broker == first.url, 20.0)
+            await until(lambda: uplink.status().link.state == "connected", 20.0)
+            store.put("event", 50)
+            uplink.notify(["event"])
+            await until(lambda: store.empty)
+        assert committed(first, "event") == list(range(51, 101))
+    await first.stop()
+
+
+# ---- configuration -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("broker", "word"),
+    [
+        ({"url": "mqtt://broker.example"}, "allow_plaintext"),
+        ({"url": "mqtt://10.0.0.1:1883"}, "in the clear"),
+        ({"url": "http://broker.example"}, "mqtts://"),
+        ({"url": "mqtts://user:secret@broker.example"}, "password_file"),
+        ({"url": "mqtts://broker.example:99999"}, "ort"),
+        ({"url": "mqtts://broker.example/path"}, "after the port"),
+        ({"url": "mqtts://broker.example", "ca_file": Path("/nowhere/ca.pem")}, "/nowhere/ca.pem"),
+        ({"url": "mqtt://localhost", "password_file": Path("/nowhere/password")}, "/nowhere/password"),
+        ({"url": "mqtt://localhost", "ca_file": Path("/nowhere/ca.pem")}, "no TLS"),
+    ],
+)
+def test_a_broker_that_cannot_be_used_as_configured_is_refused_with_the_remedy(
+    broker: dict[str, object], word: str
+) -> None:
+    with pytest.raises(ConfigError, match=word) as refusal:
+        Uplink(Cloud(brokers=[Broker(**broker)]), "gw", "sluice", MemoryStore())  # type: ignore[arg-type]
+    assert "secret" not in str(refusal.value)
+
+
+def test_an_uplink_without_brokers_is_a_mistake_of_configuration() -> None:
+    with pytest.raises(ConfigError, match="no broker"):
+        Uplink(Cloud(), "gw", "sluice", MemoryStore())
+
+
+async def test_the_login_comes_from_the_password_file(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("pass word\n")
+    async with bridge() as broker:
+        brokers = [Broker(url=broker.url, username="gw", password_file=secret)]
+        async with running(Uplink(Cloud(brokers=brokers), "gw", "sluice", MemoryStore()).run()):
+            await until(lambda: broker.connects)
+        assert (broker.connects[0].username, broker.connects[0].password) == ("gw", b"pass word")
+
+
+# ---- the mirror --------------------------------------------------------------------------------------
+
+
+def events(count: int) -> Iterable[Event]:
+    for number in range(count):
+        yield Event(
+            phase="new",
+            event_id=f"e{number}",
+            gateway="gw",
+            pipeline="dock",
+            source="dock",
+            rule="intruder",
+            label="person",
+            score=0.9,
+            peak_score=0.9,
+            model=ModelRef(name="m", version="1.0.0"),
+            at="2026-01-01T00:00:00.000Z",
+            started_at="2026-01-01T00:00:00.000Z",
+            captured_at_ns=number,
+        )
+
+
+@pytest.mark.parametrize(("mirrored", "expected"), [(True, 5), (False, 0)])
+async def test_events_are_shown_on_the_clouds_broker_only_if_wished(mirrored: bool, expected: int) -> None:
+    async with bridge() as broker:
+        uplink = uplink_for(MemoryStore(), broker, publish_events=mirrored)
+        async with running(uplink.run()):
+            await until(lambda: uplink.status().link.state == "connected")
+            for event in events(5):
+                uplink.publish_event(event)
+            if expected:
+                await until(lambda: len(broker.payloads("event/dock")) == expected)
+        shown = [json.loads(payload)["event_id"] for payload in broker.payloads("event/dock")]
+        assert shown == [f"e{number}" for number in range(expected)]
