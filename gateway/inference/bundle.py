@@ -1,0 +1,155 @@
+"""Releases on disk: `<directory>/<name>/<version>/manifest.json` and the files that it names.
+
+Nothing is handed to a runtime before its size and its digest are those of the manifest.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from gateway.errors import ModelError
+from gateway.inference.backend import ModelFile
+from gateway.wire.errors import MalformedManifestError
+from gateway.wire.manifest import MANIFEST_FILE, Artefact, ModelManifest, read_manifest
+
+_VERSION = re.compile(r"^(\d+)\.(\d+)\.(\d+)(?:-([0-9A-Za-z.-]+))?$")
+_MANIFEST_MAX_BYTES: Final = 1 << 20
+_GOLDEN_MAX_BYTES: Final = 64 << 20
+
+VersionKey = tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]
+
+
+def version_key(version: str) -> VersionKey | None:
+    """Return a key in the order of semantic versions (§11), None if it is not one: 1.0.0-rc.2 < 1.0.0-rc.10 < 1.0.0."""
+    match = _VERSION.match(version)
+    if match is None:
+        return None
+    parts = [part for part in (match[4] or "").split(".") if part]
+    ranked = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
+    return int(match[1]), int(match[2]), int(match[3]), not parts, ranked
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release that was found, its manifest read."""
+
+    manifest: ModelManifest
+    directory: Path
+
+    @property
+    def label(self) -> str:
+        """`name version`, for messages."""
+        return f"{self.manifest.name} {self.manifest.version}"
+
+    def model_file(self, artefact: Artefact) -> ModelFile:
+        """Read an artefact.
+
+        Raises:
+            ModelError: it is missing, or its size or digest differ from the manifest.
+        """
+        path = self.directory / artefact.file
+        content = self._read(path, artefact.size_bytes)
+        if len(content) != artefact.size_bytes:
+            raise ModelError(
+                f"model {self.label}: {path} should have {artefact.size_bytes} bytes and has "
+                f"{'more' if len(content) > artefact.size_bytes else len(content)}: install the release again"
+            )
+        self._verify(path, content, artefact.sha256)
+        return ModelFile(self.label, artefact.file, artefact.target, artefact.sha256, content)
+
+    def read_golden(self, file: str, sha256: str) -> bytes:
+        """Read a golden input or output.
+
+        Raises:
+            ModelError: it is missing, larger than 64 MiB, or its digest differs from the manifest.
+        """
+        path = self.directory / file
+        content = self._read(path, _GOLDEN_MAX_BYTES)
+        self._verify(path, content, sha256)
+        return content
+
+    def _read(self, path: Path, limit: int) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return file.read(limit + 1)  # never a terabyte because somebody put one there
+        except OSError as error:
+            raise ModelError(f"model {self.label}: {path} cannot be read: {error.strerror or error}") from error
+
+    def _verify(self, path: Path, content: bytes, sha256: str) -> None:
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise ModelError(
+                f"model {self.label}: {path} is not the file of this release (sha256 {found[:12]}…, the manifest says "
+                f"{sha256[:12]}…): install the release again"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A release directory that was seen, its manifest not read yet."""
+
+    name: str
+    version: str
+    directory: Path
+
+
+class ReleaseStore:
+    """Looks for releases in some directories, and among those that ship with the program."""
+
+    def __init__(self, directories: Sequence[Path] = (), *, packaged: Path | None = None) -> None:
+        """Take the directories of the configuration; where a version is in two, the first counts.
+
+        Args:
+            directories: searched in this order, before the packaged ones.
+            packaged: where the releases that ship lie; default `gateway/models`.
+        """
+        shipped = packaged if packaged is not None else Path(str(files("gateway"))) / "models"
+        self._directories = (*directories, shipped)
+
+    def releases(self) -> list[Listed]:
+        """Return what is there, by name and ascending version."""
+        found: dict[tuple[str, str], Listed] = {}
+        for directory in self._directories:
+            for manifest in sorted(directory.glob(f"*/*/{MANIFEST_FILE}")):
+                name, version = manifest.parent.parent.name, manifest.parent.name
+                if version_key(version) is not None:
+                    found.setdefault((name, version), Listed(name, version, manifest.parent))
+        return sorted(found.values(), key=lambda listed: (listed.name, version_key(listed.version) or ()))
+
+    def find(self, wanted: str) -> Release:
+        """Return a release by `name` (the newest version) or `name@version`.
+
+        Raises:
+            ModelError: there is none, with a list of what there is; or its manifest cannot be used.
+        """
+        name, _, version = wanted.partition("@")
+        releases = self.releases()
+        fitting = [listed for listed in releases if listed.name == name and version in ("", listed.version)]
+        if not fitting:
+            there = ", ".join(f"{listed.name}@{listed.version}" for listed in releases) or "nothing"
+            searched = ", ".join(str(directory) for directory in self._directories)
+            raise ModelError(
+                f"model {wanted!r}: not found; there is {there} (searched {searched}). Put a release at "
+                f"<directory>/<name>/<version>/{MANIFEST_FILE} and name the directory under models.directories"
+            )
+        return _read_release(fitting[-1])
+
+
+def _read_release(listed: Listed) -> Release:
+    path = listed.directory / MANIFEST_FILE
+    try:
+        with path.open("rb") as file:
+            manifest = read_manifest(file.read(_MANIFEST_MAX_BYTES))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except MalformedManifestError as error:
+        raise ModelError(f"{path}: {error}") from error
+    if (manifest.name, manifest.version) != (listed.name, listed.version):
+        raise ModelError(
+            f"{path} is the manifest of {manifest.name} {manifest.version}: it lies in the wrong directory"
+        )
+    return Release(manifest, listed.directory)

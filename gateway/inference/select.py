@@ -1,0 +1,137 @@
+"""Which artefact of a release runs on what, for one pipeline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from gateway.config import Pipeline
+from gateway.errors import BackendUnavailableError, ModelError
+from gateway.inference.backend import Backend
+from gateway.inference.bundle import Release, ReleaseStore
+from gateway.inference.edgetpu import EdgeTpuBackend
+from gateway.inference.litert import LiteRtBackend
+from gateway.inference.model import Model, PreparationFor, open_model
+from gateway.wire.manifest import Artefact, ModelManifest, Target
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An artefact and the backend that can run it."""
+
+    backend: Backend
+    artefact: Artefact
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What could run, the best first, and why the rest cannot."""
+
+    usable: tuple[Choice, ...]
+    passed_over: tuple[str, ...]
+
+
+def default_backends(settings: Pipeline) -> tuple[Backend, ...]:
+    """Return the backends this program has, the preferred first.
+
+    Raises:
+        ConfigError: the pipeline's device string is none.
+    """
+    return EdgeTpuBackend(settings.device), LiteRtBackend()
+
+
+def choices_for(manifest: ModelManifest, wanted: str, backends: Sequence[Backend]) -> Choices:
+    """Work out what can run a release; probes only backends for which there is an artefact.
+
+    Args:
+        manifest: of the release.
+        wanted: a backend's name, or `auto`.
+        backends: the preferred first.
+    """
+    usable: list[Choice] = []
+    passed_over: list[str] = []
+    for backend in backends:
+        if wanted not in ("auto", backend.name):
+            continue
+        artefact = _first_artefact(manifest, backend.targets)
+        if artefact is None:
+            there = ", ".join(artefact.target for artefact in manifest.artefacts)
+            passed_over.append(f"{backend.name}: needs {' or '.join(backend.targets)}, the release has {there}")
+            continue
+        availability = backend.probe()
+        if availability.available:
+            usable.append(Choice(backend, artefact))
+        else:
+            passed_over.append(f"{backend.name}: {availability.reason}")
+    return Choices(tuple(usable), tuple(passed_over))
+
+
+def load_model(
+    store: ReleaseStore,
+    settings: Pipeline,
+    preparation_for: PreparationFor,
+    *,
+    backends: Sequence[Backend] | None = None,
+) -> Model:
+    """Find the release a pipeline names and load it on the best backend there is.
+
+    With `auto`, a backend that fails is passed over for the next; every reason is logged. Call it on the thread that
+    will use the model.
+
+    Args:
+        store: where releases are.
+        settings: model, backend, device, threads and minimum score are used.
+        preparation_for: `gateway.preprocess.preparation.preparation_for`.
+        backends: the preferred first; default all there are.
+
+    Raises:
+        ModelError: no such release, or it cannot be run here.
+        BackendUnavailableError: nothing that could run it is there.
+        ConfigError: the device string is none.
+    """
+    release = store.find(settings.model)
+    known = default_backends(settings) if backends is None else backends
+    choices = choices_for(release.manifest, settings.backend, known)
+    reasons = list(choices.passed_over)
+    failed = False
+    for number, choice in enumerate(choices.usable, start=1):
+        try:
+            model = open_model(
+                release,
+                choice.artefact,
+                choice.backend,
+                preparation_for,
+                threads=settings.threads,
+                min_score=settings.min_score,
+            )
+        except (BackendUnavailableError, ModelError) as error:
+            if number == len(choices.usable) and not reasons:
+                raise
+            failed = failed or isinstance(error, ModelError)
+            reasons.append(f"{choice.backend.name}: {error}")
+            log.warning("backend_failed", model=release.label, backend=choice.backend.name, error=str(error))
+            continue
+        _tell(release, choice, model, reasons)
+        return model
+    message = f"model {release.label} cannot run here: " + "; ".join(reasons or [f"no backend {settings.backend!r}"])
+    raise ModelError(message) if failed else BackendUnavailableError(message)
+
+
+def _tell(release: Release, choice: Choice, model: Model, passed_over: Sequence[str]) -> None:
+    log.info(
+        "model_loaded",
+        model=release.label,
+        target=choice.artefact.target,
+        backend=model.info.backend,
+        device=model.info.device,
+        delegated_ops=model.info.delegated_ops,
+        total_ops=model.info.total_ops,
+        passed_over=list(passed_over),
+    )
+
+
+def _first_artefact(manifest: ModelManifest, targets: Sequence[Target]) -> Artefact | None:
+    found = (manifest.artefact(target) for target in targets)
+    return next((artefact for artefact in found if artefact is not None), None)
