@@ -280,7 +280,8 @@ class Gateway(_Section, frozen=True, kw_only=True):
 
     id: GatewayId
     root: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$")] = "sluice"
-    state_directory: Path = Path("/var/lib/sluice")
+    # A factory, because the JSON schema cannot show a Path as a default.
+    state_directory: Path = msgspec.field(default_factory=lambda: Path("/var/lib/sluice"))
     runtime_directory: Path | None = None  # of the control socket; default: the state directory
     time_zone: str = "UTC"
 

@@ -67,7 +67,8 @@ class Daemon:
         self._progress = Progress()
         self._metrics = Metrics()
         self._components: dict[str, str] = {}
-        self._recorder = Recorder(self._open_outbox)
+        self._uplink: Uplink | None = None
+        self._recorder = Recorder(self._open_outbox())
         self._uplink = self._make_uplink()
         self._announcer = self._make_announcer()
         self._pipelines = {
@@ -234,7 +235,7 @@ class Daemon:
             return False
         deadline = time.monotonic() + self._config.cloud.drain_seconds
         while time.monotonic() < deadline:
-            if self._recorder.idle and not self._recorder.heads():
+            if self._recorder.empty:
                 return True
             await asyncio.sleep(0.05)
         return False
@@ -260,9 +261,7 @@ class Daemon:
                     channel.publish_status(status)
 
     def _observe(self) -> None:
-        stats = self._recorder.stats()
-        if stats is not None:
-            self._metrics.observe_outbox(stats)
+        self._metrics.observe_outbox(self._recorder.stats())
         if self._uplink is not None:
             self._metrics.observe_uplink(self._uplink.status())
         for pipeline in self._pipelines.values():
@@ -289,16 +288,15 @@ class Daemon:
 
     def _outbox_report(self) -> OutboxReport:
         stats = self._recorder.stats()
-        if stats is None:
-            return OutboxReport(state="failed", epoch=self._recorder.epoch)
         sent = self._uplink.status().classes if self._uplink is not None else {}
         return OutboxReport(
-            state="failed" if self._recorder.failed else "open",
-            epoch=self._recorder.epoch,
+            state="failed" if stats.failed else "open",
+            reason=stats.failure,
+            epoch=stats.epoch,
             classes={
                 name: ClassReport(
                     depth=figures.rows,
-                    size_bytes=figures.size_bytes,
+                    size_bytes=figures.disk_bytes,
                     oldest_age_seconds=figures.oldest_age_seconds,
                     full_in_seconds=figures.full_in_seconds,
                     sent_bytes=sent[name].sent_bytes if name in sent else 0,

@@ -21,6 +21,7 @@ class OutboxReport(msgspec.Struct, frozen=True, kw_only=True):
 
     state: str  # "open" or "failed"
     epoch: str
+    reason: str | None = None
     classes: dict[RecordClass, ClassReport] = {}
 
 
