@@ -52,11 +52,15 @@ class SampleReplay(ClosableSource):
                 yield SampleBlock(self.name, first_utc_ns, time.monotonic_ns(), block.rate_hz, block.samples)
 
     def _at_once(self, recording: Recording) -> Iterator[SampleBlock]:
-        for block, _length in self._blocks(recording):
+        # On the recording's own ruler from now on: a pipeline that takes its time must not look like a gap in the data.
+        start_utc_ns, sample_ns, done = self._wall_clock(), SECOND_NS / recording.rate_hz, 0
+        for block, length in self._blocks(recording):
             if self._closing.is_set():
                 return
+            first_utc_ns = start_utc_ns + round(done * sample_ns)
+            done += length
             if len(block.samples):
-                yield SampleBlock(self.name, self._wall_clock(), time.monotonic_ns(), block.rate_hz, block.samples)
+                yield SampleBlock(self.name, first_utc_ns, time.monotonic_ns(), block.rate_hz, block.samples)
 
     def _blocks(self, recording: Recording) -> Iterator[tuple[Recording, int]]:
         """Yield pieces of the recording without gaps in the data, and how many samples each stands for."""
