@@ -35,11 +35,10 @@ def configure(settings: Log, *, stream: TextIO | None = None, environment: Mappi
         redact,
     ]
     human = settings.format == "console" or (settings.format == "auto" and out.isatty())
-    render: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=out.isatty())]
-        if human
-        else [structlog.processors.format_exc_info, redact, _json]
-    )
+    # Plain tracebacks: the rich ones show local variables, and with them whatever secret a function held.
+    plain = structlog.dev.plain_traceback
+    console = structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)
+    render: list[Processor] = [structlog.processors.format_exc_info, redact, console if human else _json]
     if journal and not human:
         render.append(_with_priority)
     handler = logging.StreamHandler(out)

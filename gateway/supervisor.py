@@ -63,5 +63,10 @@ async def supervise(
                 message = f"{name} failed {len(failures)} times within {policy.window_seconds:g} s: {error}"
                 raise GaveUpError(message) from error
             delay = policy.delay(len(failures))
-            log.exception("component_failed", component=name, failures=len(failures), restart_in_seconds=delay)
+            if len(failures) == 1:
+                log.exception("component_failed", component=name, restart_in_seconds=delay)
+            else:
+                # The traceback was told with the first failure; one line is enough for those that follow.
+                again = {"failures": len(failures), "restart_in_seconds": delay}
+                log.warning("component_failed_again", component=name, error=str(error), **again)
             await sleep(delay)

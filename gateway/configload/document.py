@@ -8,7 +8,7 @@ file can run code, and the limits hold before memory is spent. Scalars follow th
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import yaml
 
@@ -127,9 +127,20 @@ def _place_in(text: str | bytes, position: int) -> tuple[int, int]:
     return before.count("\n") + 1, position - before.rfind("\n")
 
 
+class _Mark(Protocol):
+    """A place as PyYAML gives it, counting from 0."""
+
+    line: int
+    column: int
+
+
+def _place(mark: _Mark | None) -> Place:
+    return Place(mark.line + 1, mark.column + 1) if mark is not None else Place(1, 1)
+
+
 def _syntax(error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
-    place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
+    place = _place(mark)
     message = f"not YAML: {error.problem or 'syntax error'}"
     if error.context and error.context_mark:
         message += f" ({error.context} that began at line {error.context_mark.line + 1})"
@@ -161,7 +172,7 @@ class _Builder:
     def build(self, text: str) -> Mapping:
         documents = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            place = Place(event.start_mark.line + 1, event.start_mark.column + 1)
+            place = _place(event.start_mark)
             match event:
                 case yaml.DocumentStartEvent():
                     documents += 1

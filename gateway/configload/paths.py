@@ -39,7 +39,9 @@ class Surroundings:
         if CREDENTIALS in text:
             text = self._credential(key, text)
         if "${" in text:
-            raise UnusablePathError("variables are not replaced here", f"write the path out; only {CREDENTIALS} is known")
+            raise UnusablePathError(
+                "variables are not replaced here", f"write the path out; only {CREDENTIALS} is known"
+            )
         if text.startswith("~"):
             raise UnusablePathError(f'"{text}" depends on who runs the program', "write the path out")
         return str(self.directory / text)

@@ -67,14 +67,18 @@ class Walk:
 
     # ---- tables ----------------------------------------------------------------------------------
 
-    def _struct(
-        self, node: Node, kind: inspect.StructType, path: str, elsewhere: dict[str, list[str]]
-    ) -> Converted:
+    def _struct(self, node: Node, kind: inspect.StructType, path: str, elsewhere: dict[str, list[str]]) -> Converted:
         if not isinstance(node, Mapping):
             return self._unexpected(node, kind, path)
+        result = self.members(node, kind, path, elsewhere)
+        return result if all(f.encode_name in result for f in kind.fields if f.required) else WRONG
+
+    def members(
+        self, node: Mapping, kind: inspect.StructType, path: str, elsewhere: dict[str, list[str]]
+    ) -> dict[str, Converted]:
+        """Return the usable members of a table; `elsewhere` tells which sibling types have a key."""
         fields = {f.encode_name: f for f in kind.fields}
         result: dict[str, Converted] = {}
-        whole = True
         for key, member in node.members.items():
             below = _join(path, key)
             self.places.setdefault(below, member.place)
@@ -86,14 +90,11 @@ class Walk:
                 converted = self.value(member.node, fields[key].type, below)
                 if converted is not WRONG:
                     result[key] = converted
-                elif fields[key].required:
-                    whole = False
         for name, wanted in fields.items():
             if wanted.required and name not in node.members:
-                whole = False
-                message = f"`{name}` is missing"
-                self.report(node.place, path, message, f"add `{name}:` with {expected(wanted.type)}")
-        return result if whole else WRONG
+                place = self.places.get(path, node.place)
+                self.report(place, path, f"`{name}` is missing", f"add `{name}:` with {expected(wanted.type)}")
+        return result
 
     def _unknown_key(
         self, member: Member, path: str, fields: dict[str, inspect.Field], elsewhere: dict[str, list[str]]
@@ -153,7 +154,8 @@ class Walk:
             message = f"expected at least {kind.min_length} entries, found {len(node.items)}"
             return self.report(node.place, path, message)
         items = [self.value(item, kind.item_type, f"{path}[{at}]") for at, item in enumerate(node.items)]
-        return [item for item in items if item is not WRONG]
+        good = [item for item in items if item is not WRONG]
+        return good if len(good) >= (kind.min_length or 0) else WRONG
 
     def _tuple(self, node: Node, kind: inspect.TupleType, path: str) -> Converted:
         if not isinstance(node, Sequence) or len(node.items) != len(kind.item_types):
@@ -240,7 +242,7 @@ def _within(value: float, kind: inspect.IntType | inspect.FloatType) -> bool:
     )
 
 
-def _boolean(node: Scalar, kind: inspect.Type) -> Checked:
+def _boolean(node: Scalar, _kind: inspect.Type) -> Checked:
     if isinstance(node.value, bool):
         return node.value, ""
     meant = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}

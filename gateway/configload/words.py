@@ -73,6 +73,8 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
     high = f"to {_exact(kind.le)}" if kind.le is not None else f"below {kind.lt:g}" if kind.lt is not None else ""
     if low and not high and kind.ge is not None:
         return f", {_exact(kind.ge)} or more"
+    if kind.gt is not None and kind.le is not None:
+        return f" {low}, at most {_exact(kind.le)}"
     return f" {low} {high}".rstrip()
 
 

@@ -86,6 +86,8 @@ def _inflate(payload: bytes) -> bytes:
         raise MalformedMessageError(f"RecordBatch: {error}") from error
     if not inflater.eof:
         raise MalformedMessageError(f"RecordBatch: truncated, or larger than {MAX_JSON_BYTES} bytes when inflated")
+    if inflater.unused_data:
+        raise MalformedMessageError(f"RecordBatch: {len(inflater.unused_data)} bytes follow the compressed JSON")
     return body
 
 

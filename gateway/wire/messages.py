@@ -17,8 +17,15 @@ CLASSES: Final[tuple[RecordClass, ...]] = ("critical", "event", "measure", "bulk
 
 Mode = Literal["A", "B", "C", "D"]
 
-Epoch = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
-Seq = Annotated[int, msgspec.Meta(ge=1)]
+INT64_MAX: Final = 2**63 - 1
+"""What a database can hold: a larger number from a peer is an error here, not a crash in a store."""
+
+# In Python, `$` alone would accept a line end after the last character.
+Epoch = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$(?!\n)")]
+Seq = Annotated[int, msgspec.Meta(ge=1, le=INT64_MAX)]
+Mark = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
@@ -72,7 +79,7 @@ class Event(Message, frozen=True, kw_only=True):
     at: str
     started_at: str
     ended_at: str | None = None
-    captured_at_ns: int
+    captured_at_ns: Nanoseconds
     revision: int = 0
     count: int = 1
     raw_score: float | None = None
@@ -101,8 +108,8 @@ class Measure(Message, frozen=True, kw_only=True):
     pipeline: str
     started_at: str
     ended_at: str
-    captured_from_ns: int
-    captured_to_ns: int
+    captured_from_ns: Nanoseconds
+    captured_to_ns: Nanoseconds
     inferences: int
     labels: dict[str, int] = {}
     score: Spread | None = None
@@ -120,7 +127,7 @@ class Evidence(Message, frozen=True, kw_only=True):
     event_id: str
     pipeline: str
     content_type: str
-    captured_at_ns: int
+    captured_at_ns: Nanoseconds
     width: int | None = None
     height: int | None = None
 
@@ -175,9 +182,9 @@ class Record(Message, frozen=True, kw_only=True):
 
     seq: Seq
     kind: str
-    recorded_at_ns: int
+    recorded_at_ns: Nanoseconds
     body: msgspec.Raw
-    blob_bytes: int = 0
+    blob_bytes: Size = 0
 
 
 class RecordBatch(Message, frozen=True, kw_only=True):
@@ -196,7 +203,7 @@ class Ack(Message, frozen=True, kw_only=True):
     """`ack/<class>`: every row up to and including `mark` is committed in the bridge's store."""
 
     epoch: Epoch
-    mark: Annotated[int, msgspec.Meta(ge=0)]
+    mark: Mark
     at: str
 
 

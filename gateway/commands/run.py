@@ -1,0 +1,29 @@
+"""`gateway run`."""
+
+import sys
+from pathlib import Path
+
+import click
+import structlog
+
+from gateway import daemon, logs
+from gateway.commands.options import config_option
+from gateway.configload import InvalidConfigError, read
+
+log = structlog.get_logger()
+
+
+@click.command("run")
+@config_option
+def command(config_file: Path) -> None:
+    """Run the gateway until it gets SIGTERM or SIGINT; open events are ended and the outbox is drained first."""
+    reading = read(config_file)
+    if reading.config is None:
+        raise InvalidConfigError(str(config_file), reading.errors)
+    logs.configure(reading.config.log)
+    for problem in reading.warnings:
+        place = f"{config_file}:{problem.line}:{problem.column}"
+        log.warning(
+            "config_questionable", place=place, path=problem.path, problem=problem.message, remedy=problem.remedy
+        )
+    sys.exit(daemon.main(reading.config))

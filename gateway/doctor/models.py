@@ -1,0 +1,38 @@
+"""Checks of the releases that the pipelines name."""
+
+from collections.abc import Iterator
+
+from gateway.config import Config
+from gateway.doctor.diagnosis import Diagnosis
+from gateway.errors import ModelError
+from gateway.inference.bundle import Release, ReleaseStore
+
+
+def check_models(config: Config) -> Iterator[Diagnosis]:
+    """Find the release of each pipeline, and compare its files with their digests."""
+    releases = ReleaseStore(config.models.directories)
+    for wanted in sorted({pipeline.model for pipeline in config.pipelines.values()}):
+        check = f"model {wanted}"
+        try:
+            release = releases.find(wanted)
+            verify(release)
+        except ModelError as error:
+            yield Diagnosis(check, "failed", str(error))
+            continue
+        targets = ", ".join(artefact.target for artefact in release.manifest.artefacts)
+        yield Diagnosis(check, "ok", f"{release.label} for {targets}, all digests right")
+    if not config.pipelines:
+        yield Diagnosis("models", "skipped", "the configuration names no pipeline")
+
+
+def verify(release: Release) -> None:
+    """Compare all files of a release with the digests in its manifest.
+
+    Raises:
+        ModelError: one is missing or is another file.
+    """
+    for artefact in release.manifest.artefacts:
+        release.model_file(artefact)
+    for golden in release.manifest.golden:
+        release.read_golden(golden.input, golden.input_sha256)
+        release.read_golden(golden.output, golden.output_sha256)

@@ -1,0 +1,1 @@
+"""How the gateway and its machine are doing: metrics and probes."""

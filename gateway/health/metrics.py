@@ -1,0 +1,271 @@
+"""What the gateway counts, in Prometheus form."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, GCCollector, Histogram, Info, ProcessCollector
+
+from gateway.config import Metrics as MetricsSettings
+from gateway.health.exposition import Exposition
+from gateway.values import Inference
+from gateway.wire.messages import Event, ModelRef, PipelineStatus, RecordClass
+
+LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
+
+_SOURCE_STATES: Final = ("opening", "streaming", "lost", "ended", "frozen")
+_PARTITION: Final = {"healthy": 0, "degraded": 1, "partitioned": 2}
+
+
+class ClassFigures(Protocol):
+    """What the outbox tells of one class."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def disk_bytes(self) -> int: ...
+    @property
+    def oldest_age_seconds(self) -> float | None: ...
+    @property
+    def full_in_seconds(self) -> float | None: ...
+    @property
+    def enqueued(self) -> int: ...
+    @property
+    def acknowledged(self) -> int: ...
+    @property
+    def evicted(self) -> int: ...
+    @property
+    def refusing(self) -> bool: ...
+
+
+class OutboxFigures(Protocol):
+    """What the outbox tells."""
+
+    @property
+    def classes(self) -> Mapping[RecordClass, ClassFigures]: ...
+    @property
+    def file_bytes(self) -> int: ...
+    @property
+    def wal_bytes(self) -> int: ...
+    @property
+    def queued_entries(self) -> int: ...
+    @property
+    def failed(self) -> bool: ...
+
+
+class LinkFigures(Protocol):
+    """What the uplink tells of one class."""
+
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def sent_records(self) -> int: ...
+    @property
+    def resent_batches(self) -> int: ...
+
+
+class UplinkFigures(Protocol):
+    """What the uplink tells."""
+
+    @property
+    def partition(self) -> str: ...
+    @property
+    def classes(self) -> Mapping[RecordClass, LinkFigures]: ...
+    @property
+    def connects(self) -> int: ...
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _Totals:
+    """Counters whose totals somebody else keeps; they are raised to each new total."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._last: dict[tuple[str, ...], float] = {}
+
+    def raise_to(self, total: float, *labels: str) -> None:
+        last = self._last.get(labels, 0.0)
+        # A total below the last one means that its keeper began anew.
+        grown = total - last if total >= last else total
+        child = self._counter.labels(*labels) if labels else self._counter
+        child.inc(grown)
+        self._last[labels] = total
+
+
+class Metrics:
+    """All metrics of one gateway, in a registry of their own. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.url = ""
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._lock = Lock()
+        self._released_at: dict[str, float | None] = {}
+        self._raw = self._sent = 0
+        self._make_pipeline_metrics()
+        self._make_delivery_metrics()
+
+    def _make_pipeline_metrics(self) -> None:
+        registry, pipeline = self.registry, ["pipeline"]
+        self._latency = Histogram(
+            "inference_latency_seconds",
+            "From the sample to the model's answer: preprocessing, invocation, post-processing.",
+            ["pipeline", "model"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self._utilisation = Gauge(
+            "inference_batch_utilisation", "Share of the model's batch that was in use.", pipeline, registry=registry
+        )
+        self._inferences = Counter("inferences", "Answers of models.", pipeline, registry=registry)
+        self._captures = Counter("captures", "Frames and blocks of samples from sources.", pipeline, registry=registry)
+        self._dropped = _Totals(
+            Counter("frames_dropped", "Captures that no model saw.", ["pipeline", "reason"], registry=registry)
+        )
+        self._events = Counter("events", "Events told.", ["pipeline", "type"], registry=registry)
+        self._raw_bytes = Counter("raw_bytes", "What sources gave, before preprocessing.", pipeline, registry=registry)
+        self._sent_bytes = Counter("sent_bytes", "What was kept for the cloud of it.", pipeline, registry=registry)
+        share = Gauge("edge_share", "Share of the raw data that stayed at the edge, 0 to 1.", registry=registry)
+        share.set_function(self.edge_share)
+        self._source_state = Enum(
+            "source_state", "How a source is.", pipeline, states=_SOURCE_STATES, registry=registry
+        )
+        self._open_events = Gauge("open_events", "Events that have not ended yet.", pipeline, registry=registry)
+        self._version = Info("model_version", "Which release answers.", pipeline, registry=registry)
+        self._age = Gauge("model_age_seconds", "Time since the release was made.", pipeline, registry=registry)
+
+    def _make_delivery_metrics(self) -> None:
+        registry, by_class = self.registry, ["class"]
+        self._depth = Gauge("outbox_depth", "Records that wait for the cloud.", by_class, registry=registry)
+        self._bytes = Gauge("outbox_bytes", "Their size on disk.", by_class, registry=registry)
+        self._oldest = Gauge("outbox_oldest_age_seconds", "Age of the oldest record.", by_class, registry=registry)
+        self._full_in = Gauge(
+            "outbox_full_in_seconds", "When the quota is full at this rate; +Inf: not.", by_class, registry=registry
+        )
+        self._refusing = Gauge("outbox_refusing", "1: full, and producers wait.", by_class, registry=registry)
+        self._evicted = _Totals(Counter("outbox_evicted", "Records given up on purpose.", by_class, registry=registry))
+        self._enqueued = _Totals(Counter("outbox_enqueued", "Records made durable.", by_class, registry=registry))
+        self._confirmed = _Totals(
+            Counter("outbox_acknowledged", "Records the cloud has committed.", by_class, registry=registry)
+        )
+        self._file_bytes = Gauge("outbox_file_bytes", "Size of the database and its log.", registry=registry)
+        self._queued = Gauge("outbox_queued_entries", "Decisions that wait for the disk.", registry=registry)
+        self._failed = Gauge("outbox_failed", "1: the store cannot be written.", registry=registry)
+        self._uplink_bytes = _Totals(Counter("uplink_bytes", "Payload sent to the cloud.", by_class, registry=registry))
+        self._uplink_records = _Totals(Counter("uplink_records", "Records sent.", by_class, registry=registry))
+        self._resent = _Totals(Counter("uplink_resent_batches", "Batches sent again.", by_class, registry=registry))
+        self._connects = _Totals(Counter("uplink_connects", "Connections made to a broker.", registry=registry))
+        self._partition = Gauge(
+            "partition_state", "0: healthy, 1: connected and nothing acknowledged, 2: partitioned.", registry=registry
+        )
+
+    # ---- counted where it happens ----------------------------------------------------------------
+
+    def captured(self, pipeline: str, count: int) -> None:
+        """Count captures of a source."""
+        self._captures.labels(pipeline).inc(count)
+
+    def inferred(self, pipeline: str, inference: Inference, latency_seconds: float, batch_fill: float) -> None:
+        """Count an answer; `batch_fill` is the share of the batch that was in use."""
+        model = f"{inference.model.name}@{inference.model.version}"
+        self._latency.labels(pipeline, model).observe(latency_seconds)
+        self._utilisation.labels(pipeline).set(batch_fill)
+        self._inferences.labels(pipeline).inc()
+
+    def sent(self, pipeline: str, raw_bytes: int, sent_bytes: int) -> None:
+        """Count what came in, and what of it is kept for the cloud."""
+        self._raw_bytes.labels(pipeline).inc(raw_bytes)
+        self._sent_bytes.labels(pipeline).inc(sent_bytes)
+        with self._lock:
+            self._raw += raw_bytes
+            self._sent += sent_bytes
+
+    def told(self, pipeline: str, event: Event) -> None:
+        """Count an event in one of its phases."""
+        self._events.labels(pipeline, event.phase).inc()
+
+    def edge_share(self) -> float:
+        """Return the share of the raw bytes that did not travel; 1 when there was nothing yet."""
+        with self._lock:
+            return max(0.0, 1.0 - self._sent / self._raw) if self._raw else 1.0
+
+    # ---- observed now and then -------------------------------------------------------------------
+
+    def observe_pipeline(self, status: PipelineStatus) -> None:
+        """Take over what a pipeline says of itself."""
+        name = status.pipeline
+        self._source_state.labels(name).state(status.source_state)
+        self._open_events.labels(name).set(status.open_events)
+        for reason, count in status.dropped.items():
+            self._dropped.raise_to(count, name, reason)
+        if status.model is not None:
+            self._observe_model(name, status.model, status.backend)
+
+    def _observe_model(self, pipeline: str, model: ModelRef, backend: str) -> None:
+        self._version.labels(pipeline).info(
+            {"name": model.name, "version": model.version, "digest": model.digest, "backend": backend}
+        )
+
+    def released(self, pipeline: str, released_at: str, clock: Callable[[], datetime] = _now) -> None:
+        """Note when a pipeline's release was made (RFC 3339, from its manifest), so that its age is told."""
+        try:
+            made = datetime.fromisoformat(released_at)
+        except ValueError:
+            return  # a manifest need not say
+        made = made if made.tzinfo is not None else made.replace(tzinfo=UTC)
+
+        def age() -> float:
+            return (clock() - made).total_seconds()
+
+        self._age.labels(pipeline).set_function(age)
+
+    def observe_outbox(self, stats: OutboxFigures) -> None:
+        """Take over what the outbox says of itself."""
+        for name, figures in stats.classes.items():
+            self._depth.labels(name).set(figures.rows)
+            self._bytes.labels(name).set(figures.disk_bytes)
+            self._oldest.labels(name).set(figures.oldest_age_seconds or 0.0)
+            full_in = figures.full_in_seconds
+            self._full_in.labels(name).set(float("inf") if full_in is None else full_in)
+            self._refusing.labels(name).set(figures.refusing)
+            self._evicted.raise_to(figures.evicted, name)
+            self._enqueued.raise_to(figures.enqueued, name)
+            self._confirmed.raise_to(figures.acknowledged, name)
+        self._file_bytes.set(stats.file_bytes + stats.wal_bytes)
+        self._queued.set(stats.queued_entries)
+        self._failed.set(stats.failed)
+
+    def observe_uplink(self, status: UplinkFigures) -> None:
+        """Take over what the uplink says of itself."""
+        self._partition.set(_PARTITION[str(status.partition)])
+        self._connects.raise_to(status.connects)
+        for name, figures in status.classes.items():
+            self._uplink_bytes.raise_to(figures.sent_bytes, name)
+            self._uplink_records.raise_to(figures.sent_records, name)
+            self._resent.raise_to(figures.resent_batches, name)
+
+    # ---- shown -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def serve(self, settings: MetricsSettings, healthy: Callable[[], list[str]] = list) -> Iterator[str]:
+        """Serve `/metrics` and `/healthz` in a thread of its own; yields the address, with the actual port.
+
+        Args:
+            settings: where to listen, and the file with the token.
+            healthy: names what is not well; nothing: all is.
+
+        Raises:
+            ConfigError: the address cannot be used, or it is off loopback without a token.
+        """
+        with Exposition.open(self.registry, settings, healthy) as exposition:
+            self.url = exposition.url
+            try:
+                yield exposition.url
+            finally:
+                self.url = ""

@@ -1,0 +1,88 @@
+"""`gateway outbox`, beside a store that is open and one that is closed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gateway.cli import main
+from gateway.config import Outbox as OutboxSettings
+from gateway.outbox.store import Outbox
+from gateway.values import Entry
+from gateway.wire.messages import Notice, RecordClass
+
+
+def notice(record_class: RecordClass, code: str, blob: bytes = b"") -> Entry:
+    return Entry(record_class, "notice", Notice(code=code, severity="info", detail="", at=""), 1, blob)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    file = tmp_path / "gateway.yaml"
+    file.write_text("gateway: {id: dock-7, state_directory: .}\nsources: {}\npipelines: {}\n")
+    store = Outbox.open(tmp_path / "outbox.db", OutboxSettings(ballast_bytes=0))
+    store.put([notice("critical", "a"), notice("bulk", "b", b"jpeg"), notice("bulk", "c")])
+    store.close()
+    return file
+
+
+def test_the_status_tells_depth_by_class(config_file: Path) -> None:
+    run = CliRunner().invoke(main, ["outbox", "status", "--config", str(config_file)])
+    assert run.exit_code == 0, run.output
+    rows = {line.split()[0]: line.split()[1] for line in run.output.splitlines()[2:]}
+    assert rows == {"critical": "1", "event": "0", "measure": "0", "bulk": "2"}
+
+
+def test_the_status_is_json_for_programs(config_file: Path) -> None:
+    run = CliRunner().invoke(main, ["outbox", "status", "--config", str(config_file), "--json"])
+    report = json.loads(run.output)
+    assert report["classes"]["bulk"]["rows"] == 2
+    assert report["classes"]["bulk"]["max_rows"] == 100_000
+    assert len(report["epoch"]) == 16
+
+
+def test_records_are_exported_with_their_whole_key(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stick" / "records.ndjson"
+    out.parent.mkdir()
+    run = CliRunner().invoke(main, ["outbox", "export", "--config", str(config_file), "--out", str(out)])
+    assert run.exit_code == 0, run.output
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["gateway"], r["class"], r["seq"]) for r in records] == [
+        ("dock-7", "critical", 1),
+        ("dock-7", "bulk", 1),
+        ("dock-7", "bulk", 2),
+    ]
+    assert [file.name for file in out.parent.iterdir()] == ["records.ndjson"]
+    # They stay until the cloud has them.
+    again = CliRunner().invoke(main, ["outbox", "status", "--config", str(config_file), "--json"])
+    assert json.loads(again.output)["classes"]["bulk"]["rows"] == 2
+
+
+def test_one_class_can_be_chosen(config_file: Path) -> None:
+    run = CliRunner().invoke(main, ["outbox", "export", "--config", str(config_file), "--class", "critical"])
+    assert run.stdout.count("\n") == 1
+
+
+def test_a_file_alone_needs_the_id_of_its_gateway(config_file: Path) -> None:
+    file = str(config_file.parent / "outbox.db")
+    assert CliRunner().invoke(main, ["outbox", "export", "--file", file]).exit_code == 2
+    run = CliRunner().invoke(main, ["outbox", "export", "--file", file, "--gateway", "other-1"])
+    assert json.loads(run.stdout.splitlines()[0])["gateway"] == "other-1"
+
+
+def test_a_store_that_is_open_can_be_looked_into(config_file: Path) -> None:
+    file = config_file.parent / "outbox.db"
+    store = Outbox.open(file, OutboxSettings(ballast_bytes=0))
+    try:
+        store.put([notice("event", "d")])
+        run = CliRunner().invoke(main, ["outbox", "status", "--file", str(file), "--json"])
+        assert json.loads(run.output)["classes"]["event"]["rows"] == 1
+    finally:
+        store.close()
+
+
+def test_a_full_stick_is_told(config_file: Path) -> None:
+    run = CliRunner().invoke(main, ["outbox", "export", "--config", str(config_file), "--out", "/proc/records.ndjson"])
+    assert run.exit_code == 1
+    assert "/proc/records.ndjson" in run.output

@@ -1,0 +1,153 @@
+"""Mistakes between parts that are right in themselves, and against the disk."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.configload import Problem, check
+
+GOOD = """\
+gateway: {id: dock-7}
+sources:
+  cam: {type: camera, device: /dev/video0}
+pipelines:
+  door:
+    source: cam
+    model: person-detector
+    zones: [{name: gate, polygon: [[0, 0], [1, 0], [1, 1]]}]
+    rules: [{name: someone, zone: gate}]
+cloud:
+  brokers: [{url: "mqtts://bridge.example.net"}]
+"""
+
+
+def only(text: str, severity: str = "error", directory: Path | None = None) -> Problem:
+    found = check(text, directory=directory)
+    assert len(found) == 1, [problem.told("f") for problem in found]
+    assert found[0].severity == severity
+    return found[0]
+
+
+def test_a_good_file_has_no_problems() -> None:
+    assert check(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "message", "remedy"),
+    [
+        ("source: cam", "source: cma", "pipelines.door.source", "no source is called `cma`", "did you mean `cam`?"),
+        ("zone: gate", "zone: gaet", "pipelines.door.rules[0].zone", "no zone", "did you mean `gate`?"),
+        ("model: person-detector", "model: a@", "pipelines.door.model", "name@version", ""),
+        ("id: dock-7", "id: dock-7, time_zone: Mars/Base", "gateway.time_zone", "no time zone", "Europe/Berlin"),
+        ("/dev/video0", "rtsp://me:pw@cam/1", "sources.cam.device", "do not belong into the URL", "password_file"),
+        ("/dev/video0", "ftp://cam/1", "sources.cam.device", "cannot open", "rtsp://"),
+        ("mqtts://bridge", "mqtt://bridge", "cloud.brokers[0].url", "readable over the network", "allow_plaintext"),
+        ("mqtts://bridge", "mqtts://me:pw@bridge", "cloud.brokers[0].url", "do not belong into", "password_file"),
+        ("mqtts://bridge", "ssl://bridge", "cloud.brokers[0].url", "expected mqtt://", "mqtts://bridge.example.net"),
+        ("mqtts://bridge.example.net", "bridge:8883", "cloud.brokers[0].url", "expected", "mqtts://bridge:8883"),
+        ('example.net"', 'example.net:99999"', "cloud.brokers[0].url", "expected mqtt://", ""),
+        ('example.net"', 'example.net/path"', "cloud.brokers[0].url", "nothing may follow", ""),
+        ("{name: someone, zone: gate}", "{name: a}, {name: a}", "pipelines.door.rules[1].name", "2 rules", "rename"),
+        ("cloud:", "metrics: {host: 0.0.0.0}\ncloud:", "metrics.host", "open to everyone", "token_file"),
+        ("cloud:", "local: {home_assistant: {enabled: true}}\ncloud:", "local.home_assistant.enabled", "none", "add"),
+        (
+            "rules:", "interest: {low_confidence: [0.6, 0.4]}\n    rules:",
+            "pipelines.door.interest.low_confidence", "above the upper", "[0.4, 0.6]",
+        ),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_an_error(old: str, new: str, path: str, message: str, remedy: str) -> None:
+    problem = only(GOOD.replace(old, new, 1))
+    assert problem.path == path
+    assert message in problem.message
+    assert remedy in problem.remedy
+    assert problem.line > 0
+    assert "pw" not in problem.told("f")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "message"),
+    [
+        ("pipelines:", "  spare: {type: health}\npipelines:", "sources.spare", "no pipeline uses"),
+        (
+            "cloud:", "outbox: {classes: {critical: {on_full: evict}}}\ncloud:",
+            "outbox.classes.critical.on_full", "given up",
+        ),
+        ("zone: gate", "zone: gate, min_score: 0.1, hysteresis: 0.2", "pipelines.door.rules[0]", "never end"),
+        ("type: camera, device: /dev/video0", "type: health", "pipelines.door.zones", "without pictures"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_is_a_warning(old: str, new: str, path: str, message: str) -> None:
+    problem = only(GOOD.replace(old, new, 1), "warning")
+    assert problem.path == path
+    assert message in problem.message
+
+
+def test_a_gateway_without_a_cloud_is_warned_of() -> None:
+    text = GOOD[: GOOD.index("cloud:")]
+    assert "no cloud broker" in only(text, "warning").message
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("mqtt://127.0.0.1", True),
+        ("mqtt://localhost:1884", True),
+        ("mqtt://[::1]:1883", True),
+        ("mqtt://127.1.2.3", True),
+        ("mqtt://192.168.1.5", False),
+        ("mqtt://127.evil.example.net", False),
+        ("mqtt://localhost.example.net", False),
+    ],
+)
+def test_plaintext_is_for_this_machine_alone(url: str, allowed: bool) -> None:
+    assert (check(GOOD.replace("mqtts://bridge.example.net", url)) == []) == allowed
+
+
+def test_plaintext_is_allowed_where_a_person_says_so() -> None:
+    text = GOOD.replace('{url: "mqtts://bridge.example.net"}', '{url: "mqtt://10.0.0.5", allow_plaintext: true}')
+    assert check(text) == []
+
+
+def test_a_leaf_sensor_needs_the_local_broker() -> None:
+    text = GOOD.replace("{type: camera, device: /dev/video0}", "{type: mqtt, topic: a/b, rate_hz: 1}")
+    text = text.replace("    zones: [{name: gate, polygon: [[0, 0], [1, 0], [1, 1]]}]\n", "").replace(
+        ", zone: gate", ""
+    )
+    assert "local broker" in only(text).message
+    assert check(text + 'local: {broker: {url: "mqtt://localhost"}}\n') == []
+
+
+@pytest.mark.parametrize("key", ["password_file", "ca_file"])
+def test_a_file_that_is_not_there_is_an_error_unless_files_do_not_matter(tmp_path: Path, key: str) -> None:
+    text = GOOD.replace('example.net"', f'example.net", username: me, {key}: secret')
+    problem = only(text, directory=tmp_path)
+    assert problem.path == f"cloud.brokers[0].{key}"
+    assert str(tmp_path / "secret") in problem.message
+    assert check(text, directory=tmp_path, require_files=False) == []
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "secret").chmod(0o600)
+    assert check(text, directory=tmp_path) == []
+
+
+def test_a_secret_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    (tmp_path / "secret").chmod(0o644)
+    text = GOOD.replace('example.net"', 'example.net", password_file: secret')
+    assert "chmod 600" in only(text, "warning", tmp_path).remedy
+
+
+def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
+    (tmp_path / "cert").write_text("c")
+    text = GOOD.replace('example.net"', 'example.net", certificate_file: cert')
+    assert only(text, directory=tmp_path).message == "`certificate_file` needs `key_file`"
+
+
+def test_a_mistake_elsewhere_does_not_hide_a_contradiction() -> None:
+    text = GOOD.replace("source: cam", "source: cma").replace("{type: camera", "{type: camra")
+    assert {problem.path for problem in check(text)} == {"sources.cam.type", "pipelines.door.source"}
+
+
+def test_a_source_with_a_mistake_still_has_its_name() -> None:
+    """The pipeline that uses it is right: only one mistake is told."""
+    assert [problem.path for problem in check(GOOD.replace("device: /dev/video0", "fps: 5"))] == ["sources.cam"]

@@ -1,0 +1,90 @@
+"""A failed component runs again, later and later, until it is given up."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.errors import GaveUpError
+from gateway.supervisor import RestartPolicy, supervise
+
+
+@dataclass
+class Timeline:
+    """A clock that only sleeping moves."""
+
+    now: float = 0.0
+    slept: list[float] = field(default_factory=list)
+
+    def clock(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@dataclass
+class Component:
+    failures: int
+    runs: int = 0
+
+    async def run(self) -> None:
+        self.runs += 1
+        if self.runs <= self.failures:
+            raise OSError(f"failure {self.runs}")
+
+
+async def test_a_component_that_returns_is_not_run_again() -> None:
+    time, component = Timeline(), Component(failures=0)
+    await supervise("c", component.run, RestartPolicy(), time.clock, time.sleep)
+    assert (component.runs, time.slept) == (1, [])
+
+
+async def test_the_delay_doubles_up_to_its_limit() -> None:
+    time, component = Timeline(), Component(failures=6)
+    policy = RestartPolicy(max_restarts=None, window_seconds=1e9, first_delay_seconds=1, max_delay_seconds=10)
+    await supervise("c", component.run, policy, time.clock, time.sleep)
+    assert time.slept == [1, 2, 4, 8, 10, 10]
+
+
+async def test_a_component_that_fails_too_often_is_given_up_with_its_last_error() -> None:
+    time, component = Timeline(), Component(failures=99)
+    seen: list[BaseException] = []
+    policy = RestartPolicy(max_restarts=3, window_seconds=1e9)
+    with pytest.raises(GaveUpError, match="c failed 4 times") as caught:
+        await supervise("c", component.run, policy, time.clock, time.sleep, on_failure=seen.append)
+    assert component.runs == 4
+    assert str(caught.value.__cause__) == "failure 4"
+    assert len(seen) == 4
+
+
+async def test_failures_that_are_long_past_do_not_count() -> None:
+    time, component = Timeline(), Component(failures=20)
+    policy = RestartPolicy(max_restarts=3, window_seconds=30, first_delay_seconds=11, max_delay_seconds=11)
+    await supervise("c", component.run, policy, time.clock, time.sleep)
+    assert component.runs == 21
+
+
+async def test_a_patient_policy_goes_on_for_ever() -> None:
+    time, component = Timeline(), Component(failures=500)
+    policy = RestartPolicy(max_restarts=None, window_seconds=1e12)
+    await supervise("c", component.run, policy, time.clock, time.sleep)
+    assert component.runs == 501
+    assert max(time.slept) == policy.max_delay_seconds
+
+
+async def test_cancelling_is_no_failure() -> None:
+    time = Timeline()
+    started = asyncio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.get_running_loop().create_task(supervise("c", wait, RestartPolicy(), time.clock, time.sleep))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.slept == []
