@@ -1,6 +1,7 @@
 """The composition root: builds every component from the configuration, and owns the only TaskGroup."""
 
 import asyncio
+import fcntl
 import os
 import secrets
 import signal
@@ -8,6 +9,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
+from pathlib import Path
+from typing import TextIO
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -16,7 +19,7 @@ import structlog
 from gateway.config import Config
 from gateway.config import Pipeline as PipelineSettings
 from gateway.control import ControlServer, socket_path
-from gateway.errors import GatewayError, OutboxError
+from gateway.errors import ConfigError, GatewayError, OutboxError
 from gateway.health.metrics import Metrics
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
@@ -26,9 +29,9 @@ from gateway.pipeline import Pipeline, Surroundings
 from gateway.preprocess.preparation import preparation_for
 from gateway.recorder import Recorder, outbox_file
 from gateway.report import ClassReport, GatewayStatus, LastRun, LinkReport, OutboxReport
-from gateway.sources.base import OnMessage, Subscribe, open_source
+from gateway.sources.base import OnMessage, open_source
 from gateway.supervisor import RestartPolicy, supervise
-from gateway.uplink.announce import Announcer
+from gateway.uplink.announce import Announcer, AnnouncerStatus
 from gateway.uplink.homeassistant import discovery_of
 from gateway.uplink.link import LinkState
 from gateway.uplink.uplink import Uplink
@@ -43,6 +46,8 @@ log = structlog.get_logger()
 _STATUS_EVERY_SECONDS = 5.0
 _REOPEN_EVERY_SECONDS = 2.0
 _PIPELINE_STALLS_AFTER_SECONDS = 60.0
+_WELL_AFTER_SECONDS = 3.0
+"""A component that has run for so long is not called failed any more."""
 _PATIENT = RestartPolicy(max_restarts=None, first_delay_seconds=1.0, max_delay_seconds=60.0)
 
 
@@ -54,6 +59,7 @@ class Daemon:
 
         Raises:
             ConfigError: a component cannot be used as configured.
+            GatewayError: another gateway runs in the state directory.
             OutboxError: the store cannot be opened or made.
         """
         self._config = config
@@ -61,7 +67,7 @@ class Daemon:
         self._version = program_version()
         self._started_ns = time.monotonic_ns()
         self._state_directory = config.gateway.state_directory
-        self._state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = locked_state(self._state_directory)
         self._stop = asyncio.Event()
         self._notifier = Notifier.from_environment()
         self._progress = Progress()
@@ -71,8 +77,9 @@ class Daemon:
         self._recorder = Recorder(self._open_outbox())
         self._uplink = self._make_uplink()
         self._announcer = self._make_announcer()
+        self._leaves = Leaves(self._announcer.subscribe) if self._announcer is not None else None
         self._pipelines = {
-            name: Pipeline(name, settings, config.sources[settings.source], self._surroundings(settings))
+            name: Pipeline(name, settings, config.sources[settings.source], self._surroundings(name, settings))
             for name, settings in config.pipelines.items()
         }
         self._finished: set[str] = set()
@@ -111,14 +118,14 @@ class Daemon:
         )
         return Announcer(local.broker, self._id, self._config.gateway.root, version=self._version, discovery=discovery)
 
-    def _surroundings(self, settings: PipelineSettings) -> Surroundings:
+    def _surroundings(self, name: str, settings: PipelineSettings) -> Surroundings:
         source = self._config.sources[settings.source]
-        subscribe = leaf_subscription(self._announcer) if self._announcer is not None else None
+        subscribe = self._leaves.subscribe if self._leaves is not None else None
         return Surroundings(
             gateway=self._id,
             time_zone=ZoneInfo(self._config.gateway.time_zone),
             open_source=partial(open_source, settings.source, source, subscribe=subscribe),
-            load_model=partial(self._load_model, settings),
+            load_model=partial(self._load_model, name, settings),
             submit=self._recorder.submit,
             publish=self._publish,
             instruments=self._metrics,
@@ -127,8 +134,10 @@ class Daemon:
             monotonic_ns=time.monotonic_ns,
         )
 
-    def _load_model(self, settings: PipelineSettings) -> Model:
-        return load_model(ReleaseStore(self._config.models.directories), settings, preparation_for)
+    def _load_model(self, name: str, settings: PipelineSettings) -> Model:
+        model = load_model(ReleaseStore(self._config.models.directories), settings, preparation_for)
+        self._metrics.released(name, model.manifest.released_at)
+        return model
 
     # ---- running ---------------------------------------------------------------------------------
 
@@ -175,9 +184,17 @@ class Daemon:
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         def failed(error: BaseException) -> None:
-            self._components[name] = f"{type(error).__name__}: {error}"
+            words = str(error) if isinstance(error, GatewayError) else f"{type(error).__name__}: {error}"
+            self._components[name] = words
 
-        await supervise(name, run, _PATIENT, time.monotonic, self._pause, on_failure=failed)
+        async def attempt() -> None:
+            well = asyncio.get_running_loop().call_later(_WELL_AFTER_SECONDS, self._components.pop, name, None)
+            try:
+                await run()
+            finally:
+                well.cancel()
+
+        await supervise(name, attempt, _PATIENT, time.monotonic, self._pause, on_failure=failed)
         self._components.pop(name, None)
 
     async def _pause(self, seconds: float) -> None:
@@ -202,7 +219,7 @@ class Daemon:
         """Serve the metrics until cancelled."""
         if not self._config.metrics.enabled:
             return
-        with self._metrics.serve(self._config.metrics):
+        with self._metrics.serve(self._config.metrics, lambda: [*self._progress.late()]):
             await asyncio.Event().wait()
 
     async def _keep(self) -> None:
@@ -280,7 +297,7 @@ class Daemon:
             pipelines=[pipeline.status() for pipeline in self._pipelines.values()],
             outbox=self._outbox_report(),
             cloud=link_report(cloud.link) if cloud else None,
-            local=link_report(local.link) if local else None,
+            local=_local_report(local) if local else None,
             partition=cloud.partition.value if cloud else "",
             metrics_url=self._metrics.url,
             components=dict(self._components),
@@ -288,10 +305,14 @@ class Daemon:
 
     def _outbox_report(self) -> OutboxReport:
         stats = self._recorder.stats()
-        sent = self._uplink.status().classes if self._uplink is not None else {}
+        uplink = self._uplink.status() if self._uplink is not None else None
+        sent = uplink.classes if uplink is not None else {}
         return OutboxReport(
             state="failed" if stats.failed else "open",
             reason=stats.failure,
+            disk_full=stats.disk_full,
+            queued_entries=stats.queued_entries,
+            ignored_acks=stats.ignored_acks + (uplink.ignored_acks if uplink is not None else 0),
             epoch=stats.epoch,
             classes={
                 name: ClassReport(
@@ -299,6 +320,7 @@ class Daemon:
                     size_bytes=figures.disk_bytes,
                     oldest_age_seconds=figures.oldest_age_seconds,
                     full_in_seconds=figures.full_in_seconds,
+                    evicted=figures.evicted,
                     sent_bytes=sent[name].sent_bytes if name in sent else 0,
                     resent_batches=sent[name].resent_batches if name in sent else 0,
                 )
@@ -317,17 +339,20 @@ class Daemon:
         )
         file = self._state_directory / "last-run.json"
         temporary = file.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.format(encode(report)))
-        temporary.replace(file)
+        try:
+            temporary.write_bytes(msgspec.json.format(encode(report)))
+            temporary.replace(file)
+        except OSError as error:  # as on a full disk: no reason to end like a crash
+            log.warning("last_run_not_written", file=str(file), error=error.strerror or str(error))
 
 
 def main(config: Config) -> int:
-    """Run a gateway until it is told to stop; returns the exit status."""
-    try:
-        asyncio.run(_run(config))
-    except GatewayError as error:
-        log.error("gateway_failed", error=str(error))
-        return 1
+    """Run a gateway until it is told to stop; returns the exit status.
+
+    Raises:
+        GatewayError: it cannot be started.
+    """
+    asyncio.run(_run(config))
     return 0
 
 
@@ -360,26 +385,78 @@ async def in_thread(name: str, work: Callable[[], None]) -> None:
     await done
 
 
-def leaf_subscription(announcer: Announcer) -> Subscribe:
-    """Let sensor sources listen on the local broker."""
+class Leaves:
+    """Lets sensor sources listen on the local broker, each opening in place of the one before.
 
-    def subscribe(topic_filter: str, on_message: OnMessage) -> Callable[[], None]:
-        wanted = threading.Event()
-        wanted.set()
+    A source that was silent is opened again and again: the broker is asked once, and no old listener stays behind.
+    """
 
-        def hand_on(topic: str, payload: bytes) -> None:
-            if wanted.is_set():
-                on_message(topic, payload)
+    def __init__(self, subscribe: Callable[[str, OnMessage], None]) -> None:
+        """`subscribe` is the announcer's; what it is given stays for ever."""
+        self._subscribe = subscribe
+        self._lock = threading.Lock()
+        self._listeners: dict[str, list[OnMessage]] = {}
 
-        announcer.subscribe(topic_filter, hand_on)
-        return wanted.clear
+    def subscribe(self, topic_filter: str, on_message: OnMessage) -> Callable[[], None]:
+        """Have `on_message` called for a filter; returns what ends it."""
+        with self._lock:
+            is_new = topic_filter not in self._listeners
+            self._listeners.setdefault(topic_filter, []).append(on_message)
+        if is_new:
+            self._subscribe(topic_filter, partial(self._hand_on, topic_filter))
 
-    return subscribe
+        def end() -> None:
+            with self._lock:
+                self._listeners[topic_filter].remove(on_message)
+
+        return end
+
+    def _hand_on(self, topic_filter: str, topic: str, payload: bytes) -> None:
+        with self._lock:
+            listeners = tuple(self._listeners[topic_filter])
+        for listener in listeners:
+            listener(topic, payload)
+
+
+def locked_state(directory: Path) -> TextIO:
+    """Make the state directory and keep other gateways out of it while the returned file is open.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+        GatewayError: another gateway runs in it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (directory / "gateway.lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"gateway.state_directory {directory} cannot be used: {error.strerror or error}; make it a directory that "
+            "the gateway's user may write to, or name another"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise GatewayError(
+            f"another gateway is running in {directory}; stop that one first, or give this one a state_directory of "
+            "its own"
+        ) from error
+    return lock
 
 
 def link_report(state: LinkState) -> LinkReport:
     """Say how a connection is."""
     return LinkReport(state=state.state, broker=state.broker, reason=state.reason)
+
+
+def _local_report(status: AnnouncerStatus) -> LinkReport:
+    dropped = {
+        "events": status.dropped_events,
+        "measures": status.dropped_measures,
+        "refused": status.refused_messages,
+        "bad-topic": status.bad_topics,
+    }
+    return msgspec.structs.replace(link_report(status.link), dropped={k: n for k, n in dropped.items() if n})
 
 
 def new_id(at_ns: int) -> str:

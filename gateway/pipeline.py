@@ -1,9 +1,10 @@
 """Connects the stages for one pipeline: source, preprocessing, inference, decisions, outbox.
 
-Two threads: `capture-<name>` owns the device, `infer-<name>` owns the interpreter and the rules. Frames of a
+Two threads: `capture-<source>` owns the device, `infer-<name>` owns the interpreter and the rules. Frames of a
 live camera pass through a slot that keeps the newest; windows and recordings pass through a queue.
 """
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from gateway.config import Source as SourceSettings
 from gateway.decide.budget import ByteBudget
 from gateway.decide.decider import Decider, Origin
 from gateway.decide.measures import MeasureAggregator
-from gateway.errors import GatewayError, InferenceError
+from gateway.errors import ConfigError, GatewayError, InferenceError
 from gateway.inference.model import Model
 from gateway.inference.slot import ModelSlot
 from gateway.preprocess.snapshot import snapshot_of
@@ -82,21 +83,29 @@ class Pipeline:
         self._source_state = SourceState(settings.source, "opening", around.wall_ns())
         self._state: str = "starting"
         self._last_error: str | None = None
-        self._errors: Counter[str] = Counter()
+        self._drops_lock = threading.Lock()
+        self._errors: Counter[str] = Counter()  # what was dropped here, and by earlier runs of the source
         self._captures = self._inferences = self._windows = self._frames = 0
         self._events = self._raw_bytes = self._sent_bytes = 0
+        # For all runs: it tells what was dropped since it told last.
+        self._sums = MeasureAggregator(around.gateway, name, settings.interest.measure_every_seconds)
         self._model: ModelRef | None = None
         self._backend = ""
         self._rate = _Rate()
         self._open_events = 0
         self._progress_ns = around.monotonic_ns()
+        self._recording = False
+        self._failing = False  # the last sample could not be used
 
     # ---- asked from outside ----------------------------------------------------------------------
 
     @property
     def progress_ns(self) -> int:
-        """Monotonic time of the last turn of the inference thread's loop, for the watchdog."""
-        return self._progress_ns
+        """Monotonic time of the last turn of the inference thread's loop, for the watchdog.
+
+        Waiting for a full disk, or a full class that refuses, is no standstill: a restart would not help.
+        """
+        return self._around.monotonic_ns() if self._recording else self._progress_ns
 
     def totals(self) -> PipelineTotals:
         """Sum up what was done since the start."""
@@ -116,18 +125,26 @@ class Pipeline:
 
     def dropped(self) -> dict[str, int]:
         """Count what was dropped since the start, by reason."""
-        drops = Counter(self._errors)
-        if isinstance(self._inbox, LatestSlot):
-            drops["newer-frame"] += self._inbox.dropped
-        if self._capture is not None:
-            drops.update(self._capture.drops)
+        with self._drops_lock:
+            drops = Counter(self._errors)
+            drops.update(self._run_drops())
         return {reason: count for reason, count in drops.items() if count}
+
+    def _run_drops(self) -> Counter[str]:
+        """Count what the present run of the source has dropped."""
+        drops: Counter[str] = Counter()
+        inbox, capture = self._inbox, self._capture
+        if capture is not None:
+            drops.update(capture.drops)
+            if isinstance(inbox, LatestSlot):
+                drops["newer-frame"] += inbox.dropped
+        return drops
 
     def status(self) -> PipelineStatus:
         """Tell how the pipeline is doing."""
         source = self._source_state
         state = self._state
-        if state == "running" and source.state in ("lost", "frozen"):
+        if state == "running" and (self._failing or source.state in ("lost", "frozen")):
             state = "degraded"
         return PipelineStatus(
             pipeline=self.name,
@@ -160,10 +177,10 @@ class Pipeline:
         self._state = "starting"
         try:
             self._work()
-        except GatewayError as error:
-            self._state, self._last_error = "failed", str(error)
-            raise
-        self._state = "stopped"
+            self._state = "stopped"
+        finally:
+            if (error := sys.exception()) is not None:
+                self._state, self._last_error = "failed", _told(error)
 
     def _work(self) -> None:
         around = self._around
@@ -172,11 +189,10 @@ class Pipeline:
         slot = ModelSlot(model)
         self._inbox = self._new_inbox()
         decider = Decider(Origin(around.gateway, self.name, around.time_zone), self._settings, around.new_id)
-        sums = MeasureAggregator(around.gateway, self.name, self._settings.interest.measure_every_seconds)
         budget = ByteBudget(self._settings.interest.snapshot_bytes_per_hour)
-        stages = _Stages(decider, sums, budget)
+        stages = _Stages(decider, self._sums, budget)
         capture = CaptureThread(
-            self.name,
+            self._settings.source,
             around.open_source,
             self._deliver(model),
             self._on_state,
@@ -187,12 +203,16 @@ class Pipeline:
         try:
             if not self._stopping.is_set():
                 capture.start()
-            self._state, self._last_error = "running", None
+            self._state, self._last_error, self._failing = "running", None, False
             self._loop(slot, stages)
         finally:
+            self._inbox.close()  # the capture thread may wait for room in it
             capture.stop()
-            self._finish(stages)
+            with self._drops_lock:  # a reader must see what the run dropped once, not twice and not never
+                self._errors.update(self._run_drops())
+                self._capture = None
             slot.close()
+            self._finish(stages)
 
     def _loop(self, slot: ModelSlot, stages: "_Stages") -> None:
         while not self._stopping.is_set():
@@ -214,11 +234,11 @@ class Pipeline:
             with slot.using() as model:
                 inference = model.infer(sample)
         except InferenceError as error:
-            self._errors["inference-error"] += 1
-            if self._errors["inference-error"] == 1:
-                log.warning("inference_failed", pipeline=self.name, error=str(error))
-            self._last_error = str(error)
+            self._fails("inference-error", error)
             return
+        if self._failing:
+            self._failing = False
+            log.info("pipeline_infers_again", pipeline=self.name, failed=self._errors["inference-error"])
         ended_ns = around.monotonic_ns()
         self._inferences += 1
         self._rate.tick(ended_ns)
@@ -253,7 +273,11 @@ class Pipeline:
             if isinstance(entry.body, Event):
                 self._events += entry.body.phase == "new"
                 self._around.instruments.told(self.name, entry.body)
-        self._around.submit(entries, lambda _receipts: self._around.publish(entries))
+        self._recording = True
+        try:
+            self._around.submit(entries, lambda _receipts: self._around.publish(entries))
+        finally:
+            self._recording = False
 
     def _with_evidence(self, decision: Decision, sample: Sample, stages: "_Stages") -> Sequence[Entry]:
         entries = list(decision.entries)
@@ -312,16 +336,20 @@ class Pipeline:
         def deliver(capture: Capture) -> None:
             self._captures += 1
             self._around.instruments.captured(self.name, 1)
+            try:
+                accept(capture)
+            except ConfigError as error:  # told here: opening the source again would not help
+                self._fails("wrong-source", error)
+
+        def accept(capture: Capture) -> None:
             if isinstance(capture, Frame):
                 if isinstance(spec, WindowInput):
-                    self._errors["wrong-kind"] += 1
-                    return
+                    raise self._wrong_kind("pictures", "samples of a sensor")
                 self._frames += 1
                 inbox.put(capture)
                 return
             if not isinstance(spec, WindowInput):
-                self._errors["wrong-kind"] += 1
-                return
+                raise self._wrong_kind("samples of a sensor", "pictures")
             maker = windower
             if maker is None:
                 if not per_channel:
@@ -333,6 +361,19 @@ class Pipeline:
                 inbox.put(window)
 
         return deliver
+
+    def _fails(self, reason: str, error: GatewayError) -> None:
+        """Note a sample that could not be used; from the first of a row on the pipeline is degraded."""
+        self._errors[reason] += 1
+        if not self._failing:
+            log.warning("pipeline_infers_nothing", pipeline=self.name, error=str(error))
+        self._failing, self._last_error = True, str(error)
+
+    def _wrong_kind(self, given: str, wanted: str) -> ConfigError:
+        return ConfigError(
+            f"source {self._settings.source} gives {given}, but model {self._settings.model} wants {wanted}; choose "
+            f"another source or model for pipeline {self.name}"
+        )
 
     def _on_state(self, state: SourceState) -> None:
         self._source_state = state
@@ -381,6 +422,11 @@ class _Rate:
         share = 1.0 if self._rate == 0 else min(1.0, elapsed_ns / self._SPAN_NS)
         self._rate += (latest - self._rate) * share
         self._count, self._since_ns = 0, now_ns
+
+
+def _told(error: BaseException) -> str:
+    """Say an error; one that was not raised on purpose needs its type to be understood."""
+    return str(error) if isinstance(error, GatewayError) else f"{type(error).__name__}: {error}"
 
 
 def _linked(entry: Entry, event_id: str, evidence: Entry) -> Entry:

@@ -12,6 +12,7 @@ class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     oldest_age_seconds: float | None = None
     full_in_seconds: float | None = None
+    evicted: int = 0
     sent_bytes: int = 0
     resent_batches: int = 0
 
@@ -22,6 +23,9 @@ class OutboxReport(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # "open" or "failed"
     epoch: str
     reason: str | None = None
+    disk_full: bool = False
+    queued_entries: int = 0  # decisions that are not durable yet
+    ignored_acks: int = 0  # for another epoch, beyond everything stored, or unreadable
     classes: dict[RecordClass, ClassReport] = {}
 
 
@@ -31,6 +35,7 @@ class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     broker: str = ""
     reason: str = ""
+    dropped: dict[str, int] = {}  # what could not be used or kept, by reason
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):

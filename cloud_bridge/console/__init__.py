@@ -1,0 +1,1 @@
+"""The console: web pages, HTTP API and metrics of the bridge, for people and programs that only look."""

@@ -1,0 +1,169 @@
+"""Tells a usable store from a damaged one, whatever the backlog at the same small cost, and puts the damaged aside."""
+
+import os
+import sqlite3
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from gateway.errors import OutboxError
+from gateway.outbox.faults import DamagedStoreError, translated
+from gateway.outbox.schema import APPLICATION_ID, COLUMNS, MIGRATIONS, PAGE_BYTES, TABLES
+
+HEADER: Final = b"SQLite format 3\0"
+SIDES: Final = ("-wal", "-shm")
+
+_WAL_MAGIC: Final = frozenset({0x377F0682, 0x377F0683})
+_WAL_VERSION: Final = 3007000
+
+
+def check_header(file: Path) -> None:
+    """Look at the first bytes before SQLite sees the file.
+
+    Raises:
+        DamagedStoreError: empty, too short, or not SQLite.
+    """
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(100)
+    except OSError as error:
+        raise DamagedStoreError(f"{file}: cannot be read: {error.strerror}") from error
+    if len(head) < 100 or not head.startswith(HEADER):
+        raise DamagedStoreError(f"{file}: not a SQLite database (it begins with {head[:16]!r})")
+    if struct.unpack(">H", head[16:18]) != (PAGE_BYTES,):
+        raise DamagedStoreError(f"{file}: the page size is not {PAGE_BYTES}")
+    size = file.stat().st_size
+    # A crash during a checkpoint may leave half a page, but then the WAL holds it whole.
+    if size % PAGE_BYTES and not side(file, "-wal").exists():
+        raise DamagedStoreError(f"{file}: {size} bytes are no whole pages: the file was cut off")
+
+
+def check_contents(db: sqlite3.Connection, file: Path) -> None:
+    """Check what a store must have: identity, version, tables, books, and both ends of every class.
+
+    Raises:
+        DamagedStoreError: something of it is missing or cannot be read.
+    """
+    with translated(file):
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise DamagedStoreError(f"{file}: a database, but not an outbox (application id {application:#x})")
+        if not 1 <= version <= len(MIGRATIONS):
+            raise DamagedStoreError(f"{file}: schema version {version}; this program knows 1 to {len(MIGRATIONS)}")
+    if version == len(MIGRATIONS):
+        check_tables(db, file)
+
+
+def check_tables(db: sqlite3.Connection, file: Path) -> None:
+    """Check tables and books of a store of the present version; errors as `check_contents`."""
+    try:
+        with translated(file):
+            for name in ("meta", "totals"):
+                (verdict,) = db.execute(f"PRAGMA quick_check('{name}')").fetchone()
+                if verdict != "ok":
+                    raise DamagedStoreError(f"{file}: table {name}: {verdict}")
+            books = {name for (name,) in db.execute("SELECT class FROM totals WHERE rows >= 0 AND bytes >= 0")}
+            if books != set(TABLES):
+                raise DamagedStoreError(f"{file}: the books name the classes {sorted(books)}")
+            if db.execute("SELECT 1 FROM meta WHERE name = 'epoch' AND length(value) = 16").fetchone() is None:
+                raise DamagedStoreError(f"{file}: no epoch")
+            columns = ", ".join(COLUMNS)
+            for table in TABLES.values():
+                for order in ("ASC", "DESC"):
+                    db.execute(f"SELECT {columns} FROM {table} ORDER BY seq {order} LIMIT 1").fetchone()  # noqa: S608
+    except DamagedStoreError:
+        raise
+    except OutboxError as error:  # a missing table or column, or a sector that cannot be read
+        raise DamagedStoreError(str(error)) from error
+
+
+def deep_check(file: Path, begins: Callable[[sqlite3.Connection], bool]) -> str | None:
+    """Read the whole store; return what is wrong with it, or None. Takes time in proportion to the backlog.
+
+    `begins` receives the connection, so that another thread can `interrupt` it; it may answer that it is too late.
+    """
+    try:
+        db = sqlite3.connect(f"file:{file}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error:
+        return None  # gone or replaced meanwhile: whoever did that has checked what there is now
+    try:
+        if not begins(db):
+            return None
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        return str(error) if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else None
+    finally:
+        db.close()
+    return None if verdict == "ok" else str(verdict)
+
+
+def wal_is_lost(file: Path) -> bool:
+    """Tell whether the WAL is missing or has no valid header, so that what it held is gone.
+
+    SQLite takes such a WAL for an empty one and says nothing: committed rows vanish, and their numbers would be
+    given again. https://www.sqlite.org/fileformat2.html#walformat
+    """
+    try:
+        with side(file, "-wal").open("rb") as stream:
+            head = stream.read(32)
+    except OSError:
+        return True
+    if len(head) < 32:
+        return True
+    words = struct.unpack(">8I", head)
+    if words[0] not in _WAL_MAGIC or words[1] != _WAL_VERSION:
+        return True
+    return _wal_checksum(head[:24], ">" if words[0] & 1 else "<") != words[6:8]
+
+
+def _wal_checksum(data: bytes, order: str) -> tuple[int, int]:
+    first = second = 0
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
+    return first, second
+
+
+def quarantine(file: Path) -> Path:
+    """Rename a damaged store and what belongs to it; the last one put aside is replaced. Returns the new name.
+
+    Raises:
+        OutboxError: it cannot be renamed.
+    """
+    aside = quarantined_name(file)
+    try:
+        for end in ("", *SIDES):
+            side(aside, end).unlink(missing_ok=True)
+        for end in ("", *SIDES):  # the file first: a WAL without its file is ignored, a file without its WAL is not
+            if side(file, end).exists():
+                side(file, end).rename(side(aside, end))
+        sync_directory(file.parent)
+    except OSError as error:
+        raise OutboxError(
+            f"{file}: damaged, and cannot be renamed: {error.strerror}: make {file.parent} writable, "
+            "or move the file away"
+        ) from error
+    return aside
+
+
+def quarantined_name(file: Path) -> Path:
+    """Return the name under which a damaged store is kept."""
+    return file.with_name(f"{file.name}.quarantined")
+
+
+def side(file: Path, end: str) -> Path:
+    """Return the name of a file that stands beside the store, as `outbox.db-wal`."""
+    return file.with_name(file.name + end)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,272 @@
+"""Opens the store, whatever state the file is in: used, absent, damaged, or without its WAL.
+
+A store that is damaged never stops the gateway and is never replaced by memory: it is put aside, a new file with a new
+epoch begins, and a notice in it says so. Start-up reads a few pages, however long the backlog is.
+"""
+
+import fcntl
+import os
+import resource
+import secrets
+import sqlite3
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from gateway.errors import OutboxError
+from gateway.outbox.ages import AgeClock, Clocks, SavedAge
+from gateway.outbox.ballast import Ballast
+from gateway.outbox.damage import (
+    SIDES,
+    check_contents,
+    check_header,
+    check_tables,
+    quarantine,
+    side,
+    sync_directory,
+    wal_is_lost,
+)
+from gateway.outbox.database import CONNECTION_PRAGMAS, Database
+from gateway.outbox.faults import DamagedStoreError, StoreFaultError, StoreFullError, translated, unreadable
+from gateway.outbox.reserve import Reserve
+from gateway.outbox.schema import APPLICATION_ID, PAGE_BYTES, migrate
+from gateway.wire.messages import CLASSES, Notice
+from gateway.wire.times import rfc3339
+
+log = structlog.get_logger()
+
+LOST_WAL_JUMP: Final = 1 << 24
+"""Numbers left out when a WAL was lost: more than any WAL holds rows, so that none of them is given twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open store and what there is to say about its opening."""
+
+    database: Database
+    age: AgeClock
+    notices: tuple[Notice, ...]
+    quarantined: Path | None
+    unclean: bool  # not closed properly: worth a deep check
+
+
+def prepare_directory(file: Path) -> None:
+    """Make the directory of the store, for its owner alone.
+
+    Raises:
+        OutboxError: it cannot be made or written to.
+    """
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutboxError(
+            f"{file.parent}: cannot be made: {error.strerror}: set outbox.file or "
+            "gateway.state_directory to a place the gateway may write to"
+        ) from error
+    probe = side(file, f".{os.getpid()}.probe")
+    try:
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC: the ballast may still help
+            return
+        raise OutboxError(
+            f"{file.parent}: not writable: {error.strerror}: give the directory to the user the "
+            "gateway runs as, or mount its file system for writing"
+        ) from error
+
+
+def lock_store(file: Path) -> int:
+    """Keep other processes from opening the same store; the lock lives as long as the descriptor.
+
+    Raises:
+        OutboxError: another outbox has it, or the lock file cannot be made.
+    """
+    name = side(file, ".lock")
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OutboxError(f"{name}: {error.strerror}: make {file.parent} writable for the gateway's user") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise OutboxError(
+            f"{file}: in use by another gateway: stop that one first, or give this one its own file"
+        ) from error
+    return descriptor
+
+
+def open_store(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
+    """Open the store, making or replacing it where needed.
+
+    Raises:
+        OutboxError: neither the old store nor a new one can be opened.
+    """
+    if not file.exists():
+        return _create(file, page_limit, clocks, ballast)
+    try:
+        return _open_with_ballast(file, page_limit, clocks, ballast)
+    except DamagedStoreError as error:
+        reason = str(error)
+    return replace_store(file, reason, page_limit, clocks, ballast)
+
+
+def replace_store(file: Path, reason: str, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
+    """Put a damaged store aside and begin a new one.
+
+    Raises:
+        OutboxError: the old one cannot be renamed, or no new one be made.
+    """
+    aside = quarantine(file)
+    log.error("store_quarantined", file=str(file), aside=str(aside), reason=reason)
+    notice = Notice(
+        code="store_quarantined",
+        severity="error",
+        detail=f"{reason}; kept as {aside.name}, records in it were not delivered; a new epoch begins",
+        at=rfc3339(clocks.wall_ns()),
+    )
+    opened = _create(file, page_limit, clocks, ballast)
+    return replace(opened, notices=(notice, *opened.notices), quarantined=aside)
+
+
+def _open_with_ballast(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
+    """Open an existing store; on a full disk the ballast is given up for the few pages this takes."""
+    try:
+        return _open(file, page_limit, clocks)
+    except (StoreFullError, StoreFaultError) as error:
+        if unreadable(error):
+            raise DamagedStoreError(str(error)) from error
+        if not ballast.release():
+            raise
+    return _open(file, page_limit, clocks)
+
+
+def _open(file: Path, page_limit: int, clocks: Clocks) -> Opened:
+    check_header(file)
+    lost_wal = wal_is_lost(file)
+    unclean = side(file, "-wal").exists()
+    reserve = Reserve(file)
+    try:
+        db = _connect(file)
+    except OutboxError:
+        reserve.close()
+        raise
+    try:
+        with translated(file):
+            for pragma in CONNECTION_PRAGMAS:
+                db.execute(pragma)
+        check_contents(db, file)
+        with translated(file):
+            migrate(db)
+            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise OutboxError(f"{file}: its file system does not allow a write-ahead log: move it to a local disk")
+            db.execute(f"PRAGMA max_page_count = {page_limit}")
+            meta: dict[str, str] = dict(db.execute("SELECT name, value FROM meta"))
+        check_tables(db, file)
+        database = Database(db, reserve, file, epoch=meta["epoch"], page_limit=page_limit)
+        age = AgeClock(_saved_age(meta), clocks)
+        notices = _mark_in_use(database, age, clocks, rolled_back=lost_wal and meta.get("in_use") == "1")
+    except (OutboxError, sqlite3.Error):
+        db.close()
+        reserve.close()
+        raise
+    return Opened(database, age, notices, None, unclean)
+
+
+def _mark_in_use(database: Database, age: AgeClock, clocks: Clocks, *, rolled_back: bool) -> tuple[Notice, ...]:
+    """Write into the file itself, past the WAL, that a WAL belongs to it from now on."""
+    notices: tuple[Notice, ...] = ()
+    with database.transaction():
+        if rolled_back:
+            for name in CLASSES:
+                database.advance(name, database.held[name].highest + LOST_WAL_JUMP)
+            notices = (
+                Notice(
+                    code="store_rolled_back",
+                    severity="error",
+                    detail=f"the write-ahead log was lost; {LOST_WAL_JUMP} numbers of every class are left out",
+                    at=rfc3339(clocks.wall_ns()),
+                ),
+            )
+        database.remember("in_use", "1")
+        remember_age(database, age)
+    if rolled_back:
+        log.error("store_rolled_back", file=str(database.file), skipped=LOST_WAL_JUMP)
+    database.checkpoint()
+    return notices
+
+
+def remember_age(database: Database, age: AgeClock) -> None:
+    """Write the store's clock down, inside a transaction."""
+    database.remember("age", msgspec.json.encode(age.save()).decode())
+
+
+def close_store(database: Database, age: AgeClock) -> None:
+    """Write everything into the file and leave no WAL behind."""
+    with database.transaction():
+        database.remember("in_use", "0")
+        remember_age(database, age)
+    database.checkpoint("TRUNCATE")
+    database.close()
+
+
+def _create(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
+    """Make a new store under another name and rename it, so that a half-made one is never taken for damage."""
+    try:
+        _make(file)
+    except (StoreFullError, StoreFaultError):
+        if not ballast.release():
+            raise
+        _make(file)
+    opened = _open(file, page_limit, clocks)
+    log.info("store_created", file=str(file), epoch=opened.database.epoch)
+    return replace(opened, unclean=False)
+
+
+def _make(file: Path) -> None:
+    fresh = side(file, ".new")
+    try:
+        for name in (fresh, *(side(fresh, end) for end in SIDES), *(side(file, end) for end in SIDES)):
+            name.unlink(missing_ok=True)
+        os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with translated(fresh):
+            db = _connect(fresh)
+            try:
+                db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                migrate(db)
+                db.execute("INSERT INTO meta VALUES ('epoch', ?)", (secrets.token_hex(8),))
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                db.close()
+        fresh.rename(file)
+        sync_directory(file.parent)
+    except OSError as error:
+        raise OutboxError(f"{file}: cannot be made: {error.strerror}: make {file.parent} writable") from error
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    with translated(file):
+        db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=1.0, cached_statements=256)
+    db.row_factory = None
+    return db
+
+
+def _saved_age(meta: dict[str, str]) -> SavedAge | None:
+    try:
+        return msgspec.json.decode(meta["age"], type=SavedAge)
+    except (KeyError, msgspec.DecodeError):
+        return None
+
+
+def process_page_limit() -> int:
+    """Return how many pages RLIMIT_FSIZE allows: beyond it SQLite sees an I/O error, not a full disk."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return 0x7FFFFFFE if soft == resource.RLIM_INFINITY else max(16, soft // PAGE_BYTES - 1)

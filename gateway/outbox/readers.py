@@ -1,0 +1,109 @@
+"""Reading beside the writer: connections that cannot write, and therefore never checkpoint."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from gateway.errors import OutboxError
+from gateway.outbox.faults import StoreFaultError, translated
+from gateway.outbox.schema import TABLES
+from gateway.values import Stored
+from gateway.wire.messages import RecordClass
+
+_IDLE: Final = 4
+_PRAGMAS: Final = ("PRAGMA mmap_size = 0", "PRAGMA query_only = ON", "PRAGMA cache_size = -2048")
+
+
+class Readers:
+    """Read-only connections to one store, kept for whoever reads next; safe to use from any thread."""
+
+    def __init__(self, file: Path, epoch: str) -> None:
+        self.epoch = epoch
+        self._file = file
+        self._lock = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+
+    def rows(
+        self, record_class: RecordClass, after_seq: int, up_to: int, max_records: int, max_bytes: int
+    ) -> tuple[int, list[Stored]]:
+        """Return the lowest number present and the rows above `after_seq`, at least one if there is any.
+
+        Raises:
+            DamagedStoreError: the file cannot be understood.
+            StoreFaultError: the disk failed, or the store was replaced or closed meanwhile.
+        """
+        table = TABLES[record_class]
+        found: list[Stored] = []
+        size = 0
+        with self._borrow() as db, translated(self._file):
+            db.execute("BEGIN")  # both answers from one moment
+            try:
+                (base,) = db.execute(f"SELECT min(seq) FROM {table}").fetchone()  # noqa: S608  # own names only
+                cursor = db.execute(
+                    f"SELECT seq, kind, recorded_at_ns, body, blob FROM {table} "  # noqa: S608
+                    "WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+                    (after_seq, up_to, max_records),
+                )
+                for row in cursor:
+                    stored = Stored(*row)
+                    size += len(stored.body) + len(stored.blob)
+                    if found and size > max_bytes:
+                        break
+                    found.append(stored)
+                cursor.close()
+            finally:
+                db.execute("COMMIT")
+        return base or 0, found
+
+    def close(self) -> None:
+        """Close what is idle; what is in use closes when it comes back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for db in idle:
+            db.close()
+
+    @contextmanager
+    def _borrow(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._closed:
+                raise StoreFaultError(f"{self._file}: the store was closed")
+            idle = self._idle.pop() if self._idle else None
+        db = idle if idle is not None else self._connect()
+        try:
+            yield db
+        except OutboxError:
+            db.close()
+            raise
+        self._give_back(db)
+
+    def _give_back(self, db: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < _IDLE:
+                self._idle.append(db)
+                return
+        db.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        with translated(self._file):
+            db = connect_read_only(self._file)
+            found = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
+        if found is None or found[0] != self.epoch:
+            db.close()
+            raise StoreFaultError(f"{self._file}: the store was replaced meanwhile")
+        return db
+
+
+def connect_read_only(file: Path, options: Mapping[str, str] | None = None) -> sqlite3.Connection:
+    """Open a connection that cannot write; sqlite3 errors pass."""
+    words = "&".join(f"{key}={value}" for key, value in {"mode": "ro", **(options or {})}.items())
+    db = sqlite3.connect(
+        f"{file.absolute().as_uri()}?{words}", uri=True, isolation_level=None, check_same_thread=False, timeout=5.0
+    )
+    for pragma in _PRAGMAS:
+        db.execute(pragma)
+    return db

@@ -1,0 +1,91 @@
+"""Room on the disk: when to checkpoint, and what to do when there is none."""
+
+from typing import Final
+
+import structlog
+
+from gateway.outbox.ballast import Ballast
+from gateway.outbox.database import Database
+from gateway.outbox.faults import StoreFullError
+from gateway.outbox.quota import Quotas
+from gateway.outbox.stats import Tally
+from gateway.wire.messages import CLASSES
+
+log = structlog.get_logger()
+
+CHECKPOINT_PAGES: Final = 1000
+PINNED_PAGES: Final = 16 * CHECKPOINT_PAGES
+"""A WAL that could not be emptied for so long is worth a warning: somebody keeps a transaction open."""
+
+
+class Space:
+    """Keeps WAL and file within bounds. Belongs to the writer thread."""
+
+    def __init__(
+        self, database: Database, quotas: Quotas, ballast: Ballast, tally: Tally, checkpoint_pages: int
+    ) -> None:
+        self._database = database
+        self._quotas = quotas
+        self._ballast = ballast
+        self._tally = tally
+        self._checkpoint_pages = self._checkpoint_due = checkpoint_pages
+        self._pinned = False
+
+    def meet_full_disk(self, error: StoreFullError) -> bool:
+        """Stop growing, give up the ballast and empty the WAL; True when that may have helped.
+
+        Where only the page quota is exhausted nothing of this helps, and nothing is done.
+        """
+        if self._database.at_page_limit():
+            return False
+        self.note_full_disk(error)
+        released = self._ballast.release()
+        try:
+            # Emptied, the WAL is written again from its beginning: no new blocks are needed from here on.
+            emptied = self._database.checkpoint("RESTART")
+        except StoreFullError:
+            emptied = False
+        self._database.freeze()
+        return released or emptied
+
+    def note_full_disk(self, error: StoreFullError) -> None:
+        """Say once that the disk is full."""
+        if not self._tally.disk_full:
+            self._tally.disk_full = True
+            log.error("disk_full_began", reason=str(error))
+
+    def may_give_up(self) -> bool:
+        """Tell whether there is anything that may be evicted to make room."""
+        held = self._database.committed
+        return any(held[name].rows for name in CLASSES if name != "critical" and self._quotas[name].on_full == "evict")
+
+    def take_back(self) -> bool:
+        """Make the ballast where it is missing; True when a full disk has room again."""
+        if not self._tally.disk_full:
+            self._ballast.restore()
+            return False
+        if not self._ballast.roomy() or not self._ballast.restore():
+            return False
+        self._database.thaw()
+        self._tally.disk_full = False
+        log.info("disk_full_ended")
+        return True
+
+    def checkpoint_if_due(self) -> None:
+        """Empty the WAL after the receipts are out, never inside a commit."""
+        pages = self._database.dirty_pages
+        # On a full disk the WAL must not grow: its blocks are all there are.
+        if not pages or (pages < self._checkpoint_due and not self._tally.disk_full):
+            return
+        try:
+            complete = self._database.checkpoint()
+        except StoreFullError as error:
+            self.meet_full_disk(error)
+            return
+        # A reader held the WAL: try again a good deal later, not after every commit.
+        self._checkpoint_due = self._checkpoint_pages + (0 if complete else pages)
+        if complete and self._pinned:
+            log.info("wal_released")
+        elif not complete and pages > PINNED_PAGES and not self._pinned:
+            log.warning("wal_pinned", pages=pages)
+        self._pinned = not complete and (self._pinned or pages > PINNED_PAGES)

@@ -1,0 +1,408 @@
+"""Store-and-forward: what was handed over is durable before anything else hears of it, and stays until acknowledged."""
+
+import functools
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from gateway.config import Outbox as OutboxSettings
+from gateway.errors import OutboxError, OutboxFullError
+from gateway.outbox.ages import Clocks
+from gateway.outbox.ballast import Ballast
+from gateway.outbox.damage import side
+from gateway.outbox.evictions import row_of
+from gateway.outbox.faults import DamagedStoreError, StoreFaultError
+from gateway.outbox.generation import Generation, Surroundings
+from gateway.outbox.mailbox import Done, Mailbox, Submission
+from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
+from gateway.outbox.quota import Amount, exceeds, page_quota, quotas_of
+from gateway.outbox.rates import seconds_until_full
+from gateway.outbox.space import CHECKPOINT_PAGES
+from gateway.outbox.stats import ClassStats, OutboxStats, Tally
+from gateway.outbox.writer import OnCommit, abandon, guarded
+from gateway.values import Entry, Receipt, StoredRun
+from gateway.wire.messages import Notice, RecordClass
+
+__all__ = ["ClassStats", "Outbox", "OutboxStats"]
+
+log = structlog.get_logger()
+
+OnNotice = Callable[[Notice], None]
+OnFailed = Callable[[OutboxError], None]
+
+UNCERTAIN_SECONDS: Final = 5.0
+"""How long a `put` whose time is over waits for a transaction that has begun."""
+
+
+class Outbox:
+    """The store. Every method may be called from any thread.
+
+    Life: `open`, then `submit` and `put`, `read` and `acknowledge`, at last `close`. After an I/O error the outbox is
+    `failed`: nothing more is acknowledged, `submit` and `put` raise at once, `on_failed` is called, and what was
+    accepted before stays in memory, in order. `reopen` opens the file again and stores it; an entry whose transaction
+    failed is looked up first, so that it is stored once whichever way that transaction ended. `close` instead gives
+    it up: producers are told through `abandoned`.
+
+    A damaged file never stops the outbox, at start or later: it is put aside, a new one with a new epoch begins, and
+    a notice in it says so.
+
+    Callbacks (`done`, `abandoned`, `on_commit`, `on_notice`, `on_failed`) run on the writer thread and should only
+    hand on; what they raise is logged. They must not call `close` or `reopen`.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        settings: OutboxSettings,
+        *,
+        clocks: Clocks,
+        on_notice: OnNotice | None,
+        on_commit: OnCommit | None,
+        on_failed: OnFailed | None,
+        lock: int,
+    ) -> None:
+        """Use `open`, which prepares the directory and takes the lock."""
+        self._file = file
+        self._clocks = clocks
+        self._on_notice = on_notice
+        self._on_failed = on_failed
+        self._lock = lock
+        self._lifecycle = threading.Lock()
+        self._quotas = quotas_of(settings)
+        self._page_limit = min(page_quota(self._quotas), process_page_limit())
+        self._ballast = Ballast(file, settings.ballast_bytes)
+        self._mailbox = Mailbox(settings.queue_entries)
+        self._tally = Tally.starting(clocks.uptime_ns())
+        self._surroundings = Surroundings(
+            quotas=self._quotas,
+            mailbox=self._mailbox,
+            ballast=self._ballast,
+            tally=self._tally,
+            clocks=clocks,
+            # Half of what a process may write into one file, where that is limited.
+            checkpoint_pages=min(CHECKPOINT_PAGES, process_page_limit() // 2),
+            on_commit=on_commit,
+        )
+        self._failure: OutboxError | None = None
+        self._closed = False
+        self._generation = self._begin(self._open_file())
+        self._thread = self._start_thread()
+
+    @classmethod
+    def open(
+        cls,
+        file: Path,
+        settings: OutboxSettings,
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+        clocks: Clocks | None = None,
+        on_notice: OnNotice | None = None,
+        on_commit: OnCommit | None = None,
+        on_failed: OnFailed | None = None,
+    ) -> "Outbox":
+        """Open the store and start its writer; takes no longer for a long backlog.
+
+        `on_commit` is told after each commit for which classes there are new rows. `clocks` replaces all the clocks,
+        `clock_ns` the wall clock alone.
+
+        Raises:
+            OutboxError: the directory or the disk does not allow it, or another process has the store.
+        """
+        prepare_directory(file)
+        lock = lock_store(file)
+        try:
+            return cls(
+                file,
+                settings,
+                clocks=clocks or Clocks(wall_ns=clock_ns),
+                on_notice=on_notice,
+                on_commit=on_commit,
+                on_failed=on_failed,
+                lock=lock,
+            )
+        except OutboxError:
+            os.close(lock)
+            raise
+
+    # ---- producers -------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        entries: Sequence[Entry],
+        done: Done | None = None,
+        *,
+        abandoned: Callable[[OutboxError], None] | None = None,
+    ) -> None:
+        """Hand entries over, to be stored in one transaction; wait while the queue is full.
+
+        `done` gets one receipt for each entry, in order, when they are durable. `abandoned` is called instead if the
+        outbox is closed before they could be stored. One of the two is certain unless the process dies.
+
+        Raises:
+            OutboxError: the outbox is closed or has failed, or the entries are more than a class may ever hold.
+        """
+        if entries:
+            self._mailbox.offer(self._submission(entries, done, abandoned), None)
+        elif done is not None:
+            done([])
+
+    def put(self, entries: Sequence[Entry], timeout: float | None = None) -> list[Receipt]:
+        """Store entries in one transaction and return when they are durable.
+
+        Raises:
+            OutboxFullError: not stored within `timeout` seconds, and taken back.
+            OutboxError: as `submit`; or closed meanwhile, nothing stored; or the transaction is still uncertain
+                when the time is over, which the message says.
+        """
+        if not entries:
+            return []
+        answers: queue.SimpleQueue[Sequence[Receipt] | OutboxError] = queue.SimpleQueue()
+        submission = self._submission(entries, answers.put, answers.put)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._mailbox.offer(submission, timeout)
+        try:
+            answer = answers.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            answer = self._take_back(submission, answers)
+        if isinstance(answer, OutboxError):
+            raise answer
+        return list(answer)
+
+    def _take_back(
+        self, submission: Submission, answers: "queue.SimpleQueue[Sequence[Receipt] | OutboxError]"
+    ) -> Sequence[Receipt] | OutboxError:
+        if self._mailbox.withdraw(submission):
+            return OutboxFullError("the entries could not be stored in time and were taken back")
+        try:
+            return answers.get(timeout=UNCERTAIN_SECONDS)
+        except queue.Empty:
+            return OutboxError("the transaction has begun and not ended: whether the entries are stored is uncertain")
+
+    def _submission(
+        self, entries: Sequence[Entry], done: Done | None, abandoned: Callable[[OutboxError], None] | None
+    ) -> Submission:
+        rows = [
+            (entry.record_class, row_of(entry.kind, entry.body, entry.recorded_at_ns, entry.blob)) for entry in entries
+        ]
+        counts: dict[RecordClass, list[int]] = {}
+        for record_class, row in rows:
+            count = counts.setdefault(record_class, [0, 0])
+            count[0] += 1
+            count[1] += row[0]
+        amounts = {name: Amount(*count) for name, count in counts.items()}
+        for name, amount in amounts.items():
+            if exceeds(self._quotas[name], amount):
+                raise OutboxError(
+                    f"{amount.rows} entries of class {name} ({amount.disk_bytes} bytes on disk) are more than the "
+                    f"class may hold: raise outbox.classes.{name}.max_bytes or max_rows, or hand over less at once"
+                )
+        return Submission(rows, amounts, done, abandoned)
+
+    # ---- the uplink ------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> str:
+        """The random name of the present file, 16 hexadecimal digits."""
+        return self._generation.database.epoch
+
+    def read(self, record_class: RecordClass, after_seq: int, max_records: int, max_bytes: int) -> StoredRun | None:
+        """Return rows above `after_seq` in order: at most so many, and so many bytes unless the first alone is more.
+
+        None when there are none; also when the file turns out to be damaged: the writer then begins a new one.
+
+        Raises:
+            OutboxError: the disk failed, or the outbox is closed.
+        """
+        while True:
+            generation = self._generation
+            try:
+                return generation.read(record_class, after_seq, max_records, max_bytes)
+            except DamagedStoreError as error:
+                if generation is self._generation:
+                    self._mailbox.report(error)
+                return None
+            except StoreFaultError:
+                if generation is self._generation:
+                    raise
+
+    def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
+        """Let the rows up to `mark` go; the writer deletes them in its own time, in slices.
+
+        Returns the mark in force. An acknowledgement for another epoch is counted and changes nothing.
+        """
+        generation = self._generation
+        below = generation.database.committed[record_class].lowest - 1
+        if epoch != generation.database.epoch:
+            self._tally.ignored_acks += 1
+            return below
+        if mark > below:
+            self._mailbox.acknowledge(record_class, mark)
+        return max(mark, below)
+
+    def heads(self) -> dict[RecordClass, tuple[int, int]]:
+        """Return the lowest number present and the highest ever given, by class; (n + 1, n) where there is no row."""
+        return {name: (held.lowest, held.highest) for name, held in self._generation.database.committed.items()}
+
+    # ---- the supervisor --------------------------------------------------------------------------
+
+    @property
+    def failed(self) -> bool:
+        """Whether the disk failed; only `reopen` helps."""
+        return self._failure is not None
+
+    def stats(self) -> OutboxStats:
+        """Return the figures of this moment, without reading the store."""
+        generation = self._generation
+        now_ns, now_ms = self._clocks.uptime_ns(), generation.age.now_ms()
+        classes: dict[RecordClass, ClassStats] = {}
+        for name, held in generation.database.committed.items():
+            quota, tally = self._quotas[name], self._tally.classes[name]
+            incoming, outgoing = tally.incoming.flow(now_ns), tally.outgoing.flow(now_ns)
+            classes[name] = ClassStats(
+                rows=held.rows,
+                disk_bytes=held.disk_bytes,
+                max_rows=quota.max_rows,
+                max_bytes=quota.max_bytes,
+                lowest=held.lowest,
+                highest=held.highest,
+                oldest_age_seconds=None if held.oldest_ms is None else (now_ms - held.oldest_ms) / 1000,
+                enqueued=tally.enqueued,
+                acknowledged=tally.acknowledged,
+                evicted=tally.evicted,
+                incoming=incoming,
+                outgoing=outgoing,
+                full_in_seconds=seconds_until_full(quota, held, incoming, outgoing),
+                refusing=name in self._tally.refusing,
+            )
+        return OutboxStats(
+            epoch=generation.database.epoch,
+            classes=classes,
+            file_bytes=size_of(self._file),
+            wal_bytes=size_of(side(self._file, "-wal")),
+            queued_entries=self._mailbox.waiting,
+            parked_entries=self._mailbox.parked,
+            commits=self._tally.commits,
+            ignored_acks=self._tally.ignored_acks,
+            quarantined=self._tally.quarantined,
+            disk_full=self._tally.disk_full,
+            ballast=self._ballast.present,
+            failed=self._failure is not None,
+            failure=None if self._failure is None else str(self._failure),
+        )
+
+    def reopen(self) -> None:
+        """Open the file again after a failure, and store what was waiting. Does nothing to an outbox that works.
+
+        Raises:
+            OutboxError: it cannot be opened yet, or the outbox is closed; what is waiting stays.
+        """
+        with self._lifecycle:
+            if self._closed:
+                raise OutboxError("the outbox is closed")
+            if self._failure is None:
+                return
+            self._thread.join()
+            broken = self._generation
+            opened = self._open_file()
+            # What a failed sync left in the page cache may look stored and not be: it is once it was written again.
+            if not opened.database.checkpoint("FULL"):
+                opened.database.let_go()
+                raise OutboxError(f"{self._file}: another program is reading it: close that first")
+            self._mailbox.resume()
+            self._generation = self._begin(opened)
+            broken.hand_over(self._mailbox, self._generation.database)
+            self._failure = None
+            self._thread = self._start_thread()
+            log.info("outbox_reopened", epoch=self.epoch, waiting=self._mailbox.waiting)
+
+    def close(self, timeout_seconds: float = 60.0) -> None:
+        """Store what is waiting, write everything into the file and close it. May be called again.
+
+        What cannot be stored (a class that refuses is full, the disk is full or broken) is given up. A disk that does
+        not answer for `timeout_seconds` is left behind; nothing was acknowledged that is not durable.
+        """
+        with self._lifecycle:
+            if self._closed:
+                return
+            self._closed = True
+            self._mailbox.close()
+            self._thread.join(timeout_seconds)
+            if self._thread.is_alive():
+                log.error("outbox_close_timed_out", waiting=self._mailbox.waiting)
+                return
+            left = [*self._generation.leftovers(self._mailbox), *self._mailbox.empty()]
+            abandon(left, self._mailbox, str(self._failure or "the outbox is closed"))
+            os.close(self._lock)
+
+    # ---- the writer thread -----------------------------------------------------------------------
+
+    def _open_file(self) -> Opened:
+        return open_store(self._file, self._page_limit, self._clocks, self._ballast)
+
+    def _begin(self, opened: Opened) -> Generation:
+        """Take an open store into use and tell what happened to the last one."""
+        generation = Generation(opened, self._surroundings)
+        if opened.quarantined is not None:
+            self._tally.quarantined += 1
+        for notice in opened.notices:
+            row = row_of("notice", notice, self._clocks.wall_ns())
+            self._mailbox.prepend(Submission([("critical", row)], {"critical": Amount(1, row[0])}, None))
+            if self._on_notice is not None:
+                guarded(functools.partial(self._on_notice, notice))
+        return generation
+
+    def _start_thread(self) -> threading.Thread:
+        # A daemon: an interpreter that ends without `close` does not wait for a disk.
+        thread = threading.Thread(target=self._work, name="outbox-writer", daemon=True)
+        thread.start()
+        return thread
+
+    def _work(self) -> None:
+        self._mailbox.owned_by(threading.get_ident())
+        while True:
+            generation = self._generation
+            try:
+                generation.work(self._mailbox)
+                return
+            except DamagedStoreError as error:
+                failure: OutboxError = error
+            except OutboxError as error:
+                self._fail(generation, error)
+                return
+            except Exception as error:  # this is where the thread is supervised
+                log.exception("outbox_writer_crashed")
+                self._fail(generation, OutboxError(f"the writer crashed: {type(error).__name__}: {error}"))
+                return
+            try:
+                self._replace(generation, failure)
+            except OutboxError as error:
+                self._fail(generation, error)
+                return
+
+    def _replace(self, broken: Generation, error: OutboxError) -> None:
+        broken.release()
+        opened = replace_store(self._file, str(error), self._page_limit, self._clocks, self._ballast)
+        self._generation = self._begin(opened)
+        broken.hand_over(self._mailbox, opened.database)
+
+    def _fail(self, generation: Generation, error: OutboxError) -> None:
+        self._failure = error
+        self._mailbox.fail(f"the outbox has failed: {error}")
+        generation.release()
+        log.error("outbox_failed", file=str(self._file), reason=str(error))
+        if self._on_failed is not None:
+            guarded(functools.partial(self._on_failed, error))
+
+
+def size_of(file: Path) -> int:
+    """Return the size of a file in bytes, 0 when it is not there."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
