@@ -1,0 +1,248 @@
+"""`process-anomaly`: a slow value (temperature, pressure, flow, load) does not behave as it did.
+
+Each channel by itself: 32 samples, in spreads of that channel's own slow baseline. The network was shown troubled
+series and asked for the healthy ones; what it answers is what a healthy source would have shown, and the largest
+difference to what is seen is the score, in spreads.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_bridge.training import judge, network, release
+from cloud_bridge.training.card import Prose, card
+from cloud_bridge.training.features import against, baselines, standardised
+from cloud_bridge.training.flatbuffer import dense_network
+from cloud_bridge.training.quantize import to_int8
+from cloud_bridge.training.recipes.recipe import Figures, Recipe
+from cloud_bridge.training.runner import Runner
+from cloud_bridge.training.synth import loops
+from gateway.wire.manifest import (
+    Constraints,
+    Lineage,
+    ModelManifest,
+    Quality,
+    Reconstruction,
+    Standardised,
+    WindowInput,
+)
+
+NAME: Final = "process-anomaly"
+VERSION: Final = "1.0.0"
+SUMMARY: Final = "Anomalies in slow values, each channel by itself: temperature, pressure, flow, load"
+RELEASED_AT: Final = "2026-11-21T00:00:00Z"
+FILE: Final = "process-anomaly-int8.tflite"
+
+WINDOW: Final = 32
+HOP: Final = 8
+FEATURES: Final = Standardised(baseline_windows=128, floor=0.2, clip=8.0)
+
+HIDDEN: Final = (64, 12, 64)
+EPOCHS: Final = 40
+SEED: Final = 20261121
+FALSE_ALARMS: Final = 0.0005
+MARGIN: Final = 1.1
+
+SAMPLES: Final = 2400
+TRAIN_SERIES, VALIDATION_SERIES, TEST_SERIES = 250, 200, 200
+TROUBLED_SAMPLES: Final = 1500
+TROUBLED_SEEN, TROUBLED_HELD = 900, 360
+STRENGTH: Final = (5.0, 14.0)  # spreads of the baseline
+TELLING: Final = 3.0  # a window is anomalous when its worst sample is so many spreads off
+_TRAIN, _VALIDATION, _TEST, _TROUBLED_SEEN, _TROUBLED_HELD = range(5)
+
+FIVE_MINUTES_A_DAY: Final = 288
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """The windows of one channel around something wrong."""
+
+    kind: loops.Trouble
+    seen: Array  # (windows, 32)
+    clean: Array  # what would have been seen, against the same baselines
+    telling: NDArray[np.bool_]  # (windows,)
+
+
+def train(share: float) -> release.Release:
+    """Make the release."""
+    rows = np.concatenate(normal(_TRAIN, _count(TRAIN_SERIES, share)))
+    episodes = troubled(_TROUBLED_SEEN, _count(TROUBLED_SEEN, share))
+    seen = np.concatenate([rows, *(episode.seen for episode in episodes)])
+    wanted = np.concatenate([rows, *(episode.clean for episode in episodes)])
+    layers = network.train_restorer(seen, wanted, hidden=HIDDEN, epochs=EPOCHS, seed=SEED)
+    float_model = dense_network(layers, f"{NAME} {VERSION}")
+    whole_range = np.random.default_rng(SEED).uniform(-FEATURES.clip, FEATURES.clip, (100, WINDOW)).astype(np.float32)
+    calibration = np.concatenate([rows[::100], seen[len(rows) :: 30], whole_range])
+    int8_model = to_int8(float_model, "features", [row[None] for row in calibration])
+    validation = np.concatenate(normal(_VALIDATION, _count(VALIDATION_SERIES, share)))
+    thresholds = [
+        judge.threshold_for(score(Runner(model), validation), FALSE_ALARMS, MARGIN) for model in (float_model, int8_model)
+    ]
+    held = _Held(share)
+    figures = [held.figures(model, at) for model, at in zip((float_model, int8_model), thresholds, strict=True)]
+    return _release(int8_model, round(thresholds[1], 4), figures, held, seen)
+
+
+def evaluate(model: bytes, manifest: ModelManifest, share: float) -> Figures:
+    """Judge a model on the held-back series at the manifest's threshold."""
+    assert isinstance(manifest.output, Reconstruction)
+    return _Held(share).figures(model, manifest.output.threshold)
+
+
+def score(runner: Runner, rows: Array) -> judge.Scores:
+    """Return the anomaly score of each row: the largest difference, in spreads."""
+    return np.abs(rows.astype(np.float64) - runner.rows(rows)).max(axis=1)
+
+
+def windows(series: NDArray[np.float64]) -> Array:
+    """Return what the model sees of one channel (n,), from its first sample on."""
+    return standardised(series, WINDOW, HOP, FEATURES)
+
+
+def normal(stream: int, count: int) -> list[Array]:
+    """Return the windows of healthy series, of all kinds in turn; the start with a short baseline is part of it."""
+    rows: list[Array] = []
+    for number in range(count):
+        random = np.random.default_rng([SEED, stream, number])
+        rows.append(windows(loops.KINDS[number % len(loops.KINDS)](SAMPLES, random)))
+    return rows
+
+
+def troubled(stream: int, count: int) -> list[Episode]:
+    """Return series of a plant with something wrong in each, of all kinds in turn."""
+    return [_episode(stream, number) for number in range(count)]
+
+
+def _episode(stream: int, number: int) -> Episode:
+    random = np.random.default_rng([SEED, stream, number])
+    source = loops.PLANT[number % len(loops.PLANT)]
+    kind = loops.TROUBLES[number // len(loops.PLANT) % len(loops.TROUBLES)]
+    series = source(TROUBLED_SAMPLES, random)
+    at = int(random.integers(1000, TROUBLED_SAMPLES - 150))
+    before = series[at - 900 : at]
+    spread = max(1.4826 * float(np.median(np.abs(before - np.median(before)))), FEATURES.floor)
+    wrong = loops.trouble(series, kind, at, spread, random.uniform(*STRENGTH), random)
+    baseline = baselines(wrong.series, WINDOW, HOP, FEATURES)
+    seen = against(wrong.series, baseline, WINDOW, HOP, FEATURES)
+    clean = against(wrong.clean, baseline, WINDOW, HOP, FEATURES)
+    around = slice(max((at - WINDOW) // HOP, 0), wrong.end // HOP + 1)
+    telling = np.abs(seen - clean).max(axis=1) >= TELLING
+    return Episode(kind, seen[around], clean[around], telling[around])
+
+
+class _Held:
+    """The held-back split, made once."""
+
+    def __init__(self, share: float) -> None:
+        self.normal = normal(_TEST, _count(TEST_SERIES, share))
+        self.episodes = troubled(_TROUBLED_HELD, _count(TROUBLED_HELD, share))
+
+    def figures(self, model: bytes, threshold: float) -> Figures:
+        runner = Runner(model)
+        healthy = [score(runner, rows) for rows in self.normal]
+        scores = [score(runner, episode.seen) for episode in self.episodes]
+        telling = [s[episode.telling] for s, episode in zip(scores, self.episodes, strict=True)]
+        everything = judge.judge(np.concatenate(healthy), np.concatenate(telling), threshold)
+        false = sum(len(judge.alarms(s, threshold)) for s in healthy)
+        days = sum(len(s) for s in healthy) * HOP / FIVE_MINUTES_A_DAY
+        figures = {
+            "AUC, windows": everything.auc,
+            "F1, windows": everything.f1,
+            "recall, windows": everything.recall,
+            "false alarms per 1000 healthy windows": 1000 * everything.false_alarm_rate,
+            "false alarms per day and channel, a reading in five minutes": false / days,
+        }
+        for kind in loops.TROUBLES:
+            of_kind = [s for s, episode in zip(scores, self.episodes, strict=True) if episode.kind == kind]
+            found = [bool((s >= threshold).any()) for s in of_kind]
+            figures[f"episodes found, {kind}"] = sum(found) / max(len(found), 1)
+        return figures
+
+
+def _release(
+    model: bytes, threshold: float, figures: list[Figures], held: _Held, trained_on: Array
+) -> release.Release:
+    count = sum(len(rows) for rows in held.normal)
+    split = f"{count} healthy windows of {len(held.normal)} series and {len(held.episodes)} troubled series"
+    quality = tuple(
+        Quality(metric=name, float_value=round(value, 4), shipped_value=round(figures[1][name], 4), split=split)
+        for name, value in figures[0].items()
+    )
+    release.require_quality(quality)
+    spike = next(e for e in held.episodes if e.kind == "level-shift" and e.telling.any())
+    golden, files = release.golden_of(
+        model, {"healthy": held.normal[0][50:51], "level-shift": spike.seen[spike.telling][:1]}, tolerance=2
+    )
+    manifest = ModelManifest(
+        name=NAME,
+        version=VERSION,
+        summary=SUMMARY,
+        released_at=RELEASED_AT,
+        artefacts=(release.artefact_of(FILE, model),),
+        input=WindowInput(samples=WINDOW, hop_samples=HOP, rate_hz=1.0, features=FEATURES, per_channel=True),
+        output=Reconstruction(threshold=threshold, error="max"),
+        golden=golden,
+        quality=quality,
+        constraints=Constraints(memory_bytes=1 << 20, latency_target_ms=5.0),
+        lineage=Lineage(
+            recipe="cloud_bridge/training/recipes/process.py",
+            data="synthetic process loops and computers, cloud_bridge/training/synth/loops.py",
+            data_sha256=release.digest(trained_on.astype("<f4").tobytes()),
+            licence="Apache-2.0",
+        ),
+    )
+    return release.Release(manifest, {FILE: model, **files, release.CARD_FILE: card(manifest, _PROSE)})
+
+
+def _count(full: int, share: float) -> int:
+    return max(round(full * share), 36)
+
+
+_PROSE: Final = Prose(
+    what=(
+        "Tells whether a slow value behaves as it did in the hours before: spikes, level shifts, drifts, oscillations "
+        "and bursts of noise. It looks at each channel by itself and knows nothing of its unit or its usual level."
+    ),
+    use=(
+        "Any number of channels at any even rate from ten readings a second to one in several minutes. A window is 32 "
+        "readings; the baseline is the 1,040 readings before it (three and a half days at one in five minutes, a "
+        "quarter of an hour at one a second), so it should cover at least one cycle of what repeats. Spreads below 0.2 "
+        "are taken as 0.2, so give values in a unit in which 0.2 is unimportant: °C, percent, kPa rather than bar. On "
+        "the machine's own load for each core that means an alarm for near-full load after idling, not for every job."
+    ),
+    data=(
+        "Made by the recipe: temperatures, pressures and flows with daily cycles, set point steps through a lag, AR(1) "
+        "and sensor noise, coarse steps; loads with bursts of jobs through the kernel's exponential average; memory "
+        "that creeps, jumps and is collected. Troubles are put into the plant's series at 5 to 14 spreads of the "
+        "baseline. Every series is drawn anew; no series is in two splits. Nothing was downloaded and nothing "
+        "measured was used."
+    ),
+    training=(
+        "Dense network 32-64-12-64-32 with scikit-learn, seed fixed, trained to answer the healthy series when shown "
+        "the troubled one (healthy windows answer themselves); the score is the largest difference, in spreads. "
+        "Written as TFLite by the project's own writer; full int8 with litert-quantizer, calibrated over the whole "
+        "range. The threshold is the score that 0.05 % of the healthy validation windows reach, times 1.1, for float "
+        "and int8 each on their own scores. Windows with a short baseline after the start are part of all splits."
+    ),
+    limits=(
+        "A stuck sensor is not seen (episodes found: next to 0): a flat line is what many healthy coarse sensors "
+        "show. The source's own check for silence is there for that.",
+        "A change of set point far outside of the baseline is an alarm: the model cannot know that it was wanted.",
+        "After a level shift the alarm lasts until the new level is more than half of the baseline.",
+        "A drift slower than the baseline is followed, not reported.",
+        "What repeats more slowly than the baseline (a week, a batch) looks like a drift.",
+    ),
+    beside="",
+    reproduce=(
+        "`OMP_NUM_THREADS=1 python -m cloud_bridge.training train process-anomaly --out DIR`, then "
+        "`python -m cloud_bridge.training evaluate process-anomaly`. The float weights depend in their last bits on "
+        "the processor's linear algebra, so the digest is the same only on the same kind of processor; the figures "
+        "agree within a few thousandths."
+    ),
+)
+
+RECIPE: Final = Recipe(NAME, VERSION, SUMMARY, train, evaluate)
