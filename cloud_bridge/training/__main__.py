@@ -53,7 +53,9 @@ def train(name: str, out: Path, share: float, *, as_json: bool) -> None:
 
 @main.command()
 @name_argument
-@click.option("--release", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its directory.")
+@click.option(
+    "--release", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its directory."
+)
 @share_option
 @json_option
 def evaluate(name: str, place: Path | None, share: float, *, as_json: bool) -> None:

@@ -65,6 +65,9 @@ def _facts(manifest: ModelManifest) -> str:
 
 
 def _table(figures: Sequence[Quality]) -> str:
-    rows = ["| figure | float | int8, as shipped | split |", "| --- | --- | --- | --- |"]
-    rows += [f"| {q.metric} | {q.float_value:.4f} | {q.shipped_value:.4f} | {q.split} |" for q in figures]
-    return "\n".join(rows)
+    blocks = []
+    for split in dict.fromkeys(figure.split for figure in figures):
+        rows = [f"Split: {split}.", "", "| figure | float | int8, as shipped |", "| --- | --- | --- |"]
+        rows += [f"| {q.metric} | {q.float_value:.4f} | {q.shipped_value:.4f} |" for q in figures if q.split == split]
+        blocks.append("\n".join(rows))
+    return "\n\n".join(blocks)

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from cloud_bridge.training.flatbuffer import head_tensors, prepared_for_quantization
 from cloud_bridge.training.quantize import to_int8
-from cloud_bridge.training.runner import Runner
 
 LOGIT_RANGE: Final = (-8.0, 4.0)
-"""Logits outside say 0.0003 or 0.98 either way. Uncut, the sure background (-20) takes the steps from what is unsure."""
+"""Beyond it a class is sure (0.0003, 0.98). Uncut, the logits of empty places (-20) coarsen the steps of all others."""
 
 ENCODING_RANGE: Final = (-16.0, 16.0)
 """Encodings of boxes that hold nothing reach -80; those of boxes with a score above 0.2 stay within 13."""
@@ -47,6 +46,7 @@ class Agreement:
     mean_score: float  # of the reference's boxes that were matched
     mean_score_candidate: float
     boxes: int  # the reference's at or above the threshold
+    unconfirmed: int  # of both together, those that count against `f1_with_slack`
 
 
 def quantized(
@@ -62,15 +62,9 @@ def quantized(
         input_name: of the graph.
     """
     prepared = prepared_for_quantization(model)
-    limits = {name: ENCODING_RANGE for name in head_tensors(prepared, boxes)}
-    limits |= {name: LOGIT_RANGE for name in head_tensors(prepared, logits)}
+    limits = dict.fromkeys(head_tensors(prepared, boxes), ENCODING_RANGE)
+    limits |= dict.fromkeys(head_tensors(prepared, logits), LOGIT_RANGE)
     return _without_idle_buffers(to_int8(prepared, input_name, samples, limits))
-
-
-def golden_tensors(model: bytes, sample: NDArray[np.float32]) -> tuple[bytes, bytes]:
-    """Run one prepared input; return the input and the outputs as raw little-endian tensors, in the graph's order."""
-    given, answers = Runner(model).raw(sample)
-    return _little_endian(given), b"".join(_little_endian(answer) for answer in answers)
 
 
 def agreement(
@@ -84,20 +78,24 @@ def agreement(
         threshold: the score from which a box counts.
         slack: how far below the threshold the partner of a box may be for `f1_with_slack`.
     """
-    frames = list(zip(reference, candidate, strict=True))
-    strict_pairs = [pair for ours, theirs in frames for pair in matches(at_least(ours, threshold), at_least(theirs, threshold))]
-    ours_total = sum(len(at_least(ours, threshold)) for ours, _ in frames)
-    theirs_total = sum(len(at_least(theirs, threshold)) for _, theirs in frames)
-    found = sum(len(matches(at_least(ours, threshold), at_least(theirs, threshold - slack))) for ours, theirs in frames)
-    known = sum(len(matches(at_least(theirs, threshold), at_least(ours, threshold - slack))) for ours, theirs in frames)
-    total = max(ours_total + theirs_total, 1)
-    matched = max(len(strict_pairs), 1)
+    pairs: list[tuple[Detected, Detected]] = []
+    boxes = boxes_candidate = confirmed = 0
+    for ours, theirs in zip(reference, candidate, strict=True):
+        certain, certain_candidate = at_least(ours, threshold), at_least(theirs, threshold)
+        boxes += len(certain)
+        boxes_candidate += len(certain_candidate)
+        pairs += matches(certain, certain_candidate)
+        confirmed += len(matches(certain, at_least(theirs, threshold - slack)))
+        confirmed += len(matches(certain_candidate, at_least(ours, threshold - slack)))
+    both = boxes + boxes_candidate
+    matched = max(len(pairs), 1)
     return Agreement(
-        f1=2 * len(strict_pairs) / total,
-        f1_with_slack=(found + known) / total,
-        mean_score=sum(ours.score for ours, _ in strict_pairs) / matched,
-        mean_score_candidate=sum(theirs.score for _, theirs in strict_pairs) / matched,
-        boxes=ours_total,
+        f1=2 * len(pairs) / both if both else 1.0,
+        f1_with_slack=confirmed / both if both else 1.0,
+        mean_score=sum(one.score for one, _ in pairs) / matched,
+        mean_score_candidate=sum(other.score for _, other in pairs) / matched,
+        boxes=boxes,
+        unconfirmed=both - confirmed,
     )
 
 
@@ -128,10 +126,6 @@ def iou(a: tuple[float, float, float, float], b: tuple[float, float, float, floa
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
-def _little_endian(tensor: NDArray[np.generic]) -> bytes:
-    return tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
-
-
 def _without_idle_buffers(data: bytes) -> bytes:
     """Drop the buffers that nothing refers to any more: the half-float weights and the uncorrected ones."""
     model: Any = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
@@ -139,9 +133,17 @@ def _without_idle_buffers(data: bytes) -> bytes:
     metadata = model.metadata or []
     used = sorted({0, *(int(part.buffer) for part in (*tensors, *metadata))})  # buffer 0 is the empty one
     moved = {old: new for new, old in enumerate(used)}
-    model.buffers = [model.buffers[old] for old in used]
+    model.buffers = [_inlined(model.buffers[old], data) for old in used]
     for part in (*tensors, *metadata):
         part.buffer = moved[int(part.buffer)]
     builder = flatbuffers.Builder(len(data))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _inlined(buffer: Any, data: bytes) -> Any:
+    """Take in a buffer that lies behind the flatbuffer, as the quantizer writes the larger ones."""
+    if buffer.offset > 1:
+        buffer.data = np.frombuffer(data[buffer.offset : buffer.offset + buffer.size], np.uint8)
+        buffer.offset = buffer.size = 0
+    return buffer

@@ -3,6 +3,8 @@
 The device computes the same window by window; a parity test holds the two together.
 """
 
+import itertools
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ def band_matrix(samples: int, rate_hz: float, low_hz: float, high_hz: float, ban
     frequencies = np.fft.rfftfreq(samples, 1 / rate_hz)
     edges = np.geomspace(low_hz, high_hz, bands + 1)
     matrix = np.zeros((bands, len(frequencies)))
-    for band, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for band, (low, high) in enumerate(itertools.pairwise(edges)):
         bins = np.flatnonzero((frequencies >= low) & (frequencies < high))
         if not len(bins):
             bins = np.array([np.argmin(np.abs(frequencies - np.sqrt(low * high)))])
@@ -37,13 +39,15 @@ def log_bands(
     centred = (windows - windows.mean(axis=1, keepdims=True)) * np.hanning(n)[None, :, None]
     power = np.abs(np.fft.rfft(centred, axis=1)) ** 2 / n
     banded = band_matrix(n, rate_hz, low_hz, high_hz, bands) @ power
-    return np.log10(banded + floor).transpose(0, 2, 1).reshape(len(windows), -1)
+    logarithms: Floats = np.log10(banded + floor)
+    return logarithms.transpose(0, 2, 1).reshape(len(windows), -1)
 
 
 def scaled(raw: Floats, definition: LogBands) -> NDArray[np.float32]:
     """Standardise and clip the result of `log_bands`."""
     values = (raw - np.asarray(definition.mean)) / np.asarray(definition.scale)
-    return np.clip(values, -definition.clip, definition.clip).astype(np.float32)
+    rows: NDArray[np.float32] = np.clip(values, -definition.clip, definition.clip).astype(np.float32)
+    return rows
 
 
 def windows_of(samples: Floats, length: int, hop: int) -> Floats:

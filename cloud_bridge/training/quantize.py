@@ -31,7 +31,11 @@ def to_int8(
         samples: each one input, with its batch dimension.
         limits: tensors whose range is cut, because what lies outside does not matter.
     """
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", UserWarning)
         ranges = _ranges(model, input_name, samples)
         for name, (low, high) in limits.items():

@@ -59,7 +59,8 @@ class Runner:
             return row.astype(np.float32)
         scale, zero_point = self._input["quantization"]
         limits = np.iinfo(dtype)
-        return np.clip(np.round(row / scale + zero_point), limits.min, limits.max).astype(dtype)
+        steps: NDArray[np.generic] = np.clip(np.round(row / scale + zero_point), limits.min, limits.max).astype(dtype)
+        return steps
 
 
 def _real(tensor: NDArray[np.generic], quantization: Sequence[float]) -> Array:

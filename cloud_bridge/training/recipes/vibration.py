@@ -53,7 +53,8 @@ TRAIN_RUNS, VALIDATION_RUNS, TEST_RUNS = 120, 100, 100
 FAULT_SECONDS: Final = 10
 FAULT_RUNS: Final = 4
 SEVERITIES: Final[Mapping[str, float]] = {"slight": 0.2, "moderate": 0.4, "severe": 0.8}
-_TRAIN, _VALIDATION, _TEST, _FAULTS_SEEN, _FAULTS_HELD = range(5)  # streams of random numbers; machines never meet
+# Streams of random numbers; no machine is in two of them. 2 and 4 served to choose the architecture.
+_TRAIN, _VALIDATION, _FAULTS_SEEN, _TEST, _FAULTS_HELD = 0, 1, 3, 5, 6
 
 Array = NDArray[np.float32]
 Raw = NDArray[np.float64]
@@ -87,11 +88,12 @@ def train(share: float) -> release.Release:
     int8_model = to_int8(float_model, "features", [row[None] for row in calibration])
     validation = scaled(healthy(_VALIDATION, _runs(VALIDATION_RUNS, share)), features)
     thresholds = [
-        judge.threshold_for(score(Runner(model), validation), FALSE_ALARMS, MARGIN) for model in (float_model, int8_model)
+        judge.threshold_for(score(Runner(model), validation), FALSE_ALARMS, MARGIN)
+        for model in (float_model, int8_model)
     ]
     held = _Held(features, share)
     figures = [held.figures(model, at) for model, at in zip((float_model, int8_model), thresholds, strict=True)]
-    return _release(int8_model, features, round(thresholds[1], 4), figures, held, rows)
+    return _release(int8_model, features, round(thresholds[1], 4), figures, held=held, rows=rows)
 
 
 def evaluate(model: bytes, manifest: ModelManifest, share: float) -> Figures:
@@ -113,7 +115,7 @@ def humped(rows: Array, random: np.random.Generator) -> Array:
             width = int(random.integers(1, 9))
             low = int(random.integers(0, BANDS - width + 1))
             axes = random.random(len(spectrum)) < 0.7
-            spectrum[np.ix_(axes, range(low, low + width))] += random.uniform(1, 8)
+            spectrum[axes, low : low + width] += random.uniform(1, 8)
     return np.clip(spectra.reshape(rows.shape), -CLIP, CLIP)
 
 
@@ -174,7 +176,7 @@ class _Held:
 
 
 def _release(
-    model: bytes, features: LogBands, threshold: float, figures: list[Figures], held: _Held, rows: Array
+    model: bytes, features: LogBands, threshold: float, figures: list[Figures], *, held: _Held, rows: Array
 ) -> release.Release:
     split = f"{len(held.normal)} healthy windows and {sum(map(len, held.faults.values()))} faulty ones, other machines"
     quality = tuple(
@@ -230,11 +232,11 @@ _PROSE: Final = Prose(
     ),
     training=(
         "Dense denoising autoencoder 96-96-32-96-96 with scikit-learn, seed fixed: it sees healthy spectra with noise "
-        "and with random humps on them and answers the healthy ones. Written as TFLite by the project's own writer; full int8 with litert-quantizer. Ranges are calibrated with healthy windows, with faulty windows "
-        "of machines that are in no other split, and with noise over the whole range: without these the "
-        "reconstruction of what is rare is cut off, and int8 loses what it is there for. The threshold is the score "
-        "that 0.05 % of the healthy validation windows reach, times 1.2, for float and int8 each on their own "
-        "scores."
+        "and with random humps on them and answers the healthy ones. Written as TFLite by the project's own writer; "
+        "full int8 with litert-quantizer. Ranges are calibrated with healthy windows, with faulty windows of machines "
+        "that are in no other split, and with noise over the whole range: without these the reconstruction of what is "
+        "rare is cut off, and int8 loses what it is there for. The threshold is the score that 0.05 % of the healthy "
+        "validation windows reach, times 1.2, for float and int8 each on their own scores."
     ),
     limits=(
         "The machines are synthetic. On a real machine the first thing to check is the rate of false alarms in a "
@@ -244,7 +246,12 @@ _PROSE: Final = Prose(
         "Bands above 1,600 Hz are not seen: early bearing wear often begins there and needs a faster sensor.",
         "Speeds far from 1,480 rpm are outside of what was trained.",
     ),
-    beside="",
+    beside=(
+        "The same architecture trained on measured data, a ceiling fan at 200 Hz in three axes (ShawnHymel, 2019; not "
+        "part of the program), healthy at three speeds, 60 % of the recording for training, against a coin taped to a "
+        "blade: AUC 0.851 as float and 0.850 as int8; recall 0.13 at 1.5 % false alarms. The figures of synthetic "
+        "machines above are what the method does when the fault is in its bands, not what to expect of any machine."
+    ),
     reproduce=(
         "`OMP_NUM_THREADS=1 python -m cloud_bridge.training train vibration-anomaly --out DIR`, then "
         "`python -m cloud_bridge.training evaluate vibration-anomaly`. The float weights depend in their last bits on "

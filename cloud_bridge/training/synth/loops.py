@@ -77,14 +77,17 @@ def memory(n: int, random: np.random.Generator) -> Floats:
     creep = np.cumsum(random.normal(0, 2e-4, n))
     jumps = (random.random(n) < 0.004) * random.exponential(0.02, n) * random.choice([-1.0, 1.0], n)
     teeth = random.uniform(0, 0.02) * (np.arange(n) % random.integers(60, 400)) / 400
-    return np.clip(random.uniform(0.1, 0.7) + creep + np.cumsum(jumps) + teeth, 0, 1)
+    used: Floats = np.clip(random.uniform(0.1, 0.7) + creep + np.cumsum(jumps) + teeth, 0, 1)
+    return used
 
 
 KINDS: Final[tuple[Callable[[int, np.random.Generator], Floats], ...]] = (temperature, pressure, flow, load, memory)
 PLANT: Final = KINDS[:3]
 
 
-def trouble(series: Floats, kind: Trouble, at: int, spread: float, strength: float, random: np.random.Generator) -> Troubled:
+def trouble(
+    series: Floats, kind: Trouble, at: int, *, spread: float, strength: float, random: np.random.Generator
+) -> Troubled:
     """Put something wrong into a series.
 
     Args:
@@ -133,7 +136,8 @@ def _lagged(values: Floats, samples: float) -> Floats:
 
 def _cycle(n: int, random: np.random.Generator, amplitude: float) -> Floats:
     angle = 2 * np.pi * np.arange(n) / random.uniform(150, 900) + random.uniform(0, 2 * np.pi)
-    return amplitude * (np.sin(angle) + 0.25 * np.sin(2 * angle + random.uniform(0, 6)))
+    cycle: Floats = amplitude * (np.sin(angle) + 0.25 * np.sin(2 * angle + random.uniform(0, 6)))
+    return cycle
 
 
 def _ar1(n: int, random: np.random.Generator, memory: float) -> Floats:

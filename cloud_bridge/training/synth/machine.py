@@ -105,7 +105,8 @@ def _healthy(m: Machine, turns: Floats, force: Floats, load: Floats, random: np.
         sidebands = 1 + 0.15 * np.sin(angle + m.phases[12, 0])  # the gear is never quite round
         mesh = _tone(angle * TEETH * (k + 1), m.phases[10 + k]) * m.mesh[k]
         signal += mesh * ((0.3 + 0.7 * load) * sidebands)[:, None]
-    signal += _tone(2 * np.pi * 100 * np.arange(n) / RATE_HZ, m.phases[13]) * m.hum
+    mains: Floats = 2 * np.pi * 100 * np.arange(n, dtype=np.float64) / RATE_HZ
+    signal += _tone(mains, m.phases[13]) * m.hum
     rolling = _coloured(m, random.normal(0, 1, (n, 3))) * m.rolling
     return signal + rolling * (force * (0.6 + 0.4 * load))[:, None]
 
@@ -127,7 +128,7 @@ def _faulty(m: Machine, turns: Floats, force: Floats, severity: Floats, random: 
         hits = _impulses(turns * OUTER_RACE_ORDER, random, jitter=0.015)
         signal += _ring(m, hits) * [1.0, 0.8, 0.4] * (1.0 * severity[:, 2] * force)[:, None]
     if active[3]:
-        comb = sum(_tone(angle * k / 2, m.phases[16 + k]) / np.sqrt(k) for k in range(1, 13))
+        comb = np.sum([_tone(angle * k / 2, m.phases[16 + k]) / np.sqrt(k) for k in range(1, 13)], axis=0)
         signal += comb * np.array([0.10, 0.12, 0.05]) * (severity[:, 3] * force)[:, None]
     if active[4]:
         touching = (np.sin(angle) > 0.8).astype(float)[:, None]
@@ -139,7 +140,8 @@ def _faulty(m: Machine, turns: Floats, force: Floats, severity: Floats, random: 
 
 def _tone(angle: Floats, phases: Floats) -> Floats:
     sine, cosine = np.sin(angle), np.cos(angle)
-    return sine[:, None] * np.cos(phases) + cosine[:, None] * np.sin(phases)
+    tone: Floats = sine[:, None] * np.cos(phases) + cosine[:, None] * np.sin(phases)
+    return tone
 
 
 def _wander(n: int, random: np.random.Generator, low: float, high: float) -> Floats:
@@ -158,7 +160,8 @@ def _wander(n: int, random: np.random.Generator, low: float, high: float) -> Flo
 def _smooth_noise(n: int, random: np.random.Generator) -> Floats:
     """Unit variance, with a memory of about a second."""
     coarse = random.normal(0, 1, n // int(RATE_HZ) + 3)
-    return np.interp(np.arange(n) / RATE_HZ, np.arange(len(coarse)), coarse)
+    smooth: Floats = np.interp(np.arange(n) / RATE_HZ, np.arange(len(coarse)), coarse)
+    return smooth
 
 
 def _coloured(m: Machine, white: Floats) -> Floats:

@@ -1,0 +1,115 @@
+"""`deadletters`: what could not be used, and what to do about it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from cloud_bridge.commands.options import FAILED, NOT_ALL, Place, placed, put
+from cloud_bridge.commands.words import letter_line, letter_plain
+from cloud_bridge.control import Question
+
+_ALL = 1_000_000
+
+
+@click.group()
+def deadletters() -> None:
+    """Look at messages and bodies that could not be used; give them another try, or drop them."""
+
+
+@deadletters.command("list")
+@placed
+@click.option("--reason", help="With this reason only, e.g. bad-payload.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The latest so many.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each.")
+def list_(file: Path | None, store_url: str | None, *, reason: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters, the latest first."""
+    with Place(file, store_url).reader() as store:
+        for stored in store.dead_letters(limit=limit, reason=reason):
+            if as_json:
+                put(letter_plain(stored))
+            else:
+                click.echo(letter_line(stored))
+
+
+@deadletters.command()
+@placed
+@click.argument("number", type=int)
+@click.option("--raw", is_flag=True, help="The payload alone, as it came.")
+def show(file: Path | None, store_url: str | None, *, number: int, raw: bool) -> None:
+    """Show one dead letter with its payload."""
+    with Place(file, store_url).reader() as store:
+        stored = store.dead_letter(number)
+    if stored is None:
+        click.echo(f"error: there is no dead letter {number}", err=True)
+        raise SystemExit(FAILED)
+    if raw:
+        click.echo(stored.letter.payload, nl=False)
+    else:
+        put(letter_plain(stored))
+
+
+def _chosen(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="One line of JSON for each."),
+        click.option("--reason", help="With --all: with this reason only."),
+        click.option("--all", "everything", is_flag=True, help="All of them."),
+        click.argument("numbers", type=int, nargs=-1),
+    ):
+        command = option(command)
+    return placed(command)
+
+
+@deadletters.command("replay")
+@_chosen
+def replay_(
+    file: Path | None,
+    store_url: str | None,
+    *,
+    numbers: Sequence[int],
+    everything: bool,
+    reason: str | None,
+    as_json: bool,
+) -> None:
+    """Decode dead letters again, e.g. after an upgrade; those that can be used now are stored and removed."""
+    place = Place(file, store_url)
+    found = _numbers(place, numbers, reason) if everything else numbers
+    _settle(place, lambda number: Question(ask="replay", letter_id=number), found, as_json=as_json)
+
+
+@deadletters.command("discard")
+@_chosen
+def discard_(
+    file: Path | None,
+    store_url: str | None,
+    *,
+    numbers: Sequence[int],
+    everything: bool,
+    reason: str | None,
+    as_json: bool,
+) -> None:
+    """Remove dead letters unused."""
+    place = Place(file, store_url)
+    found = _numbers(place, numbers, reason) if everything else numbers
+    _settle(place, lambda number: Question(ask="discard", letter_id=number), found, as_json=as_json)
+
+
+def _numbers(place: Place, numbers: Sequence[int], reason: str | None) -> list[int]:
+    if numbers:
+        raise click.UsageError("give numbers or --all, not both")
+    with place.reader() as store:
+        return sorted(stored.id for stored in store.dead_letters(limit=_ALL, reason=reason))
+
+
+def _settle(place: Place, question: Callable[[int], Question], numbers: Sequence[int], *, as_json: bool) -> None:
+    left = 0
+    with place.writer() as ask:
+        for number in numbers:
+            said = ask(question(number))
+            left += not said.settled
+            if as_json:
+                put({"id": number, "settled": said.settled, "detail": said.detail})
+            else:
+                click.echo(f"{number}: {'' if said.settled else 'stays: '}{said.detail}")
+    if left:
+        raise SystemExit(NOT_ALL)

@@ -1,0 +1,148 @@
+"""What several commands share: where the configuration and the store are, and which records are meant."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from cloud_bridge.config import Broker, Config
+from cloud_bridge.configload import InvalidConfigError, contradictions, load
+from cloud_bridge.control import Answer, Question, RunningBridge, answer
+from cloud_bridge.errors import StoreInUseError
+from cloud_bridge.store.base import Reader, RecordFilter
+from cloud_bridge.store.opening import open_reader, open_store, sqlite_path
+from gateway.wire.messages import CLASSES
+
+DEFAULT_FILE: Final = Path("/etc/sluice/cloud-bridge.yaml")
+
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+NOT_ALL: Final = 3
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_AGO: Final = re.compile(r"(\d{1,9})([smhd])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to find configuration and store, from the command line."""
+
+    file: Path | None
+    store_url: str | None
+
+    def config(self, broker_url: str | None = None) -> Config:
+        """Read the configuration, or take the defaults, and put the options over it.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        file = self.file if self.file is not None or not DEFAULT_FILE.exists() else DEFAULT_FILE
+        config = Config() if file is None else load(file)
+        if self.store_url is not None:
+            store = msgspec.structs.replace(config.store, url=self.store_url)
+            config = msgspec.structs.replace(config, store=store)
+        if broker_url is not None:
+            config = msgspec.structs.replace(config, brokers=[Broker(url=broker_url)])
+        problems = contradictions(config)
+        if problems:
+            raise InvalidConfigError("command line", problems)
+        return config
+
+    @contextmanager
+    def reader(self) -> Iterator[Reader]:
+        """Open the store for reading."""
+        reader = open_reader(self.config().store)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+    @contextmanager
+    def writer(self) -> Iterator[Callable[[Question], Answer]]:
+        """Write into the store: directly, or through the running bridge that has it."""
+        config = self.config()
+        path = sqlite_path(config.store.url)
+        try:
+            store = open_store(config.store)
+        except StoreInUseError:
+            if path is None:
+                raise
+            bridge = RunningBridge(path.parent)
+            try:
+                yield bridge.ask
+            finally:
+                bridge.close()
+            return
+        try:
+            yield lambda question: answer(store, config.ingest.root, question)
+        finally:
+            store.close()
+
+
+def placed(command: F) -> F:
+    """Add --config and --store; the command gets them as `file` and `store_url`."""
+    command = click.option("--store", "store_url", metavar="URL", help="Instead of the file's store.url.")(command)
+    return click.option(
+        "--config",
+        "file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help=f"Configuration file; {DEFAULT_FILE} if it is there.",
+    )(command)
+
+
+class Time(click.ParamType[int]):
+    """A point in time as nanoseconds: RFC 3339, or how long ago."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """See click.ParamType."""
+        if isinstance(value, int):
+            return value
+        ago = _AGO.fullmatch(value)
+        try:
+            if ago:
+                at = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+            else:
+                at = datetime.fromisoformat(value)
+                at = at if at.tzinfo else at.replace(tzinfo=UTC)
+            return int(at.timestamp() * 1e9)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither like 2026-01-31T12:00:00Z nor like 15m, 6h or 2d", param, ctx)
+
+
+def filtered(command: F) -> F:
+    """Add the options that choose records; `wanted` makes a filter of them."""
+    for option in (
+        click.option("--since", type=Time(), help="Received since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago."),
+        click.option("--kind", help="Of this kind only: event, measure, evidence, eviction, notice."),
+        click.option("--class", "record_class", type=click.Choice(CLASSES), help="Of this class only."),
+        click.option("--pipeline", help="Of this pipeline only."),
+        click.option("--gateway", help="Of this gateway only."),
+    ):
+        command = option(command)
+    return command
+
+
+def wanted(options: dict[str, Any]) -> RecordFilter:
+    """Take what `filtered` has added out of a command's options."""
+    return RecordFilter(
+        gateway=options["gateway"],
+        pipeline=options["pipeline"],
+        record_class=options["record_class"],
+        kind=options["kind"],
+        since_ns=options["since"],
+    )
+
+
+def put(value: object) -> None:
+    """Print one line of JSON."""
+    click.echo(msgspec.json.encode(value))

@@ -1,0 +1,116 @@
+"""The types of the configuration file. All defaults stand here and nowhere else.
+
+Only a broker is needed; `cloud_bridge.configload` reads the file and checks it, and nothing changes it later.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from gateway.wire.messages import RecordClass
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Days = Annotated[float, msgspec.Meta(gt=0)]
+
+MIB = 1024 * 1024
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all parts of the file: unknown keys are errors."""
+
+
+class Broker(_Section, frozen=True, kw_only=True):
+    """An MQTT broker: `mqtt://host:1883` or `mqtts://host:8883`. Off loopback only mqtts is accepted."""
+
+    url: str
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None  # default: the system's
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    protocol: Literal["5", "3.1.1"] = "5"
+    keepalive_seconds: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
+    allow_plaintext: bool = False  # for a network you trust: mqtt:// to a host that is not this one
+
+
+class Store(_Section, frozen=True, kw_only=True):
+    """Where records are kept: `sqlite:////absolute/path`, `sqlite:///relative/path`, or `postgresql://host/database`."""
+
+    url: str = "sqlite:////var/lib/sluice-bridge/bridge.db"
+    password_file: Path | None = None  # of PostgreSQL
+
+
+class Ingest(_Section, frozen=True, kw_only=True):
+    """How records are taken from the brokers."""
+
+    root: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$")] = "sluice"
+    workers: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1  # connections to each broker, each with a thread
+    subscription: Literal["shared", "plain"] = "shared"  # plain: for brokers without shared subscriptions
+    group: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9_.-]{0,63}$")] = "bridge"
+    client_id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9._-]{1,100}$")] | None = None  # default: by host name
+    receive_maximum: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 200  # messages taken and not yet committed
+    batch_messages: Count = 200  # messages in one transaction
+    batch_bytes: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 16 * MIB
+    # Long enough for a restart, and no longer: brokers go on giving a dead member of the group its share of the
+    # messages for as long as its session lasts, and devices then have to send them again.
+    session_expiry_seconds: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 30
+
+
+class Retention(_Section, frozen=True, kw_only=True):
+    """How long records are kept, in days since they were received; null: for ever."""
+
+    critical_days: Days | None = 730.0
+    event_days: Days | None = 365.0
+    measure_days: Days | None = 90.0
+    bulk_days: Days | None = 30.0
+    dead_letter_days: Days | None = 90.0
+    every_seconds: Seconds = 3600.0
+    slice_rows: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000  # removed in one transaction
+
+    def days(self) -> dict[RecordClass, float | None]:
+        """Return the days by class."""
+        return {
+            "critical": self.critical_days,
+            "event": self.event_days,
+            "measure": self.measure_days,
+            "bulk": self.bulk_days,
+        }
+
+
+class Console(_Section, frozen=True, kw_only=True):
+    """The web page and the HTTP API. Off loopback they need a token."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8470  # 0: any free port, told in the log
+    token_file: Path | None = None
+    host_names: list[str] = []  # under which people reach it, e.g. through a proxy
+
+
+class Metrics(_Section, frozen=True, kw_only=True):
+    """Prometheus metrics: at the console's address under `/metrics`, or at a port of their own."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
+
+
+class Log(_Section, frozen=True, kw_only=True):
+    """Logging: `auto` is for people in a terminal and JSON elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Config(_Section, frozen=True, kw_only=True):
+    """The whole file."""
+
+    brokers: list[Broker] = []
+    store: Store = Store()
+    ingest: Ingest = Ingest()
+    retention: Retention = Retention()
+    console: Console = Console()
+    metrics: Metrics = Metrics()
+    log: Log = Log()

@@ -1,0 +1,242 @@
+"""Reads the configuration file, and tells every mistake in it with its place."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from cloud_bridge.address import broker_address, is_loopback
+from cloud_bridge.config import Config
+from cloud_bridge.errors import ConfigError
+
+MAX_BYTES: Final = 256 * 1024
+MAX_PROBLEMS: Final = 50
+_AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>\$.*)`)?$", re.S)
+_STEP: Final = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+)\]")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`")
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake; line and column count from 1, 0 when it has no place."""
+
+    line: int
+    column: int
+    where: str  # e.g. `brokers[0].url`
+    message: str
+
+    def __str__(self) -> str:
+        place = f"line {self.line}, column {self.column}: " if self.line else ""
+        return f"{place}{f'{self.where}: ' if self.where else ''}{self.message}"
+
+
+class InvalidConfigError(ConfigError):
+    """A file with mistakes; all of them."""
+
+    def __init__(self, name: str, problems: list[Problem]) -> None:
+        super().__init__("\n".join(f"{name}: {problem}" for problem in problems))
+        self.problems = problems
+
+
+def load(file: Path) -> Config:
+    """Read a configuration file; relative paths in it mean: beside the file.
+
+    Raises:
+        InvalidConfigError: it has mistakes.
+        ConfigError: it cannot be read.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{file}: larger than {MAX_BYTES} bytes; this is hardly a configuration file")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    return parse(text, name=str(file), directory=file.parent)
+
+
+def parse(text: str, *, name: str = "configuration", directory: Path = Path()) -> Config:
+    """Check the text of a configuration.
+
+    Raises:
+        InvalidConfigError: it has mistakes.
+    """
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+        problem = Problem(line, column, "", f"not YAML: {error.problem}; check indentation, quotes and colons")
+        raise InvalidConfigError(name, [problem]) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InvalidConfigError(name, [Problem(0, 0, "", f"not YAML: {error}")]) from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InvalidConfigError(name, [Problem(1, 1, "", "expected a table of `key: value` lines at the top")])
+    problems = _doubled(tree)
+    config = _converted(values, tree, problems)
+    if config is not None:
+        problems.extend(_contradictions(config, tree))
+    if problems or config is None:
+        raise InvalidConfigError(name, sorted(problems, key=lambda p: (p.line, p.column)))
+    return resolved(config, directory)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of the file."""
+    found = msgspec.json.schema(Config, schema_hook=lambda _: {"type": "string", "description": "a path"})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cloud-bridge configuration", **found}
+
+
+def contradictions(config: Config) -> list[Problem]:
+    """Check what the types cannot."""
+    return _contradictions(config, None)
+
+
+def _converted(values: Any, tree: yaml.Node | None, problems: list[Problem]) -> Config | None:
+    """Convert, and after each mistake go on without the part that holds it, so that all are found."""
+    for _ in range(MAX_PROBLEMS):
+        try:
+            return msgspec.convert(values, Config, dec_hook=_path)
+        except msgspec.ValidationError as error:
+            match = _AT.match(str(error))
+            what, path = (match["what"], _steps(match["path"] or "$")) if match else (str(error), ())
+            unknown = _UNKNOWN.search(what)
+            if unknown:
+                path = (*path, unknown[1])
+                what = f"unknown key{_meant(path)}"
+            line, column = _place(tree, path)
+            problems.append(Problem(line, column, _shown(path), what[:1].lower() + what[1:]))
+            if not _remove(values, path):
+                return None
+    return None
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(value)
+    raise ValueError("expected a path")
+
+
+def _contradictions(config: Config, tree: yaml.Node | None) -> list[Problem]:
+    problems = []
+    for at, broker in enumerate(config.brokers):
+        try:
+            broker_address(broker)
+        except ConfigError as error:
+            problems.append(Problem(*_place(tree, ("brokers", at)), f"brokers[{at}]", str(error)))
+        if broker.protocol == "3.1.1" and config.ingest.subscription == "shared":
+            message = "shared subscriptions are of MQTT 5; set `subscription: plain` for a 3.1.1 broker"
+            problems.append(Problem(*_place(tree, ("brokers", at, "protocol")), "ingest.subscription", message))
+    if config.ingest.subscription == "plain" and config.ingest.workers > 1:
+        message = "with `subscription: plain` every worker would get every message; set `workers: 1`"
+        problems.append(Problem(*_place(tree, ("ingest", "workers")), "ingest.workers", message))
+    if config.metrics.port is not None and not is_loopback(config.metrics.host):
+        message = "metrics have no token of their own; let `/metrics` of the console serve others, with its token"
+        problems.append(Problem(*_place(tree, ("metrics", "host")), "metrics.host", message))
+    if not config.store.url.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        message = "expected sqlite:///PATH or postgresql://HOST/DATABASE"
+        problems.append(Problem(*_place(tree, ("store", "url")), "store.url", message))
+    return problems
+
+
+def _doubled(tree: yaml.Node | None) -> list[Problem]:
+    """Find keys that are given twice; the library takes the last one silently."""
+    problems, waiting = [], [tree] if tree else []
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if str(key.value) in seen:
+                    mark = key.start_mark
+                    problems.append(Problem(mark.line + 1, mark.column + 1, str(key.value), "given twice; remove one"))
+                seen.add(str(key.value))
+                waiting.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
+    return problems
+
+
+def _steps(path: str) -> Path_:
+    return tuple(int(index) if index else key for key, index in _STEP.findall(path))
+
+
+def _shown(path: Path_) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _place(tree: yaml.Node | None, path: Path_) -> tuple[int, int]:
+    """Return where a part stands, or the nearest part around it."""
+    node, mark = tree, tree.start_mark if tree else None
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == step), None)
+            if found is None:
+                break
+            mark, node = found[0].start_mark, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            mark = node.start_mark
+        else:
+            break
+    return (mark.line + 1, mark.column + 1) if mark else (0, 0)
+
+
+def _remove(values: Any, path: Path_) -> bool:
+    for step in path[:-1]:
+        values = values[step]
+    if not path:
+        return False
+    last = path[-1]
+    if isinstance(values, dict) and last in values:
+        del values[last]
+        return True
+    if isinstance(values, list) and isinstance(last, int):
+        del values[last]
+        return True
+    return False
+
+
+def _meant(path: Path_) -> str:
+    kind: Any = Config
+    for step in path[:-1]:
+        fields = {field.name: field.type for field in msgspec.structs.fields(kind)} if isinstance(step, str) else {}
+        kind = fields.get(str(step), kind) if isinstance(step, str) else kind
+        kind = getattr(kind, "__args__", (kind,))[0]
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    close = difflib.get_close_matches(str(path[-1]), known, 1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(known)}"
+
+
+def resolved(config: Config, directory: Path) -> Config:
+    """Make paths absolute: relative ones mean beside the file."""
+    replace = msgspec.structs.replace
+
+    def beside(file: Path | None) -> Path | None:
+        return None if file is None else directory / file
+
+    brokers = [
+        replace(
+            broker,
+            password_file=beside(broker.password_file),
+            ca_file=beside(broker.ca_file),
+            certificate_file=beside(broker.certificate_file),
+            key_file=beside(broker.key_file),
+        )
+        for broker in config.brokers
+    ]
+    store = replace(config.store, password_file=beside(config.store.password_file))
+    console = replace(config.console, token_file=beside(config.console.token_file))
+    return replace(config, brokers=brokers, store=store, console=console)

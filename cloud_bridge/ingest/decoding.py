@@ -1,0 +1,176 @@
+"""What messages mean. Pure: messages in, an intake out, and nothing is ever raised for what a sender did."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.values import Arrival, DeadLetter, Intake, Row, StreamKey
+from gateway.wire.batch import unpack
+from gateway.wire.errors import MalformedMessageError, MalformedTopicError
+from gateway.wire.messages import (
+    BODIES,
+    CLASSES,
+    Availability,
+    Event,
+    Eviction,
+    Evidence,
+    Measure,
+    Message,
+    PipelineStatus,
+    Record,
+    decode,
+)
+from gateway.wire.topics import Address, address_of
+
+MAX_KEPT_BYTES: Final = 1024 * 1024
+"""A dead letter keeps so much of its payload."""
+
+MAX_NUMBER: Final = 2**53 - 1
+"""The highest sequence number and time that every JSON reader and every database can hold."""
+
+_MAX_KIND: Final = 64
+
+
+@dataclass(slots=True)
+class _Gathered:
+    arrivals: list[Arrival] = field(default_factory=list)
+    availability: list[tuple[str, Availability]] = field(default_factory=list)
+    statuses: list[tuple[str, PipelineStatus]] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+
+def intake_of(messages: Iterable[Incoming], *, root: str, received_at_ns: int) -> Intake:
+    """Decode messages, in order. What cannot be used becomes a dead letter."""
+    gathered = _Gathered()
+    for message in messages:
+        _take(message, root, gathered)
+    return Intake(
+        received_at_ns,
+        tuple(gathered.arrivals),
+        tuple(gathered.availability),
+        tuple(gathered.statuses),
+        tuple(gathered.dead_letters),
+        frozenset(gathered.seen),
+    )
+
+
+def refused(message: Incoming, reason: str, detail: str) -> DeadLetter:
+    """Make a dead letter of a whole message."""
+    topic = message.topic
+    # NUL is no text for PostgreSQL, and is not allowed in topics anyway (MQTT 5 §1.5.4).
+    text = topic.decode("utf-8", "backslashreplace") if isinstance(topic, bytes) else topic
+    return DeadLetter(
+        reason=reason,
+        topic=text.replace("\0", "\\x00"),
+        detail=detail.replace("\0", "\\x00")[:500],
+        payload=message.payload[:MAX_KEPT_BYTES],
+        payload_bytes=len(message.payload),
+    )
+
+
+def _take(message: Incoming, root: str, gathered: _Gathered) -> None:
+    try:
+        address = address_of(message.topic, root)
+    except MalformedTopicError as error:
+        gathered.dead_letters.append(refused(message, "bad-topic", str(error)))
+        return
+    try:
+        match address.channel:
+            case "records":
+                _take_records(message, address, gathered)
+            case "availability" if message.payload:  # an empty one clears what was retained
+                said = decode(message.payload, Availability)
+                _check_text(said.at, said.version)
+                gathered.availability.append((address.gateway, said))
+            case "status" if message.payload:
+                status = decode(message.payload, PipelineStatus)
+                _check_text(status.pipeline)
+                gathered.statuses.append((address.gateway, status))
+            case "availability" | "status":
+                return
+            case _:
+                gathered.dead_letters.append(refused(message, "bad-topic", f"nothing is expected on {address.channel}"))
+                return
+    except MalformedMessageError as error:
+        gathered.dead_letters.append(refused(message, "bad-payload", str(error)))
+        return
+    if not message.retained:
+        gathered.seen.add(address.gateway)
+
+
+def _take_records(message: Incoming, address: Address, gathered: _Gathered) -> None:
+    if address.name not in CLASSES:
+        detail = f"class {address.name!r} is none of {', '.join(CLASSES)}"
+        gathered.dead_letters.append(refused(message, "unknown-class", detail))
+        return
+    unpacked = unpack(message.payload)
+    batch = unpacked.batch
+    key = StreamKey(address.gateway, batch.epoch, address.name)
+    arrival, notes = arrival_of(key, batch.base, batch.records, unpacked.blobs, str(message.topic))
+    gathered.arrivals.append(arrival)
+    gathered.dead_letters.extend(notes)
+
+
+def arrival_of(
+    key: StreamKey, base: int, records: Sequence[Record], blobs: Sequence[bytes], topic: str, *, reindex: bool = False
+) -> tuple[Arrival, list[DeadLetter]]:
+    """Make rows of records in rising order; bodies that are not what their kind says are kept, and noted.
+
+    Raises:
+        MalformedMessageError: a number is beyond what can be stored.
+    """
+    if records[-1].seq > MAX_NUMBER:
+        raise MalformedMessageError(f"RecordBatch: sequence number {records[-1].seq} is above {MAX_NUMBER}")
+    rows: list[Row] = []
+    notes: list[DeadLetter] = []
+    for record, blob in zip(records, blobs or itertools.repeat(b""), strict=False):
+        if abs(record.recorded_at_ns) > 2**63 - 1:
+            raise MalformedMessageError(f"RecordBatch: recorded_at_ns of record {record.seq} is beyond 64 bits")
+        body = bytes(record.body)
+        kind = record.kind
+        known = BODIES.get(kind)
+        message: Message | None = None
+        if known is None:
+            kind = kind[:_MAX_KIND].replace("\0", "\ufffd")
+            notes.append(_note("unknown-kind", f"kind {kind!r}", key, record.seq, body=body, topic=topic))
+        else:
+            try:
+                message = decode(body, known)
+                _check_body(message)
+            except MalformedMessageError as error:
+                message = None
+                notes.append(_note("bad-body", str(error), key, record.seq, body=body, topic=topic))
+        pipeline = message.pipeline if isinstance(message, Event | Measure | Evidence) else None
+        index = message if isinstance(message, Event | Evidence | Eviction) else None
+        rows.append(Row(record.seq, kind, pipeline, record.recorded_at_ns, body, blob, index))
+    return Arrival(key, base, tuple(rows), reindex), notes
+
+
+def _note(reason: str, detail: str, key: StreamKey, seq: int, *, body: bytes, topic: str) -> DeadLetter:
+    detail = detail.replace("\0", "\\x00")[:500]
+    return DeadLetter(reason, topic, detail, body[:MAX_KEPT_BYTES], len(body), key, seq)
+
+
+def _check_body(message: Message) -> None:
+    """Check what the types cannot: that the columns made from a body can hold it."""
+    match message:
+        case Event():
+            _check_text(message.event_id, message.pipeline, message.label)
+            if max(abs(message.captured_at_ns), abs(message.revision)) > 2**63 - 1:
+                raise MalformedMessageError("Event: a number is beyond 64 bits")
+        case Evidence():
+            _check_text(message.evidence_id, message.pipeline, message.content_type)
+        case Measure():
+            _check_text(message.pipeline)
+        case Eviction(first_seq=first, last_seq=last) if not first <= last <= MAX_NUMBER:
+            raise MalformedMessageError(f"Eviction: {first} to {last} is no range")
+        case _:
+            pass
+
+
+def _check_text(*texts: str) -> None:
+    if any("\0" in text or len(text) > 512 for text in texts):
+        raise MalformedMessageError("a name has a NUL character, or is longer than 512")

@@ -1,0 +1,171 @@
+"""Takes messages from a consumer, writes them in one transaction, and only then acknowledges them.
+
+While nothing comes, a message is committed the moment it is there; under load, what has come during one commit makes
+the next batch. Nothing waits on purpose.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from cloud_bridge.config import Ingest
+from cloud_bridge.errors import StoreError, StoreRefusedError
+from cloud_bridge.ingest.decoding import intake_of, refused
+from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.ingest.marks import PublishedMarks
+from cloud_bridge.metrics import Metrics
+from cloud_bridge.values import DeadLetter, Intake, Outcome, StreamKey
+from gateway.wire.messages import Ack, encode
+from gateway.wire.times import rfc3339
+from gateway.wire.topics import Address, topic_for
+
+log = structlog.get_logger()
+
+_IDLE_SECONDS: Final = 1.0
+_FIRST_DELAY_SECONDS: Final = 0.1
+_MAX_DELAY_SECONDS: Final = 5.0
+_SORTS_REMEMBERED: Final = 1000
+
+
+class Messages(Protocol):
+    """Where messages come from, and where acknowledgements go."""
+
+    def check(self) -> None: ...
+    def gather(self, messages: int, size_bytes: int, timeout_seconds: float) -> list[Incoming]: ...
+    def acknowledge(self, messages: Sequence[Incoming]) -> int: ...
+    def publish(self, topic: str, payload: bytes) -> bool: ...
+
+
+class Sink(Protocol):
+    """The part of a store that a worker needs."""
+
+    def ingest(self, intake: Intake) -> Outcome: ...
+
+
+class Worker:
+    """One thread of ingest. `run` blocks; `stop` may be called from any thread."""
+
+    def __init__(
+        self,
+        source: Messages,
+        store: Sink,
+        settings: Ingest,
+        metrics: Metrics,
+        marks: PublishedMarks,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._settings = settings
+        self._metrics = metrics
+        self._marks = marks
+        self._wall_ns = wall_ns
+        self._monotonic_ns = monotonic_ns
+        self._stopping = threading.Event()
+        self._failing = False
+        self._told: set[tuple[str, str]] = set()
+        self.progress_ns = monotonic_ns()
+        """Monotonic time of the last turn of the loop, for the watchdog."""
+
+    def stop(self) -> None:
+        """Ask `run` to return once the batch in hand is committed and acknowledged."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Work until stopped.
+
+        Raises:
+            BrokerError: the link has died; make a new one.
+        """
+        while not self._stopping.is_set():
+            self.progress_ns = self._monotonic_ns()
+            self._source.check()
+            messages = self._source.gather(self._settings.batch_messages, self._settings.batch_bytes, _IDLE_SECONDS)
+            if messages:
+                self._process(messages)
+
+    def _process(self, messages: Sequence[Incoming]) -> bool:
+        """Commit and acknowledge; when the store refuses, find out which message it is. False if stopped meanwhile."""
+        started_ns = self._monotonic_ns()
+        intake = intake_of(messages, root=self._settings.root, received_at_ns=self._wall_ns())
+        try:
+            outcome = self._commit(intake)
+        except StoreRefusedError as error:
+            if len(messages) > 1:
+                return all(self._process([message]) for message in messages)
+            letter = refused(messages[0], "refused-by-store", str(error))
+            intake = Intake(intake.received_at_ns, dead_letters=(letter,))
+            outcome = self._commit(intake)
+        if outcome is not None:  # else stopping, and the store is away: it is sent again
+            self._acknowledge(messages, outcome)
+            self._count(messages, intake, outcome, started_ns)
+        return outcome is not None
+
+    def _commit(self, intake: Intake) -> Outcome | None:
+        """Write, and try again for as long as the store is away. None if stopped meanwhile."""
+        delay = _FIRST_DELAY_SECONDS
+        while True:
+            try:
+                outcome = self._store.ingest(intake)
+            except StoreError as error:
+                self._metrics.store_failures.inc()
+                self._metrics.store_available.set(0)
+                if not self._failing:
+                    log.error("store_failing", error=str(error), consequence="nothing is acknowledged until it works")
+                    self._failing = True
+                self.progress_ns = self._monotonic_ns()
+                if self._stopping.wait(delay * random.uniform(0.75, 1.25)):
+                    return None
+                delay = min(delay * 2, _MAX_DELAY_SECONDS)
+                continue
+            if self._failing:
+                log.info("store_works_again")
+                self._failing = False
+            self._metrics.store_available.set(1)
+            return outcome
+
+    def _acknowledge(self, messages: Sequence[Incoming], outcome: Outcome) -> None:
+        """Tell the broker, then the devices; both only after the commit."""
+        sent = self._source.acknowledge(messages)
+        self._metrics.acknowledged.inc(sent)
+        self._metrics.stale.inc(len(messages) - sent)
+        at = rfc3339(self._wall_ns())
+        for key, mark in outcome.marks.items():
+            if self._marks.admit(key, mark) and self._source.publish(self._topic(key), encode(_ack(key, mark, at))):
+                self._metrics.marks.inc()
+
+    def _topic(self, key: StreamKey) -> str:
+        return topic_for(Address(key.gateway, "ack", key.record_class), self._settings.root)
+
+    def _count(self, messages: Sequence[Incoming], intake: Intake, outcome: Outcome, started_ns: int) -> None:
+        metrics, now_ns = self._metrics, self._monotonic_ns()
+        metrics.messages.inc(len(messages))
+        metrics.batch_messages.observe(len(messages))
+        metrics.batch_seconds.observe((now_ns - started_ns) / 1e9)
+        for message in messages:
+            metrics.ack_lag.observe((now_ns - message.received_ns) / 1e9)
+        metrics.records.inc(outcome.inserted)
+        metrics.duplicates.inc(outcome.duplicates)
+        metrics.gap_numbers.inc(outcome.gap_rows)
+        for letter in intake.dead_letters:
+            metrics.dead_letters.labels(letter.reason).inc()
+            self._tell(letter)
+
+    def _tell(self, letter: DeadLetter) -> None:
+        """Log the first of each sort: a device sends what is not acknowledged again and again."""
+        sort = (letter.reason, letter.topic)
+        if sort not in self._told:
+            if len(self._told) >= _SORTS_REMEMBERED:
+                self._told.clear()
+            self._told.add(sort)
+            log.warning("dead_letter", reason=letter.reason, topic=letter.topic[:200], detail=letter.detail)
+
+
+def _ack(key: StreamKey, mark: int, at: str) -> Ack:
+    return Ack(epoch=key.epoch, mark=mark, at=at)

@@ -1,0 +1,326 @@
+"""What is written for one intake, in SQL that both databases understand.
+
+The phases go over all streams at once, so that the number of round trips does not grow with the number of devices.
+Rows that several processes may want are taken in the same order (streams, gateways, pipelines, dead letters, each by
+key), so that they do not wait for each other in a circle; everything else is behind the lock of its stream.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cloud_bridge.store.base import Swept
+from cloud_bridge.store.ledger import BASE, EVICTION, GapSpan, Span, Spans, StreamLedger, runs_of
+from cloud_bridge.values import Arrival, DeadLetter, Intake, Outcome, Row, StreamKey
+from gateway.wire.messages import Event, Eviction, Evidence, encode
+
+Range = tuple[int, int, int]
+"""A stream, and the first and the last of some of its numbers."""
+
+SqlRow = tuple[Any, ...]
+
+
+class Transaction(Protocol):
+    """One open transaction of either database. Placeholders are question marks."""
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[SqlRow]:
+        """Run a query."""
+        ...
+
+    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run a statement and return how many rows it changed."""
+        ...
+
+    def change_many(self, sql: str, parameters: Sequence[Sequence[Any]]) -> None:
+        """Run a statement once for each row of parameters."""
+        ...
+
+    def open_streams(self, keys: Sequence[StreamKey]) -> dict[StreamKey, int]:
+        """Return the ids of streams, made if need be, locked against other writers."""
+        ...
+
+    def spans_over(self, ranges: Sequence[Range]) -> list[SqlRow]:
+        """Return (stream, first, last) of the spans that share a number with the ranges."""
+        ...
+
+    def gaps_over(self, ranges: Sequence[Range]) -> list[SqlRow]:
+        """Return (stream, first, last, source, reason) of the gaps that share a number with the ranges."""
+        ...
+
+    def insert_records(self, rows: Sequence[SqlRow]) -> int:
+        """Insert (stream, seq, kind, pipeline, recorded, received, body, blob); skip those whose key is there."""
+        ...
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one stream gets in this transaction."""
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    evictions: list[Eviction] = field(default_factory=list)
+    fresh: list[Row] = field(default_factory=list)
+    indexed: list[Row] = field(default_factory=list)
+    received: int = 0
+    given_up: int = 0
+
+    @property
+    def base(self) -> int:
+        return max((arrival.base for arrival in self.arrivals), default=1)
+
+    def runs(self) -> list[Span]:
+        return [run for arrival in self.arrivals for run in runs_of([row.seq for row in arrival.rows])]
+
+
+def write(tx: Transaction, intake: Intake) -> Outcome:
+    """Write an intake inside an open transaction."""
+    works = _works(intake.arrivals)
+    ids = tx.open_streams(sorted(works)) if works else {}
+    ledgers = _ledgers(tx, works, ids)
+    for key, work in works.items():
+        _decide(work, ledgers[key])
+    now_ns = intake.received_at_ns
+    rows = [
+        (ids[key], row.seq, row.kind, row.pipeline, row.recorded_at_ns, now_ns, row.body, row.blob or None)
+        for key, work in works.items()
+        for row in work.fresh
+    ]
+    inserted = tx.insert_records(rows) if rows else 0
+    _write_ledgers(tx, ledgers, ids, now_ns)
+    tx.change_many(
+        "UPDATE streams SET records = records + ?, duplicates = duplicates + ?, last_received_at_ns = ? WHERE id = ?",
+        [
+            (len(work.fresh), work.received - len(work.fresh), now_ns, ids[key])
+            for key, work in sorted(works.items())
+            if work.arrivals
+        ],
+    )
+    tx.change_many(
+        "UPDATE stream_records SET pipeline = ? WHERE stream = ? AND seq = ?",
+        [(row.pipeline, ids[a.key], row.seq) for a in intake.arrivals if a.reindex for row in a.rows],
+    )
+    _write_events(tx, works, now_ns)
+    _write_evidence(tx, works, ids)
+    _write_fleet(tx, intake)
+    _write_letters(tx, intake.dead_letters, now_ns)
+    return Outcome(
+        marks={key: ledgers[key].mark for key in works},
+        inserted=inserted,
+        duplicates=sum(work.received for work in works.values()) - inserted,
+        gap_rows=sum(work.given_up for work in works.values()),
+    )
+
+
+def _works(arrivals: Iterable[Arrival]) -> dict[StreamKey, _Work]:
+    works: dict[StreamKey, _Work] = {}
+    for arrival in arrivals:
+        works.setdefault(arrival.key, _Work()).arrivals.append(arrival)
+        for row in arrival.rows:
+            if isinstance(row.index, Eviction):
+                target = arrival.key._replace(record_class=row.index.record_class)
+                works.setdefault(target, _Work()).evictions.append(row.index)
+    return works
+
+
+def _ledgers(
+    tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey, int]
+) -> dict[StreamKey, StreamLedger]:
+    """Read what the database knows about the numbers that came."""
+    wanted: list[Range] = []
+    runs = {
+        key: [run for a in work.arrivals for run in runs_of([row.seq for row in a.rows])] for key, work in works.items()
+    }
+    for key, work in works.items():
+        around = Spans()
+        around.add(1, work.base)  # the span that holds 1 carries the mark
+        for eviction in work.evictions:
+            around.add(eviction.first_seq - 1, eviction.last_seq + 1)
+        for run in runs[key]:
+            around.add(run.first - 1, run.last + 1)
+        wanted.extend((ids[key], span.first, span.last) for span in around)
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for stream, first, last in tx.spans_over(wanted) if wanted else ():
+        spans.setdefault(stream, []).append((first, last))
+    again: list[Range] = []
+    for key, work in works.items():
+        known = Spans(set(spans.get(ids[key], ())))
+        evicted = [Span(eviction.first_seq, eviction.last_seq) for eviction in work.evictions]
+        overlapped = Spans()
+        for run in (*runs[key], *evicted):
+            if known.overlapping(*run):
+                overlapped.add(*run)
+        again.extend((ids[key], span.first, span.last) for span in overlapped)
+    gaps: dict[int, set[GapSpan]] = {}
+    for stream, *gap in tx.gaps_over(again) if again else ():
+        gaps.setdefault(stream, set()).add(GapSpan(*gap))
+    return {key: StreamLedger(spans.get(ids[key], ()), gaps.get(ids[key], ())) for key in works}
+
+
+def _decide(work: _Work, ledger: StreamLedger) -> None:
+    """Take what is new. What came counts before what is given up, so that the order of messages does not matter."""
+    for arrival in work.arrivals:
+        new = ledger.receive([row.seq for row in arrival.rows])
+        fresh = arrival.rows if new is None else [arrival.rows[at] for at in new]
+        work.received += len(arrival.rows)
+        work.fresh.extend(fresh)
+        work.indexed.extend(arrival.rows if arrival.reindex else fresh)
+    for eviction in work.evictions:
+        work.given_up += ledger.give_up(eviction.first_seq, eviction.last_seq, EVICTION, eviction.reason)
+    if work.base > 1:
+        work.given_up += ledger.give_up(1, work.base - 1, BASE)
+
+
+def _write_ledgers(
+    tx: Transaction, ledgers: dict[StreamKey, StreamLedger], ids: dict[StreamKey, int], now_ns: int
+) -> None:
+    spans_gone: list[SqlRow] = []
+    spans_new: list[SqlRow] = []
+    gaps_gone: list[SqlRow] = []
+    gaps_new: list[SqlRow] = []
+    for key, ledger in ledgers.items():
+        removed, added = ledger.span_changes()
+        spans_gone.extend((ids[key], span.first) for span in removed)
+        spans_new.extend((ids[key], span.first, span.last) for span in added)
+        gaps_removed, gaps_added = ledger.gap_changes()
+        gaps_gone.extend((ids[key], gap.first) for gap in gaps_removed)
+        gaps_new.extend((ids[key], gap.first, gap.last, gap.source, gap.reason, now_ns) for gap in gaps_added)
+    tx.change_many("DELETE FROM stream_spans WHERE stream = ? AND first = ?", spans_gone)
+    tx.change_many("INSERT INTO stream_spans (stream, first, last) VALUES (?, ?, ?)", spans_new)
+    tx.change_many("DELETE FROM stream_gaps WHERE stream = ? AND first = ?", gaps_gone)
+    tx.change_many(
+        "INSERT INTO stream_gaps (stream, first, last, source, reason, noted_at_ns) VALUES (?, ?, ?, ?, ?, ?)", gaps_new
+    )
+
+
+def _write_events(tx: Transaction, works: dict[StreamKey, _Work], now_ns: int) -> None:
+    latest: dict[tuple[str, str], tuple[Event, bytes]] = {}
+    for key, work in works.items():
+        for row in work.indexed:
+            if isinstance(row.index, Event):
+                name = (key.gateway, row.index.event_id)
+                other = latest.get(name)
+                if other is None or row.index.revision >= other[0].revision:
+                    latest[name] = (row.index, row.body)
+    tx.change_many(
+        "INSERT INTO events (gateway, event_id, pipeline, label, phase, revision, captured_at_ns, received_at_ns,"
+        " updated_at_ns, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (gateway, event_id) DO UPDATE SET pipeline = excluded.pipeline, label = excluded.label,"
+        " phase = excluded.phase, revision = excluded.revision, captured_at_ns = excluded.captured_at_ns,"
+        " updated_at_ns = excluded.updated_at_ns, body = excluded.body"
+        " WHERE excluded.revision >= events.revision",
+        [
+            (*name, e.pipeline, e.label, e.phase, e.revision, e.captured_at_ns, now_ns, now_ns, body)
+            for name, (e, body) in latest.items()  # in the order of receipt, which their ids keep
+        ],
+    )
+
+
+def _write_evidence(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey, int]) -> None:
+    found = {
+        (row.index.evidence_id, key.gateway): (ids[key], row.seq, row.index.content_type)
+        for key, work in works.items()
+        for row in work.indexed
+        if isinstance(row.index, Evidence)
+    }
+    tx.change_many(
+        "INSERT INTO evidence (evidence_id, gateway, stream, seq, content_type) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (evidence_id, gateway) DO UPDATE SET stream = excluded.stream, seq = excluded.seq,"
+        " content_type = excluded.content_type",
+        [(*name, *rest) for name, rest in sorted(found.items())],
+    )
+
+
+def _write_fleet(tx: Transaction, intake: Intake) -> None:
+    availability = dict(intake.availability)  # the last of each gateway
+    tx.change_many(
+        "INSERT INTO gateways (gateway, state, at, version) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (gateway) DO UPDATE SET state = excluded.state, at = excluded.at,"
+        # A will was written before the version could have changed, and may carry none.
+        " version = CASE WHEN excluded.version = '' THEN gateways.version ELSE excluded.version END",
+        [(name, said.state, said.at, said.version) for name, said in sorted(availability.items())],
+    )
+    tx.change_many(
+        "INSERT INTO gateways (gateway, seen_at_ns) VALUES (?, ?)"
+        " ON CONFLICT (gateway) DO UPDATE SET seen_at_ns = excluded.seen_at_ns",
+        [(name, intake.received_at_ns) for name in sorted(intake.seen)],
+    )
+    statuses = {(name, status.pipeline): status for name, status in intake.statuses}
+    tx.change_many(
+        "INSERT INTO pipelines (gateway, pipeline, received_at_ns, status) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (gateway, pipeline) DO UPDATE SET received_at_ns = excluded.received_at_ns,"
+        " status = excluded.status",
+        [
+            (*name, intake.received_at_ns, encode(status))
+            for name, status in sorted(statuses.items(), key=lambda i: i[0])
+        ],
+    )
+
+
+def digest_of(letter: DeadLetter) -> str:
+    """Name a dead letter after its content, so that the same poison sent again and again is one row."""
+    digest = hashlib.sha256()
+    for part in (letter.reason, letter.topic, str(letter.key and tuple(letter.key)), str(letter.seq)):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    digest.update(letter.payload)
+    return digest.hexdigest()
+
+
+def _write_letters(tx: Transaction, letters: Sequence[DeadLetter], now_ns: int) -> None:
+    counted: dict[str, tuple[DeadLetter, int]] = {}
+    for letter in letters:
+        digest = digest_of(letter)
+        counted[digest] = (letter, counted[digest][1] + 1 if digest in counted else 1)
+    tx.change_many(
+        "INSERT INTO dead_letters (digest, reason, topic, detail, gateway, epoch, class, seq, payload, payload_bytes,"
+        " count, first_at_ns, last_at_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET count = dead_letters.count + excluded.count,"
+        " last_at_ns = excluded.last_at_ns",
+        [
+            (
+                *(digest, one.reason, one.topic, one.detail, *(one.key or (None, None, None)), one.seq),
+                *(one.payload, one.payload_bytes, count, now_ns, now_ns),
+            )
+            for digest, (one, count) in sorted(counted.items(), key=lambda item: item[0])
+        ],
+    )
+
+
+def settle(tx: Transaction, letter_id: int, intake: Intake | None) -> Outcome:
+    """Remove a dead letter and write what was made of it."""
+    outcome = write(tx, intake) if intake is not None else Outcome()
+    tx.change("DELETE FROM dead_letters WHERE id = ?", (letter_id,))
+    return outcome
+
+
+def sweep(tx: Transaction, before_ns: Mapping[str, int], dead_letters_before_ns: int, limit: int) -> Swept:
+    """Remove old rows from the front of each stream, at most `limit` records in all."""
+    removed = 0
+    for stream, record_class in tx.rows("SELECT id, class FROM streams ORDER BY id"):
+        if removed < limit and record_class in before_ns:
+            removed += _sweep_stream(tx, stream, before_ns[record_class], limit - removed)
+    events_before_ns = min(before_ns.get("critical", 0), before_ns.get("event", 0))
+    events = tx.change(
+        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE updated_at_ns < ? ORDER BY id LIMIT ?)",
+        (events_before_ns, limit),
+    )
+    letters = tx.change(
+        "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters WHERE last_at_ns < ? ORDER BY id LIMIT ?)",
+        (dead_letters_before_ns, limit),
+    )
+    return Swept(removed, events, letters)
+
+
+def _sweep_stream(tx: Transaction, stream: int, before_ns: int, limit: int) -> int:
+    old = 0
+    last_seq = 0
+    for seq, received_at_ns in tx.rows(
+        "SELECT seq, received_at_ns FROM stream_records WHERE stream = ? ORDER BY seq LIMIT ?", (stream, limit)
+    ):
+        if received_at_ns >= before_ns:
+            break
+        old, last_seq = old + 1, seq
+    if old:
+        tx.change("DELETE FROM stream_records WHERE stream = ? AND seq <= ?", (stream, last_seq))
+        tx.change("DELETE FROM evidence WHERE stream = ? AND seq <= ?", (stream, last_seq))
+        tx.change("UPDATE streams SET deleted = deleted + ? WHERE id = ?", (old, stream))
+    return old

@@ -1,0 +1,203 @@
+"""Records to and from files.
+
+One line of NDJSON is one record: `gateway`, `epoch`, `class`, `seq`, `kind`, `recorded_at_ns`, `body` (JSON), and
+`blob` (base64) where it has one. `gateway outbox export` writes the same lines, for a technician with a USB stick;
+importing them twice, or what has come over the air as well, changes nothing.
+"""
+
+import binascii
+import itertools
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Annotated, Any, Final
+
+import msgspec
+
+from cloud_bridge.errors import TransferError
+from cloud_bridge.ingest.decoding import MAX_NUMBER, arrival_of
+from cloud_bridge.store.base import Reader, RecordFilter
+from cloud_bridge.values import Arrival, DeadLetter, Intake, StoredRecord, StreamKey
+from gateway.wire.errors import MalformedMessageError
+from gateway.wire.messages import Epoch, Record, RecordClass
+
+CHUNK_RECORDS: Final = 500
+MAX_LINE_BYTES: Final = 32 * 1024 * 1024
+_PAGE: Final = 1000
+
+GatewayName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,63}$")]
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of an exported file; unknown fields are left alone."""
+
+    epoch: Epoch
+    record_class: RecordClass = msgspec.field(name="class")
+    seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
+    kind: str
+    recorded_at_ns: int
+    body: msgspec.Raw
+    blob: str | None = None
+    gateway: GatewayName | None = None
+
+
+_decoder: Final = msgspec.json.Decoder(Line)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Lines read from a file, ready to be written; `bad` names those that could not be used."""
+
+    arrivals: tuple[Arrival, ...]
+    notes: tuple[DeadLetter, ...]
+    lines: int
+    bad: tuple[str, ...]
+
+    def intake(self, received_at_ns: int) -> Intake:
+        """Make an intake of it. The gateways have not spoken; a person has."""
+        return Intake(received_at_ns, self.arrivals, dead_letters=self.notes)
+
+
+def read_lines(lines: Iterable[bytes], gateway: str | None, *, first_line: int = 1) -> Chunk:
+    """Decode some lines; `gateway` is for lines that do not name theirs."""
+    found: dict[StreamKey, dict[int, tuple[Record, bytes]]] = {}
+    bad: list[str] = []
+    number = first_line - 1
+    for number, line in enumerate(lines, start=first_line):
+        if not line.strip():
+            continue
+        try:
+            key, record, blob = _read(line, gateway)
+        except (MalformedMessageError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            bad.append(f"line {number}: {error}")
+            continue
+        found.setdefault(key, {})[record.seq] = (record, blob)
+    arrivals, notes = [], []
+    for key, by_seq in found.items():
+        pairs = [by_seq[seq] for seq in sorted(by_seq)]
+        # A file says nothing about what the device still holds, so the base stays 1.
+        arrival, noted = arrival_of(key, 1, [r for r, _ in pairs], [b for _, b in pairs], "import")
+        arrivals.append(arrival)
+        notes.extend(noted)
+    return Chunk(tuple(arrivals), tuple(notes), number - first_line + 1, tuple(bad))
+
+
+def chunks(file: IO[bytes]) -> Iterator[list[bytes]]:
+    """Cut a file into lists of lines.
+
+    Raises:
+        TransferError: a line is longer than any record.
+    """
+    lines = _lines(file)
+    while chunk := list(itertools.islice(lines, CHUNK_RECORDS)):
+        yield chunk
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise TransferError(f"a line is longer than {MAX_LINE_BYTES} bytes; this is no file of records")
+        yield line
+
+
+def _read(line: bytes, gateway: str | None) -> tuple[StreamKey, Record, bytes]:
+    decoded = _decoder.decode(line)
+    name = decoded.gateway or gateway
+    if name is None:
+        raise MalformedMessageError("names no gateway; give --gateway")
+    if abs(decoded.recorded_at_ns) > 2**63 - 1:
+        raise MalformedMessageError("recorded_at_ns is beyond 64 bits")
+    try:
+        blob = b64decode(decoded.blob or "", validate=True)
+    except binascii.Error as error:
+        raise MalformedMessageError(f"blob: {error}") from error
+    record = Record(
+        seq=decoded.seq,
+        kind=decoded.kind,
+        recorded_at_ns=decoded.recorded_at_ns,
+        body=decoded.body,
+        blob_bytes=len(blob),
+    )
+    return StreamKey(name, decoded.epoch, decoded.record_class), record, blob
+
+
+def as_line(record: StoredRecord) -> bytes:
+    """Write a record as a line, without the line end."""
+    fields: dict[str, Any] = {
+        "gateway": record.key.gateway,
+        "epoch": record.key.epoch,
+        "class": record.key.record_class,
+        "seq": record.seq,
+        "kind": record.kind,
+        "recorded_at_ns": record.recorded_at_ns,
+        "received_at_ns": record.received_at_ns,
+        "pipeline": record.pipeline,
+        "body": msgspec.Raw(record.body),
+    }
+    if record.blob:
+        fields["blob"] = b64encode(record.blob).decode("ascii")
+    return msgspec.json.encode(fields)
+
+
+def everything(store: Reader, wanted: RecordFilter) -> Iterator[list[StoredRecord]]:
+    """Read all records that are wanted, page by page, in the order of receipt."""
+    after_id = wanted.after_id or 0
+    while page := store.records(replace(wanted, after_id=after_id), limit=_PAGE, with_blobs=True):
+        yield page
+        after_id = page[-1].id
+
+
+def export_ndjson(store: Reader, wanted: RecordFilter, out: IO[bytes]) -> int:
+    """Write records as lines; return how many."""
+    count = 0
+    for page in everything(store, wanted):
+        for record in page:
+            out.write(as_line(record) + b"\n")
+        count += len(page)
+    return count
+
+
+def _parquet_row(record: StoredRecord) -> tuple[Any, ...]:
+    body = record.body.decode("utf-8", "replace")
+    times = (record.recorded_at_ns, record.received_at_ns)
+    return (*record.key, record.seq, record.kind, record.pipeline, *times, body, record.blob or None)
+
+
+def export_parquet(store: Reader, wanted: RecordFilter, file: Path) -> int:
+    """Write records as a Parquet file with a column for each field; return how many.
+
+    Raises:
+        TransferError: pyarrow is not installed, or the file cannot be written.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415  # large, and needed by this alone
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ImportError as error:
+        raise TransferError("Parquet needs pyarrow: pip install 'sluice[cloud]'") from error
+    columns = [
+        ("gateway", pa.dictionary(pa.int32(), pa.string())),
+        ("epoch", pa.dictionary(pa.int32(), pa.string())),
+        ("class", pa.dictionary(pa.int32(), pa.string())),
+        ("seq", pa.int64()),
+        ("kind", pa.dictionary(pa.int32(), pa.string())),
+        ("pipeline", pa.dictionary(pa.int32(), pa.string())),
+        ("recorded_at", pa.timestamp("ns", tz="UTC")),
+        ("received_at", pa.timestamp("ns", tz="UTC")),
+        ("body", pa.string()),
+        ("blob", pa.binary()),
+    ]
+    schema = pa.schema(columns)
+    count = 0
+    try:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for page in everything(store, wanted):
+                rows = [_parquet_row(record) for record in page]
+                arrays = [
+                    pa.array(values, kind) for values, (_, kind) in zip(zip(*rows, strict=True), columns, strict=True)
+                ]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                count += len(page)
+    except OSError as error:
+        raise TransferError(f"{file}: {error}") from error
+    return count

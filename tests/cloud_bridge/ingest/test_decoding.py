@@ -1,0 +1,123 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud_bridge.ingest.decoding import MAX_KEPT_BYTES, intake_of
+from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.store.base import Store
+from cloud_bridge.values import Intake, StreamKey
+from gateway.wire.messages import Availability, PipelineStatus, encode
+from tests.simulators.samples import AT, EPOCH, batch, event, eviction, evidence, measure, notice, record
+
+RECORDS = "sluice/v1/dock/records/event"
+KEY = StreamKey("dock", EPOCH, "event")
+
+
+def taken(payload: bytes, topic: str | bytes = RECORDS, *, retained: bool = False) -> Intake:
+    message = Incoming(topic, payload, 1, 1, 1, 0, retained)
+    return intake_of([message], root="sluice", received_at_ns=7)
+
+
+def reasons(intake: Intake) -> list[str]:
+    return [letter.reason for letter in intake.dead_letters]
+
+
+def test_a_batch_becomes_rows_with_what_other_tables_need() -> None:
+    blob = b"jpeg"
+    payload = batch(
+        record(3, event()),
+        record(4, measure("temperature")),
+        record(5, evidence(), blob=blob),
+        base=2,
+        blobs=(b"", b"", blob),
+    )
+    (arrival,) = taken(payload).arrivals
+    assert (arrival.key, arrival.base) == (KEY, 2)
+    assert [(row.seq, row.kind, row.pipeline) for row in arrival.rows] == [
+        (3, "event", "camera"),
+        (4, "measure", "temperature"),
+        (5, "evidence", "camera"),
+    ]
+    assert [row.index for row in arrival.rows] == [event(), None, evidence()]
+    assert [row.blob for row in arrival.rows] == [b"", b"", blob]
+    assert taken(payload).seen == {"dock"}
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "reason"),
+    [
+        (b"sluice/v1/d\xffck/records/event", b"{}", "bad-topic"),
+        ("sluice/v1/DOCK/records/event", b"{}", "bad-topic"),
+        ("sluice/v2/dock/records/event", b"{}", "bad-topic"),
+        ("sluice/v1/dock/records/event/more", b"{}", "bad-topic"),
+        ("sluice/v1/dock/measure/camera", b"{}", "bad-topic"),
+        ("sluice/v1/dock/records/secret", b"{}", "unknown-class"),
+        (RECORDS, b"", "bad-payload"),
+        (RECORDS, b"nonsense", "bad-payload"),
+        (RECORDS, batch(record(2**53)), "bad-payload"),
+        (RECORDS, b'{"epoch":"zz","base":1,"records":[]}', "bad-payload"),
+        ("sluice/v1/dock/availability/gateway", b"[]", "bad-payload"),
+        ("sluice/v1/dock/status/camera", b"{}", "bad-payload"),
+    ],
+)
+def test_what_cannot_be_used_is_a_dead_letter_as_it_came(topic: str | bytes, payload: bytes, reason: str) -> None:
+    intake = taken(payload, topic)
+    assert reasons(intake) == [reason]
+    assert intake.dead_letters[0].payload == payload
+    assert intake.arrivals == ()
+
+
+def test_a_dead_letter_keeps_the_first_mebibyte_and_the_true_size() -> None:
+    (letter,) = taken(b"x" * (MAX_KEPT_BYTES + 5)).dead_letters
+    assert (len(letter.payload), letter.payload_bytes) == (MAX_KEPT_BYTES, MAX_KEPT_BYTES + 5)
+
+
+@pytest.mark.parametrize(
+    ("given_record", "reason"),
+    [
+        (record(1, b'{"x":1}', kind="hologram"), "unknown-kind"),
+        (record(1, b'{"x":1}', kind="event"), "bad-body"),
+        (record(1, b"[1]", kind="measure"), "bad-body"),
+        (record(1, eviction("event", 5, 3)), "bad-body"),
+        (record(1, event("e\0vil")), "bad-body"),
+        (record(1, event("e" * 600)), "bad-body"),
+        (record(1, b'{"x":1}', kind="h\0logram"), "unknown-kind"),
+    ],
+)
+def test_a_body_that_is_not_what_its_kind_says_is_kept_and_noted_with_its_key(
+    store: Store, given_record: object, reason: str
+) -> None:
+    intake = taken(batch(given_record, record(2)))  # type: ignore[arg-type]  # a record
+    assert reasons(intake) == [reason]
+    assert (intake.dead_letters[0].key, intake.dead_letters[0].seq) == (KEY, 1)
+    outcome = store.ingest(intake)
+    assert (outcome.inserted, outcome.marks) == (2, {KEY: 2})
+    assert store.counts().dead_letters == {reason: 1}
+
+
+def test_availability_and_status_are_for_the_fleet() -> None:
+    online = Availability(state="online", at=AT, version="1")
+    status = PipelineStatus(pipeline="camera", state="running", source_state="streaming", at=AT)
+    assert taken(encode(online), "sluice/v1/dock/availability/gateway").availability == (("dock", online),)
+    assert taken(encode(status), "sluice/v1/dock/status/camera").statuses == (("dock", status),)
+
+
+def test_what_a_broker_has_retained_is_no_sign_of_life() -> None:
+    online = encode(Availability(state="online", at=AT))
+    assert taken(online, "sluice/v1/dock/availability/gateway", retained=True).seen == frozenset()
+    assert taken(online, "sluice/v1/dock/availability/gateway").seen == {"dock"}
+
+
+def test_a_cleared_retained_message_is_nothing() -> None:
+    assert taken(b"", "sluice/v1/dock/availability/gateway") == Intake(7)
+
+
+@given(st.binary(max_size=200) | st.builds(lambda tail: batch(record(1, notice()))[:-3] + tail, st.binary(max_size=8)))
+def test_no_payload_raises(payload: bytes) -> None:
+    for topic in (RECORDS, "sluice/v1/dock/status/camera", "sluice/v1/dock/availability/gateway"):
+        taken(payload, topic)
+
+
+@given(st.binary(max_size=80))
+def test_no_topic_raises(topic: bytes) -> None:
+    assert taken(b"{}", topic).arrivals == ()

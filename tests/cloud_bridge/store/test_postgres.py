@@ -1,0 +1,78 @@
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from cloud_bridge.errors import StoreError
+from cloud_bridge.store.postgres import PostgresStore
+from cloud_bridge.values import Arrival, Intake, Row, StreamKey
+from tests.simulators.postgres import PostgresServer, binaries
+from tests.simulators.samples import EPOCH
+
+KEY = StreamKey("dock", EPOCH, "event")
+
+
+def rows(first: int, last: int) -> Intake:
+    return Intake(1, (Arrival(KEY, 1, tuple(Row(seq, "notice", None, 1, b"{}") for seq in range(first, last + 1))),))
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """One that may be stopped and killed."""
+    found = binaries()
+    if found is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with PostgresServer(found) as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_a_database_that_goes_away_is_an_error_now_and_no_loss_later(server: PostgresServer) -> None:
+    url = server.make("bridge")
+    server.stop()
+    store = PostgresStore(url)
+    with pytest.raises(StoreError, match="cannot be reached"):
+        store.ingest(rows(1, 3))
+    server.start()
+    assert store.ingest(rows(1, 3)).marks == {KEY: 3}
+    server.kill()
+    with pytest.raises(StoreError):
+        store.ingest(rows(4, 6))
+    server.start()
+    assert store.ingest(rows(4, 6)).marks == {KEY: 6}
+    assert store.counts().records == 6
+    store.close()
+
+
+def test_a_commit_waits_for_the_disk_whatever_the_server_is_set_to(postgres: PostgresServer) -> None:
+    url = postgres.make("lazy")
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("ALTER DATABASE lazy SET synchronous_commit TO off")
+    store = PostgresStore(url)
+    assert store._rows("SHOW synchronous_commit") == [("on",)]
+    store.close()
+
+
+def test_the_key_keeps_records_single_even_if_the_spans_were_lost(postgres: PostgresServer) -> None:
+    store = PostgresStore(postgres.make("spanless"))
+    store.ingest(rows(1, 5))
+    store._with(lambda connection: connection.execute("DELETE FROM stream_spans"))
+    outcome = store.ingest(rows(3, 8))
+    assert (outcome.inserted, outcome.duplicates) == (3, 3)
+    assert store._rows("SELECT count(*) FROM records") == [(8,)]
+    store.close()
+
+
+def test_an_address_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(StoreError, match="cannot be read"):
+        PostgresStore("postgresql://[half")
+
+
+def test_two_processes_that_start_together_make_the_tables_once(postgres: PostgresServer) -> None:
+    url = postgres.make("together")
+    stores = [PostgresStore(url) for _ in range(3)]
+    for store in stores:
+        store.open()
+    assert stores[0]._rows("SELECT count(*) FROM sluice_schema") == [(1,)]
+    for store in stores:
+        store.close()

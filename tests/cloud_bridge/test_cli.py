@@ -1,0 +1,143 @@
+"""The commands on a store, with no bridge running; test_app.py has them beside a running one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cloud_bridge.cli import main
+from cloud_bridge.ingest.decoding import intake_of
+from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.store.sqlite import SqliteStore
+from gateway.wire.messages import Availability, encode
+from tests.simulators.samples import AT, batch, event, eviction, measure, record
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store with something of everything."""
+    path = tmp_path / "bridge.db"
+    store = SqliteStore(path)
+    records = [record(5, event()), record(6, measure()), record(7, b"{}", kind="event")]
+    messages = [
+        Incoming("sluice/v1/dock/records/event", batch(*records, base=5), 1, 1, 1, 0),
+        Incoming("sluice/v1/dock/records/critical", batch(record(1, eviction("event", 1, 2))), 2, 1, 1, 0),
+        Incoming("sluice/v1/dock/records/event", b"junk", 3, 1, 1, 0),
+        Incoming("sluice/v1/dock/availability/gateway", encode(Availability(state="online", at=AT)), 4, 1, 1, 0),
+    ]
+    store.ingest(intake_of(messages, root="sluice", received_at_ns=1_800_000_000_000_000_000))
+    store.close()
+    return path
+
+
+def call(path: Path, *arguments: str) -> Result:
+    *command, last = arguments if len(arguments) > 1 else (arguments[0], "")
+    return CliRunner().invoke(main, [*command, *([last] if last else []), "--store", f"sqlite:///{path}"])
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_status_is_one_line_of_json(path: Path) -> None:
+    (status,) = lines(call(path, "status", "--json"))
+    assert (status["records"], status["events"], status["gaps"]) == (4, 1, 4)
+    assert status["dead_letters"] == {"bad-body": 1, "bad-payload": 1}
+    assert [(s["class"], s["mark"]) for s in status["streams"]] == [("critical", 1), ("event", 7)]
+    assert status["gateways"][0]["state"] == "online"
+
+
+def test_status_for_people_names_what_matters(path: Path) -> None:
+    result = call(path, "status")
+    assert "4 records, 1 events" in result.stdout
+    assert "gateway dock: online" in result.stdout
+    assert "complete to 7" in result.stdout
+
+
+def test_records_are_filtered_and_in_the_order_of_receipt(path: Path) -> None:
+    assert [r["seq"] for r in lines(call(path, "records", "--json"))] == [5, 6, 7, 1]
+    assert [r["seq"] for r in lines(call(path, "records", "--kind", "measure", "--json"))] == [6]
+    assert [r["seq"] for r in lines(call(path, "records", "--class", "critical", "--json"))] == [1]
+    assert lines(call(path, "records", "--since", "1h", "--gateway", "gate", "--json")) == []
+    assert "dock/event#6 measure camera" in call(path, "records", "--pipeline", "camera").stdout
+
+
+def test_events_and_gaps_are_shown(path: Path) -> None:
+    (shown,) = lines(call(path, "events", "--json"))
+    assert (shown["event_id"], shown["type"]) == ("e1", "new")
+    assert "camera new" in call(path, "events").stdout
+    assert {(g["first"], g["last"], g["source"]) for g in lines(call(path, "gaps", "--json"))} == {
+        (1, 2, "eviction"),
+        (3, 4, "base"),
+    }
+    assert "evicted (bytes)" in call(path, "gaps").stdout
+
+
+def test_dead_letters_are_listed_shown_replayed_and_discarded(path: Path) -> None:
+    listed = lines(call(path, "deadletters", "list", "--json"))
+    junk = next(one["id"] for one in listed if one["reason"] == "bad-payload")
+    assert json.loads(call(path, "deadletters", "show", str(junk)).stdout)["payload"] == "junk"
+    assert CliRunner().invoke(
+        main, ["deadletters", "show", str(junk), "--raw", "--store", f"sqlite:///{path}"]
+    ).stdout == ("junk")
+    assert call(path, "deadletters", "show", "99").exit_code == 1
+    replayed = call(path, "deadletters", "replay", "--all", "--json")
+    assert replayed.exit_code == 3
+    assert [json.loads(line)["settled"] for line in replayed.stdout.splitlines()] == [False, False]
+    assert call(path, "deadletters", "discard", "--all").exit_code == 0
+    assert lines(call(path, "deadletters", "list", "--json")) == []
+
+
+def test_an_export_is_imported_elsewhere_without_loss(path: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "out.ndjson", tmp_path / "other.db"
+    (said,) = lines(call(path, "export", "--output", str(file), "--json"))
+    assert said["records"] == 4
+    assert call(path, "export").stdout.encode() == file.read_bytes()
+    (said,) = lines(call(other, "import", str(file), "--json"))
+    assert (said["imported"], said["known"], said["bad"]) == (4, 0, 0)
+    (said,) = lines(call(other, "import", str(file), "--json"))
+    assert (said["imported"], said["known"], said["bad"]) == (0, 4, 0)
+    file.write_bytes(file.read_bytes() + b"rubbish\n")
+    result = call(other, "import", str(file))
+    assert result.exit_code == 3
+    assert "line 5: " in result.stderr
+
+
+def test_parquet_needs_a_file(path: Path, tmp_path: Path) -> None:
+    assert call(path, "export", "--format", "parquet").exit_code == 2
+    file = tmp_path / "x.parquet"
+    assert (
+        CliRunner()
+        .invoke(main, ["export", "--format=parquet", f"--output={file}", f"--store=sqlite:///{path}"])
+        .exit_code
+        == 0
+    )
+    assert file.read_bytes()[:4] == b"PAR1"
+
+
+def test_a_store_that_is_not_there_is_a_mistake_with_a_hint(tmp_path: Path) -> None:
+    result = call(tmp_path / "none.db", "status")
+    assert result.exit_code == 2
+    assert "has the bridge run yet" in result.stderr
+
+
+def test_a_mistake_of_the_command_line_ends_with_status_two(path: Path) -> None:
+    assert call(path, "records", "--since", "yesterday").exit_code == 2
+    assert CliRunner().invoke(main, ["run", "--broker", "mqtt://broker.example"]).exit_code == 2
+    assert CliRunner().invoke(main, ["run", "--store", f"sqlite:///{path}"]).exit_code == 2
+    assert CliRunner().invoke(main, ["status", "--store", "mysql://x"]).exit_code == 2
+
+
+def test_a_configuration_is_validated_and_its_schema_printed(tmp_path: Path) -> None:
+    file = tmp_path / "bridge.yaml"
+    file.write_text("brokers: [{url: 'mqtt://localhost'}]\n")
+    assert CliRunner().invoke(main, ["config", "validate", str(file)]).exit_code == 0
+    assert json.loads(CliRunner().invoke(main, ["config", "validate", str(file), "--json"]).stdout)["valid"]
+    file.write_text("broker: []\n")
+    result = CliRunner().invoke(main, ["config", "validate", str(file), "--json"])
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["problems"][0]["line"] == 1
+    assert json.loads(CliRunner().invoke(main, ["config", "schema"]).stdout)["title"]
