@@ -1,0 +1,171 @@
+"""A disk that is full to the last byte. Needs a small tmpfs, so root."""
+
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.config import ClassQuota
+from gateway.errors import OutboxFullError
+from gateway.outbox.store import Outbox
+from gateway.values import Receipt
+from gateway.wire.messages import CLASSES, RecordClass
+from tests.gateway.outbox.outbox_kit import MIB, event, evictions, numbers, picture, settings, until
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Something else takes all that is left."""
+    name = place / "other"
+    with name.open("ab", buffering=0) as stream:
+        for size in (65536, 4096, 1):
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    stream.write(b"x" * size)
+    return name
+
+
+WITH_BALLAST = settings(ballast_bytes=MIB)
+
+
+def covered(outbox: Outbox, record_class: RecordClass) -> set[int]:
+    return {
+        seq
+        for record in evictions(outbox)
+        if record.record_class == record_class
+        for seq in range(record.first_seq, record.last_seq + 1)
+    }
+
+
+def test_on_a_full_disk_the_least_urgent_rows_make_room(small_disk: Path) -> None:
+    outbox = Outbox.open(small_disk / "state" / "outbox.db", WITH_BALLAST)
+    until(lambda: outbox.stats().ballast)
+    for n in range(60):
+        outbox.put([picture(n, 20_000), event(n), event(n, "critical")])
+    other = fill(small_disk)
+    for n in range(200):
+        outbox.put([event(n), event(n, "critical")], timeout=30)
+        if n % 3 == 0:  # whatever was given back is taken at once
+            fill(small_disk)
+    stats = outbox.stats()
+    assert stats.disk_full
+    assert not stats.failed
+    assert stats.classes["critical"].evicted == 0
+    assert stats.classes["bulk"].evicted > 0
+    for record_class in CLASSES[1:]:
+        held = set(numbers(outbox, record_class))
+        assert held | covered(outbox, record_class) == set(range(1, outbox.heads()[record_class][1] + 1))
+    assert {record.reason for record in evictions(outbox)} == {"disk-full"}
+    other.unlink()
+    until(lambda: not outbox.stats().disk_full)
+    until(lambda: outbox.stats().ballast)
+    outbox.put([picture(n, 20_000) for n in range(10)])
+    outbox.close()
+
+
+def test_when_nothing_may_go_producers_wait_and_nothing_is_lost(small_disk: Path) -> None:
+    outbox = Outbox.open(small_disk / "state" / "outbox.db", settings(ballast_bytes=MIB))
+    until(lambda: outbox.stats().ballast)
+    outbox.put([event(n, "critical") for n in range(100)])
+    other = fill(small_disk)
+    stored = 100
+    try:
+        for _ in range(1000):
+            stored += len(outbox.put([event(n, "critical") for n in range(100)], timeout=1.5))
+            fill(small_disk)
+    except OutboxFullError:
+        fill(small_disk)
+    else:
+        pytest.fail("the disk was never full")
+    receipts: list[Receipt] = []
+    for _ in range(10):
+        outbox.submit([event(n, "critical") for n in range(100)], receipts.extend)
+    assert outbox.stats().disk_full
+    assert not outbox.failed
+    assert receipts == []
+    other.unlink()
+    until(lambda: len(receipts) == 1000, 30)
+    assert numbers(outbox, "critical") == list(range(1, stored + 1001))
+    assert outbox.stats().classes["critical"].evicted == 0
+    outbox.close()
+
+
+def test_acknowledgements_make_room_on_a_full_disk(small_disk: Path) -> None:
+    outbox = Outbox.open(small_disk / "state" / "outbox.db", settings(ballast_bytes=MIB))
+    outbox.put([event(n, "critical") for n in range(2000)])
+    fill(small_disk)
+    receipts: list[Receipt] = []
+    for n in range(50):
+        outbox.submit([event(n, "critical") for _ in range(100)], receipts.extend)
+    fill(small_disk)
+    outbox.acknowledge("critical", outbox.epoch, 2000)
+    until(lambda: outbox.heads()["critical"][0] == 2001, 30)
+    until(lambda: len(receipts) >= 1500, 30)
+    assert outbox.stats().classes["critical"].evicted == 0
+    outbox.close()
+
+
+def test_a_store_opens_on_a_full_disk(small_disk: Path) -> None:
+    file = small_disk / "state" / "outbox.db"
+    outbox = Outbox.open(file, WITH_BALLAST)
+    until(lambda: outbox.stats().ballast)
+    outbox.put([picture(n, 20_000) for n in range(50)])
+    epoch = outbox.epoch
+    outbox.close()
+    fill(small_disk)
+    outbox = Outbox.open(file, WITH_BALLAST)
+    assert outbox.epoch == epoch
+    assert outbox.put([event(1, "critical")], timeout=30)[0].seq == 1
+    outbox.close()
+
+
+def test_control_without_quota_and_ballast_even_a_deletion_fails(small_disk: Path) -> None:
+    db = sqlite3.connect(small_disk / "plain.db", isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("CREATE TABLE t (seq INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB)")
+    db.executemany("INSERT INTO t (body) VALUES (?)", [(b"x" * 500,)] * 2000)
+    fill(small_disk)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        db.executemany("INSERT INTO t (body) VALUES (?)", [(b"x" * 500,)] * 20_000)
+    fill(small_disk)
+    failures = 0
+    for _ in range(50):
+        try:
+            db.execute("DELETE FROM t WHERE seq IN (SELECT seq FROM t ORDER BY seq LIMIT 100)")
+            db.executemany("INSERT INTO t (body) VALUES (?)", [(b"x" * 500,)] * 100)
+        except sqlite3.OperationalError as error:
+            failures += error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    assert failures > 0
+    db.close()
+
+
+def test_the_page_quota_holds_the_file_down_whatever_the_disk_has(tmp_path: Path) -> None:
+    tight = settings(
+        critical=ClassQuota(max_bytes=65536, on_full="refuse"),
+        event=ClassQuota(max_bytes=65536),
+        measure=ClassQuota(max_bytes=65536),
+        bulk=ClassQuota(max_bytes=MIB),
+    )
+    outbox = Outbox.open(tmp_path / "outbox.db", tight)
+    for n in range(500):
+        outbox.put([picture(n, 30_000), event(n)])
+    outbox.close()
+    assert (tmp_path / "outbox.db").stat().st_size < MIB + 3 * 65536 + 2 * MIB
