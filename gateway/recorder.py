@@ -82,8 +82,11 @@ class Recorder:
     @property
     def empty(self) -> bool:
         """Whether everything that was handed over is committed here and acknowledged by the cloud."""
-        stats = self._outbox.stats()
-        return stats.queued_entries == 0 and all(held.rows == 0 for held in stats.classes.values())
+        # Asked twice, the queue first: the writer may commit the last entry while one answer is being put together,
+        # after its rows were counted and before its queue was.
+        if self._outbox.stats().queued_entries:
+            return False
+        return all(held.rows == 0 for held in self._outbox.stats().classes.values())
 
     # ---- what the uplink asks --------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from hil.loopback.assets.clip import CLIPS
 from hil.loopback.children import RigError
 from hil.loopback.rig import GATEWAY_ID, Rig, eventually
 from hil.loopback.tally import Tally, tally_of
@@ -49,8 +50,8 @@ def sources_for(wishes: Wishes, data: Path) -> dict[str, Any]:
             "type": "replay",
             "file": str(data / "process.csv"),
             "rate_hz": 1.0,
-            # One row stands for minutes; ten a second make a demo of what takes days.
-            "speed": 10.0 * wishes.speed,
+            # One row stands for five minutes; a hundred a second make a demo of three weeks.
+            "speed": 100.0 * wishes.speed,
             "loop": True,
         },
         "machine": {"type": "health", "rate_hz": 10.0, "channels": ["load", "memory_used", "temperature"]},
@@ -60,7 +61,8 @@ def sources_for(wishes: Wishes, data: Path) -> dict[str, Any]:
 def _camera(wish: str, data: Path) -> dict[str, Any]:
     device = wish or next((str(node) for node in sorted(Path("/dev").glob("video*"))), "")
     if not device:
-        return {"type": "replay", "file": str(data / "vtest.avi"), "loop": True}
+        clip = next((data / clip.file for clip in CLIPS if (data / clip.file).is_file()), data / CLIPS[0].file)
+        return {"type": "replay", "file": str(clip), "loop": True}
     if Path(device).is_file():
         return {"type": "replay", "file": str(Path(device).resolve()), "loop": True}
     return {"type": "camera", "device": device, "fps": 10.0}

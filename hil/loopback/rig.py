@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import yaml
-from gateway.control import ask
 
+from gateway.control import ask
 from gateway.errors import ControlError
 from hil.loopback.children import Child, RigError, free_port, is_listening
 
@@ -69,7 +69,7 @@ class Rig:
             (directory / name).mkdir(parents=True)
         self.gateway_file = directory / "gateway.yaml"
         self.bridge_file = directory / "bridge.yaml"
-        self.outbox_file = directory / "gateway" / "outbox.db"
+        self.use_state(directory / "gateway")
         broker_file = directory / "broker.conf"
         broker_file.write_text(
             _BROKER.format(
@@ -114,6 +114,11 @@ class Rig:
             "log": {"format": "json"},
         }
 
+    def use_state(self, directory: Path) -> None:
+        """Look for the gateway's state in another directory, which its settings must name, e.g. on a small disk."""
+        self.state_directory = directory
+        self.outbox_file = directory / "outbox.db"
+
     def write(self) -> None:
         """Write the configuration files from the settings, after a test has changed them."""
         self.gateway_file.write_text(yaml.safe_dump(self.gateway_settings, sort_keys=False))
@@ -151,7 +156,7 @@ class Rig:
     def gateway_status(self) -> dict[str, Any] | None:
         """Ask the gateway how it is; None if it does not answer."""
         try:
-            return ask(self.directory / "gateway" / "gateway.sock", "status")
+            return ask(self.state_directory / "gateway.sock", "status")
         except ControlError:
             return None
 
@@ -161,7 +166,7 @@ class Rig:
         Raises:
             RigError: it has not stopped cleanly.
         """
-        file = self.directory / "gateway" / "last-run.json"
+        file = self.state_directory / "last-run.json"
         if not file.exists():
             raise RigError(f"the gateway left no {file.name}: it did not stop cleanly\n{self.gateway.tail()}")
         content: dict[str, Any] = json.loads(file.read_text())

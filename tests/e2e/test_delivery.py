@@ -1,35 +1,10 @@
 """The plain cases of store-and-forward, with real processes: nothing lost, nothing twice."""
 
 import signal
-from typing import Any
 
-from hil.loopback.rig import Rig, eventually
 from hil.loopback.tally import tally_of
 from tests.e2e.conftest import Site
-
-
-def waits(rig: Rig, at_least: int) -> None:
-    """Wait until so many records were enqueued."""
-    eventually(lambda: tally_of(rig).enqueued >= at_least, f"{at_least} records are enqueued")
-
-
-def arrives(rig: Rig) -> None:
-    """Wait until the cloud has caught up while the gateway goes on."""
-    goal = tally_of(rig).enqueued
-    eventually(lambda: tally_of(rig).committed >= goal, "the cloud has caught up")
-
-
-def settle(rig: Rig) -> None:
-    """Stop the gateway, then check that each record is there once."""
-    assert rig.gateway.stop() == 0
-    assert rig.last_run()["drained"]
-    eventually(lambda: tally_of(rig).lost == 0, "everything arrived")
-    counts = tally_of(rig)
-    assert counts.waiting == 0
-    assert counts.duplicates == 0
-    assert counts.evicted == 0
-    assert counts.committed == counts.enqueued > 0
-    rig.stop()
+from tests.e2e.flow import arrives, settle, waits
 
 
 def test_records_reach_the_store_and_leave_the_outbox(site: Site) -> None:
@@ -96,10 +71,3 @@ def test_a_bridge_frozen_for_a_while_gets_everything_once(site: Site) -> None:
     rig.bridge.signal(signal.SIGCONT)
     arrives(rig)
     settle(rig)
-
-
-def statuses(rig: Rig) -> dict[str, Any]:
-    """Return the status of each pipeline by name."""
-    status = rig.gateway_status()
-    assert status is not None
-    return {pipeline["pipeline"]: pipeline for pipeline in status["pipelines"]}

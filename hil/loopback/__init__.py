@@ -1,0 +1,1 @@
+"""The loopback rig: broker, cloud bridge and gateway on one machine, with what a demonstration needs."""
