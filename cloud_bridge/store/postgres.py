@@ -4,6 +4,7 @@ Two processes that write the same stream wait for each other at its row in `stre
 duplicates happens behind that lock. The database may be away when the bridge starts, and at any time later.
 """
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -177,6 +178,16 @@ def _marked(sql: str) -> str:
     return sql.replace("?", "%s")
 
 
+_INSERT_VALUES: Final = re.compile(
+    r"INSERT INTO (?P<table>\w+) \((?P<columns>[\w, ]+)\) VALUES \([?, ]+\)(?P<rest>.*)", re.S
+)
+_TYPES: Final = {
+    **dict.fromkeys(("gateway", "epoch", "class", "source", "reason", "state", "at", "version", "pipeline"), "text"),
+    **dict.fromkeys(("event_id", "label", "phase", "evidence_id", "content_type", "digest", "topic", "detail"), "text"),
+    **dict.fromkeys(("status", "body", "payload"), "bytea"),
+}
+"""Columns that are no numbers."""
+
 _WANTED: Final = "unnest(%s::text[], %s::text[], %s::text[]) AS w(gateway, epoch, class)"
 _LOCK_STREAMS: Final = (
     f"SELECT s.gateway, s.epoch, s.class, s.id FROM streams s JOIN {_WANTED} USING (gateway, epoch, class)"  # noqa: S608  # constants
@@ -206,9 +217,20 @@ class _PostgresTransaction:
         return self._connection.execute(_marked(sql), parameters).rowcount
 
     def change_many(self, sql: str, parameters: Sequence[Sequence[Any]]) -> None:
-        if parameters:
-            with self._connection.cursor() as cursor:
+        if not parameters:
+            return
+        with self._connection.cursor() as cursor:
+            insert = _INSERT_VALUES.match(sql)
+            if insert is None:
                 cursor.executemany(_marked(sql), parameters)
+                return
+            # One statement for all rows: each column travels as an array.
+            arrays = ", ".join(f"%b::{_TYPES.get(name, 'bigint')}[]" for name in insert["columns"].split(", "))
+            cursor.execute(
+                # The parts come from the statements of this program.
+                f"INSERT INTO {insert['table']} ({insert['columns']}) SELECT * FROM unnest({arrays}){insert['rest']}",  # noqa: S608
+                [list(column) for column in zip(*parameters, strict=True)],
+            )
 
     def open_streams(self, keys: Sequence[StreamKey]) -> dict[StreamKey, int]:
         columns = [list(column) for column in zip(*keys, strict=True)]

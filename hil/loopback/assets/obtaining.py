@@ -6,6 +6,7 @@ No host is named here: apt, npm and pip ask wherever they are configured to.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 CHILD_TIMEOUT_SECONDS: Final = 900.0
+_REASON: Final = re.compile(r"failed|unable|could not|refused|not found|no space", re.IGNORECASE)
 
 Say = Callable[[str], None]
 
@@ -34,7 +36,7 @@ def run_tool(command: Sequence[str], cwd: Path, remedy: str) -> str:
     """Run a tool to its end; return its output.
 
     Raises:
-        FetchError: it is missing, failed, or took more than 15 minutes. The message ends with the remedy.
+        FetchError: it is missing, failed, or took more than 15 minutes. The message tells why and ends with the remedy.
     """
     name = Path(command[0]).name
     try:
@@ -58,8 +60,10 @@ def run_tool(command: Sequence[str], cwd: Path, remedy: str) -> str:
 
 
 def _last_words(output: str) -> str:
+    """Choose what tells a person why a tool failed; npm buries it in a stack trace, apt and pip put it last."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return " / ".join(lines[-3:])[-400:] or "no output"
+    reasons = [line for line in lines if _REASON.search(line)]
+    return " / ".join(reasons[:2] or lines[-2:])[:400] or "no output"
 
 
 def digest_of(path: Path) -> str:

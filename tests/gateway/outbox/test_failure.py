@@ -131,28 +131,29 @@ from gateway.outbox.store import Outbox
 from gateway.errors import OutboxError
 from tests.gateway.outbox.outbox_kit import event, numbers, settings, until
 
-file = Path(sys.argv[1])
-outbox = Outbox.open(file, settings())
+outbox = Outbox.open(Path(sys.argv[1]), settings())
 receipts = []
-accepted = 0
-for n in range(50):
-    outbox.put([event(n)])  # blocks for the file are taken ahead: the WAL meets the limit first
+outbox.put([event(0)])
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # the next growth of the WAL is an I/O error
+resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, hard))
+accepted = 0
+while not outbox.failed:  # one by one the WAL grows faster than the file, and meets the limit: SQLITE_IOERR_WRITE
+    outbox.submit([event(accepted)], receipts.extend)
+    accepted += 1
+    until(lambda: len(receipts) == accepted or outbox.failed)
+stored = len(receipts)
+assert stored == accepted - 1
 try:
-    for n in range(100_000):
-        outbox.submit([event(n) for _ in range(20)], receipts.extend)
-        accepted += 20
+    outbox.submit([event(0)])
 except OutboxError as error:
     assert "has failed" in str(error), error
-assert outbox.failed
-stored = len(receipts)
-assert stored < accepted
-resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+else:
+    raise AssertionError
 outbox.reopen()
 until(lambda: len(receipts) == accepted)
-assert [receipt.seq for receipt in receipts] == list(range(51, accepted + 51))
-assert numbers(outbox, "event") == list(range(1, accepted + 51))
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+assert [receipt.seq for receipt in receipts] == list(range(2, accepted + 2))
+assert numbers(outbox, "event") == list(range(1, accepted + 2))
 outbox.close()
 print("stored", stored, "accepted", accepted)
 """

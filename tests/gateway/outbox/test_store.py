@@ -315,9 +315,9 @@ def test_parked_entries_leave_half_of_the_queue_to_others(file: Path) -> None:
 
 
 def test_more_than_a_class_may_ever_hold_is_an_error_that_says_what_to_raise(file: Path) -> None:
-    with opened(file, settings(bulk=ClassQuota(max_bytes=16384))) as outbox:
-        with pytest.raises(OutboxError, match=r"outbox\.classes\.bulk\.max_bytes"):
-            outbox.put([picture(1, 20_000)])
+    small = settings(bulk=ClassQuota(max_bytes=16384))
+    with opened(file, small) as outbox, pytest.raises(OutboxError, match=r"outbox\.classes\.bulk\.max_bytes"):
+        outbox.put([picture(1, 20_000)])
 
 
 # ---- life ----------------------------------------------------------------------------------------
