@@ -47,7 +47,7 @@ $(READY): pyproject.toml requirements/dev.txt $(if $(wildcard $(PY)),,force) | s
 	$(SAY) "ready: $$($(PY) --version) in $(VENV)"
 
 # Needed by the demo; tests that want a clip or a model do without when this machine cannot fetch them.
-$(ASSETS): $(wildcard hil/loopback/fetch.py) | $(READY)
+$(ASSETS): $(wildcard hil/loopback/fetch.py hil/loopback/assets/*.py) cloud_bridge/training/detector.py | $(READY)
 	$(SAY) 'fetching the clip and the models for the demo'
 	@mkdir -p $(@D)
 	@$(PY) -m hil.loopback.fetch

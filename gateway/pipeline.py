@@ -93,6 +93,7 @@ class Pipeline:
         self._backend = ""
         self._rate = _Rate()
         self._open_events = 0
+        self._links: dict[str, EvidenceLink] = {}  # of open events; the inference thread's
         self._progress_ns = around.monotonic_ns()
         self._recording = False
         self._failing = False  # the last sample could not be used
@@ -222,7 +223,7 @@ class Pipeline:
             if sample is not None:
                 self._step(slot, stages, sample)
             else:
-                self._record(stages.decider.tick(now_ns, self._around.wall_ns()).entries)
+                self._record(self._linked(stages.decider.tick(now_ns, self._around.wall_ns()).entries))
                 self._measure(stages, now_ns)
                 if self._inbox.closed:
                     return
@@ -245,7 +246,7 @@ class Pipeline:
         around.instruments.inferred(self.name, inference, (ended_ns - started_ns) / 1e9, model.batch_fill(sample))
         decision = stages.decider.step(inference)
         self._open_events = stages.decider.open_events
-        entries = self._with_evidence(decision, sample, stages) if decision.snapshots else decision.entries
+        entries = self._with_evidence(decision, sample, stages)
         sent_bytes = sum(len(encode(entry.body)) + len(entry.blob) for entry in entries)
         stages.sums.add(inference, sent_bytes)
         self._raw_bytes += inference.raw_bytes
@@ -260,7 +261,7 @@ class Pipeline:
             self._record((entry,))
 
     def _finish(self, stages: "_Stages") -> None:
-        entries = list(stages.decider.finish(self._around.wall_ns()).entries)
+        entries = self._linked(stages.decider.finish(self._around.wall_ns()).entries)
         last = stages.sums.finish(self.dropped())
         self._open_events = 0
         self._record((*entries, last) if last else entries)
@@ -280,14 +281,27 @@ class Pipeline:
             self._recording = False
 
     def _with_evidence(self, decision: Decision, sample: Sample, stages: "_Stages") -> Sequence[Entry]:
-        entries = list(decision.entries)
+        proofs: list[Entry] = []
         for wish in decision.snapshots:
             evidence = self._evidence(wish, sample, stages.budget)
-            if evidence is None:
-                continue
-            entries = [_linked(entry, wish.event_id, evidence) for entry in entries]
-            entries.append(evidence)
-        return entries
+            if evidence is not None:
+                self._links[wish.event_id] = _link_to(wish.evidence_id, evidence)
+                proofs.append(evidence)
+        return [*self._linked(decision.entries), *proofs]
+
+    def _linked(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Put the link to its evidence into each revision of an event: who sees only the last one needs it too."""
+        linked: list[Entry] = []
+        for entry in entries:
+            body = entry.body
+            link = self._links.get(body.event_id) if isinstance(body, Event) else None
+            if isinstance(body, Event) and link is not None:
+                if body.phase == "end":
+                    del self._links[body.event_id]
+                proven = msgspec.structs.replace(body, evidence=link)
+                entry = Entry(entry.record_class, entry.kind, proven, entry.recorded_at_ns, entry.blob)  # noqa: PLW2901
+            linked.append(entry)
+        return linked
 
     def _evidence(self, wish: SnapshotWish, sample: Sample, budget: ByteBudget) -> Entry | None:
         interest = self._settings.interest
@@ -429,11 +443,6 @@ def _told(error: BaseException) -> str:
     return str(error) if isinstance(error, GatewayError) else f"{type(error).__name__}: {error}"
 
 
-def _linked(entry: Entry, event_id: str, evidence: Entry) -> Entry:
-    """Put the link to its evidence into the event."""
-    body, proof = entry.body, evidence.body
-    if not isinstance(body, Event) or not isinstance(proof, Evidence) or body.event_id != event_id:
-        return entry
-    link = EvidenceLink(evidence_id=proof.evidence_id, content_type=proof.content_type, size_bytes=len(evidence.blob))
-    linked = msgspec.structs.replace(body, evidence=link)
-    return Entry(entry.record_class, entry.kind, linked, entry.recorded_at_ns, entry.blob)
+def _link_to(evidence_id: str, entry: Entry) -> EvidenceLink:
+    content_type = entry.body.content_type if isinstance(entry.body, Evidence) else ""
+    return EvidenceLink(evidence_id=evidence_id, content_type=content_type, size_bytes=len(entry.blob))

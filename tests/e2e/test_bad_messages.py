@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as mqtt
 import pytest
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from gateway.wire.messages import CLASSES, Ack, encode
 from gateway.wire.topics import Address, topic_for
@@ -37,7 +38,7 @@ def leaf(silent_after_seconds: float = 60.0) -> dict[str, Any]:
 
 def publish(port: int, messages: Sequence[tuple[str, bytes]]) -> None:
     """Publish on a broker as a client that has nothing to do with the gateway."""
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTProtocolVersion.MQTTv5)
+    client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
     client.connect("127.0.0.1", port)
     client.loop_start()
     try:

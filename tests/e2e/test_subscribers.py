@@ -57,6 +57,8 @@ def test_a_subscriber_sees_each_event_as_one_readable_document(site: Site, tmp_p
         assert life[-1].phase == "end"
         assert life[0].model.name == LOUD
         assert life[0].model.digest
+        assert life[0].evidence is not None
+        assert all(event.evidence == life[0].evidence for event in life)
 
 
 def test_home_assistant_is_told_only_when_switched_on_and_again_at_its_birth(site: Site, tmp_path: Path) -> None:

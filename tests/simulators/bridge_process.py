@@ -23,6 +23,7 @@ class BridgeProcess:
         store: str = "",
         client_id: str = "one",
         expiry: int = 30,
+        workers: int = 1,
     ) -> None:
         self.database = directory / "bridge.db"
         self.store = store or f"sqlite:///{self.database}"
@@ -31,7 +32,7 @@ class BridgeProcess:
         self._module = module
         self._file.write_text(
             f"brokers: [{{url: '{broker}'}}]\nstore: {{url: '{self.store}'}}\nconsole: {{enabled: false}}\n"
-            f"ingest: {{client_id: '{client_id}', session_expiry_seconds: {expiry}}}\n"
+            f"ingest: {{client_id: '{client_id}', session_expiry_seconds: {expiry}, workers: {workers}}}\n"
         )
         self._process: subprocess.Popen[bytes] | None = None
 

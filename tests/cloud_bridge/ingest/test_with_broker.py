@@ -69,6 +69,19 @@ def test_records_of_all_classes_arrive_once_and_are_acknowledged(bridge: BridgeP
     reader.close()
 
 
+def test_several_workers_share_the_stream_of_one_device(tmp_path: Path, broker: Mosquitto) -> None:
+    bridge = BridgeProcess(tmp_path, broker.url, workers=3)
+    try:
+        bridge.start()
+        with Device(broker.port, batch_rows=5) as device:
+            device.put("event", 1000)
+            drained(device)
+        assert bridge.stop() == 0
+    finally:
+        bridge.kill()
+    assert lost_and_doubled(bridge, device) == (0, 0)
+
+
 def test_a_bridge_that_is_away_for_a_while_catches_up(bridge: BridgeProcess, broker: Mosquitto) -> None:
     with Device(broker.port) as device:
         device.put("event", 300)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from gateway.config import ClassQuota
@@ -69,8 +70,8 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(record_class=st.sampled_from(CLASSES), share=st.floats(min_value=0, max_value=1))
     def acknowledge(self, record_class: RecordClass, share: float) -> None:
-        self.read_evictions()
         lowest, highest = self.outbox.heads()[record_class]
+        self.read_evictions()  # what is acknowledged was read, as the uplink does
         mark = lowest - 1 + int((highest - lowest + 1) * share)
         self.outbox.acknowledge(record_class, self.epoch, mark)
         self.marks[record_class] = max(self.marks[record_class], mark)
@@ -104,16 +105,16 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_number_is_accounted_for(self) -> None:
+        stats = self.outbox.stats()  # one moment; rows may go by age at any time, their records come with it
         told = set(self.told)
         for record in evictions_without_claiming(self.file):
             told |= {(record[0], seq) for seq in range(record[1], record[2] + 1)}
-        stats = self.outbox.stats()
         for record_class in CLASSES:
-            lowest, highest = self.outbox.heads()[record_class]
+            figures = stats.classes[record_class]
+            lowest, highest = figures.lowest, figures.highest
             assert highest >= self.given[record_class]
             for seq in range(1, lowest):
                 assert seq <= self.marks[record_class] or (record_class, seq) in told, (record_class, seq)
-            figures = stats.classes[record_class]
             assert figures.rows == highest - lowest + 1
             quota = QUOTAS.classes[record_class]
             if record_class != "critical":  # eviction records always find room there
@@ -123,9 +124,9 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_books_agree_with_the_rows(self) -> None:
-        figures = self.outbox.stats().classes["bulk"]
+        figures = self.outbox.stats().classes["bulk"]  # has no age limit
         found = rows(self.outbox, "bulk")
-        assert len(found) == self.outbox.heads()["bulk"][1] - self.outbox.heads()["bulk"][0] + 1
+        assert len(found) == figures.rows
         assert (figures.disk_bytes == 0) == (not found)
 
     def teardown(self) -> None:
@@ -163,5 +164,5 @@ def test_every_number_is_present_acknowledged_or_covered_by_an_eviction() -> Non
 
 def test_control_an_eviction_that_is_not_written_down_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Evictor, "_write", lambda *_: None)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, Flaky)):
         run(30, (Phase.generate,))
