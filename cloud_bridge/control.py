@@ -58,7 +58,7 @@ def answer(store: Store, root: str, question: Question, wall_ns: Callable[[], in
     """
     match question.ask:
         case "import":
-            lines = b64decode(question.lines).split(b"\n")
+            lines = b64decode(question.lines, validate=True).split(b"\n")
             chunk = read_lines(lines, question.gateway, first_line=question.first_line)
             outcome = store.ingest(chunk.intake(wall_ns()))
             return Answer(inserted=outcome.inserted, duplicates=outcome.duplicates, bad=list(chunk.bad))
@@ -86,6 +86,7 @@ class ControlServer:
         self._store = store
         self._root = root
         self._stop = asyncio.Event()
+        self._open: set[asyncio.StreamWriter] = set()
 
     def stop(self) -> None:
         """Ask `run` to return."""
@@ -101,9 +102,12 @@ class ControlServer:
                 await self._stop.wait()
             finally:
                 server.close()
+                for writer in self._open:
+                    writer.close()
                 path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         try:
             while line := await reader.readline():
                 writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
@@ -111,6 +115,7 @@ class ControlServer:
         except (ConnectionError, ValueError) as error:  # ValueError: a line beyond the limit
             log.info("control_connection_ended", error=str(error))
         finally:
+            self._open.discard(writer)
             writer.close()
 
     async def _answer(self, line: bytes) -> Answer:

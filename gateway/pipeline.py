@@ -202,9 +202,9 @@ class Pipeline:
         )
         self._capture = capture
         try:
-            if not self._stopping.is_set():
-                capture.start()
             self._state, self._last_error, self._failing = "running", None, False
+            if not self._stopping.is_set():
+                capture.start()  # last: from here on the capture thread may have an error to tell
             self._loop(slot, stages)
         finally:
             self._inbox.close()  # the capture thread may wait for room in it

@@ -26,6 +26,10 @@ class StoreFaultError(OutboxError):
     """The disk failed. What was being committed is uncertain; nothing more may be acknowledged on this connection."""
 
 
+class StoreClosedError(StoreFaultError):
+    """The store was closed or replaced meanwhile."""
+
+
 @contextmanager
 def translated(file: Path) -> Iterator[None]:
     """Turn errors of sqlite3 into errors of the outbox.
@@ -50,6 +54,8 @@ def fault_of(error: sqlite3.Error, file: Path) -> OutboxError:
             return StoreFullError(f"{file}: no room ({name}): free space on its file system or raise the quotas")
         case primary if primary in _CORRUPT:
             return DamagedStoreError(f"{file}: {error} ({name})")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreFaultError(f"{file}: another program has locked it ({name}): close that program")
         case _:
             return StoreFaultError(f"{file}: {error} ({name}): check the disk; the store must be opened again")
 

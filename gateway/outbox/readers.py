@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import OutboxError
-from gateway.outbox.faults import StoreFaultError, translated
+from gateway.outbox.faults import StoreClosedError, translated
 from gateway.outbox.schema import TABLES
 from gateway.values import Stored
 from gateway.wire.messages import RecordClass
@@ -34,7 +34,8 @@ class Readers:
 
         Raises:
             DamagedStoreError: the file cannot be understood.
-            StoreFaultError: the disk failed, or the store was replaced or closed meanwhile.
+            StoreClosedError: the store was replaced or closed meanwhile.
+            StoreFaultError: the disk failed.
         """
         table = TABLES[record_class]
         found: list[Stored] = []
@@ -71,7 +72,7 @@ class Readers:
     def _borrow(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             if self._closed:
-                raise StoreFaultError(f"{self._file}: the store was closed")
+                raise StoreClosedError(f"{self._file}: the store was closed")
             idle = self._idle.pop() if self._idle else None
         db = idle if idle is not None else self._connect()
         try:
@@ -94,7 +95,7 @@ class Readers:
             found = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         if found is None or found[0] != self.epoch:
             db.close()
-            raise StoreFaultError(f"{self._file}: the store was replaced meanwhile")
+            raise StoreClosedError(f"{self._file}: the store was replaced")
         return db
 
 

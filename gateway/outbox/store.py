@@ -17,7 +17,7 @@ from gateway.outbox.ages import Clocks
 from gateway.outbox.ballast import Ballast
 from gateway.outbox.damage import side
 from gateway.outbox.evictions import row_of
-from gateway.outbox.faults import DamagedStoreError, StoreFaultError
+from gateway.outbox.faults import DamagedStoreError, StoreClosedError
 from gateway.outbox.generation import Generation, Surroundings
 from gateway.outbox.mailbox import Done, Mailbox, Submission
 from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
@@ -227,9 +227,11 @@ class Outbox:
                 if generation is self._generation:
                     self._mailbox.report(error)
                 return None
-            except StoreFaultError:
-                if generation is self._generation:
+            except StoreClosedError:
+                if self._closed or self._failure is not None:
                     raise
+                if generation is self._generation:
+                    return None  # just being replaced
 
     def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
         """Let the rows up to `mark` go; the writer deletes them in its own time, in slices.

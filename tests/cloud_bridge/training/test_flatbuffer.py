@@ -59,7 +59,7 @@ def dying_convolution(kernel_dtype: type[np.float32] | type[np.float16]) -> byte
         tensor("map", (1, 4, 4, 4), 0, floats),
         tensor("shape", (2,), 3, schema.TensorType.INT32),
         tensor("answer", (1, 64), 0, floats),
-        tensor("kernel_float", kernel.shape, 0, floats),
+        *([tensor("kernel_float", kernel.shape, 0, floats)] if half else []),
     ]
     convolution = schema.Conv2DOptionsT()
     convolution.strideW = convolution.strideH = convolution.dilationWFactor = convolution.dilationHFactor = 1

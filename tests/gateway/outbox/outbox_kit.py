@@ -22,7 +22,7 @@ ROOMY: dict[RecordClass, ClassQuota] = {
 
 def settings(*, ballast_bytes: int = 0, queue_entries: int = 10_000, **classes: ClassQuota) -> OutboxSettings:
     """Roomy quotas, but for the classes named."""
-    quotas = {**ROOMY, **classes}
+    quotas: dict[str, ClassQuota] = {**ROOMY, **classes}
     return OutboxSettings(
         ballast_bytes=ballast_bytes, queue_entries=queue_entries, classes={name: quotas[name] for name in CLASSES}
     )
