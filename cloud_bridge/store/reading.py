@@ -33,7 +33,10 @@ _statuses = msgspec.json.Decoder(PipelineStatus)
 _COMMON: Final = (None, "event", "measure")
 _MIXED_IDS: Final = 10_000
 
-_EVENT = "SELECT id, received_at_ns, updated_at_ns, body FROM events"
+_EVENT = (
+    "SELECT e.id, e.received_at_ns, e.updated_at_ns, r.body"
+    " FROM events e JOIN stream_records r ON r.stream = e.stream AND r.seq = e.seq"
+)
 _RECORD = (
     "SELECT r.id, s.gateway, s.epoch, s.class, r.seq, r.kind, r.pipeline, r.recorded_at_ns, r.received_at_ns, r.body,"
     " {} FROM stream_records r JOIN streams s ON s.id = r.stream"
@@ -77,24 +80,24 @@ class SqlReader:
         """See Reader."""
         where, parameters = _where(
             [
-                ("gateway = ?", gateway),
-                ("pipeline = ?", pipeline),
-                ("label = ?", label),
-                ("updated_at_ns >= ?", since_ns),
-                ("id < ?", before_id),
+                ("e.gateway = ?", gateway),
+                ("e.pipeline = ?", pipeline),
+                ("e.label = ?", label),
+                ("e.updated_at_ns >= ?", since_ns),
+                ("e.id < ?", before_id),
             ]
         )
-        rows = self._rows(f"{_EVENT}{where} ORDER BY id DESC LIMIT ?", (*parameters, limit))
+        rows = self._rows(f"{_EVENT}{where} ORDER BY e.id DESC LIMIT ?", (*parameters, limit))
         return [_event(row) for row in rows]
 
     def event(self, event_id: str, gateway: str | None = None) -> StoredEvent | None:
         """See Reader."""
         if gateway is not None:
-            rows = self._rows(f"{_EVENT} WHERE gateway = ? AND event_id = ?", (gateway, event_id))
+            rows = self._rows(f"{_EVENT} WHERE e.gateway = ? AND e.event_id = ?", (gateway, event_id))
         else:
             # By gateway first: the key begins with it, and there are far fewer gateways than events.
             rows = self._rows(
-                f"{_EVENT} WHERE event_id = ? AND gateway IN (SELECT gateway FROM gateways) ORDER BY id LIMIT 1",
+                f"{_EVENT} WHERE e.event_id = ? AND e.gateway IN (SELECT gateway FROM gateways) ORDER BY e.id LIMIT 1",
                 (event_id,),
             )
         return _event(rows[0]) if rows else None

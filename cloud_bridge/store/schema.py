@@ -2,7 +2,8 @@
 
 Records are kept in the order of receipt, so that inserting appends and retention removes from the front; the
 indexes on them append too, at the end of each stream, so that a record costs the same in a large store as in a small
-one. Spans outlive the records: they tell duplicates apart after retention has removed the rows.
+one. Spans outlive the records: they tell duplicates apart after retention has removed the rows. An event names the
+record that carries its latest phase.
 """
 
 from typing import Final
@@ -59,7 +60,7 @@ _SQLITE_1: Final = (
          gateway TEXT NOT NULL, event_id TEXT NOT NULL,
          pipeline TEXT NOT NULL, label TEXT NOT NULL, phase TEXT NOT NULL, revision INTEGER NOT NULL,
          captured_at_ns INTEGER NOT NULL, received_at_ns INTEGER NOT NULL, updated_at_ns INTEGER NOT NULL,
-         body BLOB NOT NULL)""",
+         stream INTEGER NOT NULL, seq INTEGER NOT NULL)""",
     "CREATE UNIQUE INDEX events_key ON events (gateway, event_id)",
     "CREATE INDEX events_gateway ON events (gateway)",
     """CREATE TABLE evidence (
@@ -114,7 +115,7 @@ _POSTGRES_1: Final = (
          gateway TEXT NOT NULL, event_id TEXT NOT NULL,
          pipeline TEXT NOT NULL, label TEXT NOT NULL, phase TEXT NOT NULL, revision BIGINT NOT NULL,
          captured_at_ns BIGINT NOT NULL, received_at_ns BIGINT NOT NULL, updated_at_ns BIGINT NOT NULL,
-         body BYTEA NOT NULL)""",
+         stream BIGINT NOT NULL, seq BIGINT NOT NULL)""",
     "CREATE UNIQUE INDEX events_key ON events (gateway, event_id)",
     "CREATE INDEX events_gateway ON events (gateway, id)",
     """CREATE TABLE evidence (

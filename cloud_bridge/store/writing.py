@@ -99,7 +99,7 @@ def write(tx: Transaction, intake: Intake) -> Outcome:
         "UPDATE stream_records SET pipeline = ? WHERE stream = ? AND seq = ?",
         [(row.pipeline, ids[a.key], row.seq) for a in intake.arrivals if a.reindex for row in a.rows],
     )
-    _write_events(tx, works, now_ns)
+    _write_events(tx, works, ids, now_ns)
     _write_evidence(tx, works, ids)
     _write_fleet(tx, intake)
     _write_letters(tx, intake.dead_letters, now_ns)
@@ -192,25 +192,25 @@ def _write_ledgers(
     )
 
 
-def _write_events(tx: Transaction, works: dict[StreamKey, _Work], now_ns: int) -> None:
-    latest: dict[tuple[str, str], tuple[Event, bytes]] = {}
+def _write_events(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey, int], now_ns: int) -> None:
+    latest: dict[tuple[str, str], tuple[Event, int, int]] = {}
     for key, work in works.items():
         for row in work.indexed:
             if isinstance(row.index, Event):
                 name = (key.gateway, row.index.event_id)
                 other = latest.get(name)
                 if other is None or row.index.revision >= other[0].revision:
-                    latest[name] = (row.index, row.body)
+                    latest[name] = (row.index, ids[key], row.seq)
     tx.change_many(
         "INSERT INTO events (gateway, event_id, pipeline, label, phase, revision, captured_at_ns, received_at_ns,"
-        " updated_at_ns, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " updated_at_ns, stream, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (gateway, event_id) DO UPDATE SET pipeline = excluded.pipeline, label = excluded.label,"
         " phase = excluded.phase, revision = excluded.revision, captured_at_ns = excluded.captured_at_ns,"
-        " updated_at_ns = excluded.updated_at_ns, body = excluded.body"
+        " updated_at_ns = excluded.updated_at_ns, stream = excluded.stream, seq = excluded.seq"
         " WHERE excluded.revision >= events.revision",
         [
-            (*name, e.pipeline, e.label, e.phase, e.revision, e.captured_at_ns, now_ns, now_ns, body)
-            for name, (e, body) in latest.items()  # in the order of receipt, which their ids keep
+            (*name, e.pipeline, e.label, e.phase, e.revision, e.captured_at_ns, now_ns, now_ns, stream, seq)
+            for name, (e, stream, seq) in latest.items()  # in the order of receipt, which their ids keep
         ],
     )
 

@@ -18,6 +18,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Path]:
     """The directory of a running server, deeper than the address of a socket may be long."""
     directory = tmp_path / ("d" * 60) / ("e" * 60)
     store = SqliteStore(directory / "bridge.db")
+    store.open()
     running = ControlServer(directory, store, "sluice")
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(running.run())

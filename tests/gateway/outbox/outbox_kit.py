@@ -22,10 +22,8 @@ ROOMY: dict[RecordClass, ClassQuota] = {
 
 def settings(*, ballast_bytes: int = 0, queue_entries: int = 10_000, **classes: ClassQuota) -> OutboxSettings:
     """Roomy quotas, but for the classes named."""
-    quotas: dict[str, ClassQuota] = {**ROOMY, **classes}
-    return OutboxSettings(
-        ballast_bytes=ballast_bytes, queue_entries=queue_entries, classes={name: quotas[name] for name in CLASSES}
-    )
+    quotas = {name: classes.get(name, ROOMY[name]) for name in CLASSES}
+    return OutboxSettings(ballast_bytes=ballast_bytes, queue_entries=queue_entries, classes=quotas)
 
 
 def endless() -> OutboxSettings:

@@ -26,7 +26,7 @@ def test_a_code_becomes_the_error_that_fits(code: int, expected: type[OutboxErro
     error = sqlite3.OperationalError("it went wrong")
     error.sqlite_errorcode = code
     error.sqlite_errorname = "SQLITE_SOMETHING"
-    with pytest.raises(OutboxError, match="/some/outbox.db") as caught, translated(Path("/some/outbox.db")):
+    with pytest.raises(OutboxError, match=r"/some/outbox\.db") as caught, translated(Path("/some/outbox.db")):
         raise error
     assert type(caught.value) is expected
 
