@@ -32,7 +32,7 @@ from gateway.wire.topics import filter_for, shared_filter
 
 log = structlog.get_logger()
 
-_MAX_DELAY_SECONDS: Final = 30
+_MAX_DELAY_SECONDS: Final = 5  # few bridges, and every device waits for one: coming back soon matters most
 _IN_FLIGHT: Final = 100
 _WAITING_PUBLISHES: Final = 10_000
 
@@ -262,7 +262,7 @@ class Consumer:
         client.max_inflight_messages_set(_IN_FLIGHT)
         client.max_queued_messages_set(_WAITING_PUBLISHES)
         # Jitter in the cap: many bridges must not come back in step.
-        client.reconnect_delay_set(1, random.randint(_MAX_DELAY_SECONDS // 2, _MAX_DELAY_SECONDS))
+        client.reconnect_delay_set(1, random.randint(_MAX_DELAY_SECONDS // 2 + 1, _MAX_DELAY_SECONDS))
         if broker.username is not None:
             client.username_pw_set(broker.username, self._link.password)
         if self.address.encrypted:
