@@ -1,17 +1,13 @@
 """The composition root: builds every component from the configuration, and owns the only TaskGroup."""
 
 import asyncio
-import fcntl
 import os
 import secrets
 import signal
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TextIO
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -20,18 +16,21 @@ import structlog
 from gateway.config import Config
 from gateway.config import Pipeline as PipelineSettings
 from gateway.control import ControlServer, socket_path
-from gateway.errors import ConfigError, GatewayError, OutboxError
+from gateway.errors import GatewayError, OutboxError
 from gateway.health.metrics import Metrics
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.inference.select import load_model
+from gateway.leaves import Leaves
 from gateway.outbox.store import Outbox
 from gateway.pipeline import Pipeline, Surroundings
 from gateway.preprocess.preparation import preparation_for
 from gateway.recorder import Recorder, outbox_file
 from gateway.report import ClassReport, GatewayStatus, LastRun, LinkReport, OutboxReport
-from gateway.sources.base import OnMessage, open_source
+from gateway.sources.base import open_source
+from gateway.statedir import locked_state
 from gateway.supervisor import RestartPolicy, supervise
+from gateway.threads import in_thread
 from gateway.uplink.announce import Announcer, AnnouncerStatus
 from gateway.uplink.homeassistant import discovery_of
 from gateway.uplink.link import LinkState
@@ -362,90 +361,6 @@ def main(config: Config) -> int:
 
 async def _run(config: Config) -> None:
     await Daemon(config).run()
-
-
-async def in_thread(name: str, work: Callable[[], None]) -> None:
-    """Run blocking work on a named thread of its own, and wait for it."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def body() -> None:
-        error: BaseException | None = None
-        try:
-            work()
-        except Exception as caught:  # noqa: BLE001 - handed to the supervisor, which waits for this thread
-            error = caught
-        loop.call_soon_threadsafe(settle, error)
-
-    threading.Thread(target=body, name=name, daemon=True).start()
-    await done
-
-
-class Leaves:
-    """Lets sensor sources listen on the local broker, each opening in place of the one before.
-
-    A source that was silent is opened again and again: the broker is asked once, and no old listener stays behind.
-    """
-
-    def __init__(self, subscribe: Callable[[str, OnMessage], None]) -> None:
-        """`subscribe` is the announcer's; what it is given stays for ever."""
-        self._subscribe = subscribe
-        self._lock = threading.Lock()
-        self._listeners: dict[str, list[OnMessage]] = {}
-
-    def subscribe(self, topic_filter: str, on_message: OnMessage) -> Callable[[], None]:
-        """Have `on_message` called for a filter; returns what ends it."""
-        with self._lock:
-            is_new = topic_filter not in self._listeners
-            self._listeners.setdefault(topic_filter, []).append(on_message)
-        if is_new:
-            self._subscribe(topic_filter, partial(self._hand_on, topic_filter))
-
-        def end() -> None:
-            with self._lock:
-                self._listeners[topic_filter].remove(on_message)
-
-        return end
-
-    def _hand_on(self, topic_filter: str, topic: str, payload: bytes) -> None:
-        with self._lock:
-            listeners = tuple(self._listeners[topic_filter])
-        for listener in listeners:
-            listener(topic, payload)
-
-
-def locked_state(directory: Path) -> TextIO:
-    """Make the state directory and keep other gateways out of it while the returned file is open.
-
-    Raises:
-        ConfigError: it cannot be made or written to.
-        GatewayError: another gateway runs in it.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (directory / "gateway.lock").open("w")
-    except OSError as error:
-        raise ConfigError(
-            f"gateway.state_directory {directory} cannot be used: {error.strerror or error}; make it a directory that "
-            "the gateway's user may write to, or name another"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise GatewayError(
-            f"another gateway is running in {directory}; stop that one first, or give this one a state_directory of "
-            "its own"
-        ) from error
-    return lock
 
 
 def link_report(state: LinkState) -> LinkReport:

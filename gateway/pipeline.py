@@ -26,6 +26,7 @@ from gateway.inference.model import Model
 from gateway.inference.slot import ModelSlot
 from gateway.preprocess.snapshot import snapshot_of
 from gateway.preprocess.window import Windower
+from gateway.rate import Rate
 from gateway.report import PipelineTotals
 from gateway.sources.base import Source
 from gateway.sources.capture import CaptureThread, SourceState
@@ -91,7 +92,7 @@ class Pipeline:
         self._sums = MeasureAggregator(around.gateway, name, settings.interest.measure_every_seconds)
         self._model: ModelRef | None = None
         self._backend = ""
-        self._rate = _Rate()
+        self._rate = Rate()
         self._open_events = 0
         self._links: dict[str, EvidenceLink] = {}  # of open events; the inference thread's
         self._progress_ns = around.monotonic_ns()
@@ -405,37 +406,6 @@ class _Stages:
     decider: Decider
     sums: MeasureAggregator
     budget: ByteBudget
-
-
-class _Rate:
-    """Events per second over roughly the last ten seconds (exponentially weighted)."""
-
-    _SPAN_NS = 10_000_000_000
-
-    def __init__(self) -> None:
-        self._rate = 0.0
-        self._count = 0
-        self._since_ns: int | None = None
-
-    def tick(self, now_ns: int) -> None:
-        if self._since_ns is None:
-            self._since_ns = now_ns
-            return
-        self._count += 1
-        if now_ns - self._since_ns >= 1_000_000_000:
-            self._fold(now_ns)
-
-    def per_second(self, now_ns: int) -> float:
-        if self._since_ns is not None and now_ns - self._since_ns >= 2_000_000_000:
-            self._fold(now_ns)
-        return self._rate
-
-    def _fold(self, now_ns: int) -> None:
-        elapsed_ns = max(1, now_ns - (self._since_ns or now_ns))
-        latest = self._count * 1e9 / elapsed_ns
-        share = 1.0 if self._rate == 0 else min(1.0, elapsed_ns / self._SPAN_NS)
-        self._rate += (latest - self._rate) * share
-        self._count, self._since_ns = 0, now_ns
 
 
 def _told(error: BaseException) -> str:
