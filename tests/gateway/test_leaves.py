@@ -24,7 +24,7 @@ def test_two_sources_on_one_topic_both_hear() -> None:
     broker: dict[str, Listener] = {}
     leaves = Leaves(broker.__setitem__)
     heard: list[str] = []
-    for name in ("a", "b"):
-        leaves.subscribe("leaf", lambda _topic, _payload, name=name: heard.append(name))
+    leaves.subscribe("leaf", lambda _topic, _payload: heard.append("a"))
+    leaves.subscribe("leaf", lambda _topic, _payload: heard.append("b"))
     broker["leaf"]("leaf", b"")
     assert heard == ["a", "b"]
