@@ -189,10 +189,18 @@ def test_more_streams_than_can_be_served_are_refused(data: BridgeData, monkeypat
         assert httpx.get(server.url + "/live/delivery").status_code == 429
     listener.join()
     with console_of(data) as server:
-        for _ in range(3):  # one that has left makes room
-            with httpx.stream("GET", server.url + "/live/overview") as response:
-                assert response.status_code == 200
-                next(response.iter_raw())
+        for _ in range(3):  # one that has left makes room, as soon as the server has noticed
+            wait_for(lambda: listens(server.url + "/live/overview"), what="room for one more")
+
+
+def listens(url: str) -> bool:
+    """Open a live page for a moment; False if there is no room."""
+    with httpx.stream("GET", url) as response:
+        if response.status_code == 429:
+            return False
+        assert response.status_code == 200
+        next(response.iter_raw())
+        return True
 
 
 async def test_a_gateway_never_heard_of_has_no_stream(client: httpx.AsyncClient) -> None:
