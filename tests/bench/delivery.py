@@ -5,9 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gateway.outbox.store import Outbox
-
 from gateway.config import Outbox as OutboxSettings
+from gateway.outbox.store import Outbox
 from hil.loopback.rig import Rig, eventually
 from hil.loopback.tally import tally_of
 from tests.bench.outbox import entries

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gateway.outbox.store import Outbox
-
 from gateway.config import Outbox as OutboxSettings
+from gateway.outbox.store import Outbox
 from gateway.values import Entry
 from gateway.wire.messages import Event, ModelRef, encode
 from tests.bench.figures import alternate, percentiles
