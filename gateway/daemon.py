@@ -45,6 +45,7 @@ log = structlog.get_logger()
 
 _STATUS_EVERY_SECONDS = 5.0
 _REOPEN_EVERY_SECONDS = 2.0
+_STOPPING_PAUSE_SECONDS = 1.0
 _PIPELINE_STALLS_AFTER_SECONDS = 60.0
 _WELL_AFTER_SECONDS = 3.0
 """A component that has run for so long is not called failed any more."""
@@ -198,11 +199,13 @@ class Daemon:
         self._components.pop(name, None)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait before a restart, but not when the gateway stops meanwhile."""
+        """Wait before a restart, but not for long when the gateway stops meanwhile."""
         try:
             await asyncio.wait_for(self._stop.wait(), seconds)
         except TimeoutError:
             return
+        # A real wait even then: what fails at once, again and again, must leave the loop time to end it.
+        await asyncio.sleep(min(seconds, _STOPPING_PAUSE_SECONDS))
 
     async def _run_pipeline(self, pipeline: Pipeline) -> None:
         if self._stop.is_set():

@@ -89,7 +89,12 @@ class Place:
 
 def placed(command: F) -> F:
     """Add --config and --store; the command gets them as `file` and `store_url`."""
-    command = click.option("--store", "store_url", metavar="URL", help="Instead of the file's store.url.")(command)
+    command = click.option(
+        "--store",
+        "store_url",
+        metavar="URL",
+        help="Instead of the file's store.url: sqlite:////absolute/path.db, sqlite:///relative.db, postgresql://…",
+    )(command)
     return click.option(
         "--config",
         "file",

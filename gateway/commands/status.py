@@ -70,8 +70,14 @@ def _show(status: GatewayStatus) -> None:
         if each.last_error:
             click.echo(f"  {each.pipeline}: {each.last_error}")
     click.echo(f"\noutbox: {status.outbox.state}, epoch {status.outbox.epoch}")
+    if status.outbox.reason:
+        click.echo(f"  {status.outbox.reason}")
+    if status.outbox.disk_full:
+        click.echo(
+            f"  {coloured('failed')}: DISK FULL: routine records give way, critical ones wait; make room on its disk"
+        )
     print_table(
-        ("CLASS", "WAITING", "SIZE", "OLDEST", "FULL IN", "SENT"),
+        ("CLASS", "WAITING", "SIZE", "OLDEST", "FULL IN", "EVICTED", "SENT"),
         [
             (
                 name,
@@ -79,6 +85,7 @@ def _show(status: GatewayStatus) -> None:
                 size(each.size_bytes),
                 duration(each.oldest_age_seconds),
                 duration(each.full_in_seconds),
+                str(each.evicted),
                 size(each.sent_bytes),
             )
             for name, each in status.outbox.classes.items()

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -128,16 +129,26 @@ def _wal_checksum(data: bytes, order: str) -> tuple[int, int]:
     return first, second
 
 
+KEPT_ASIDE: Final = 3
+"""Damaged stores that are kept, the newest without a number."""
+
+
 def quarantine(file: Path) -> Path:
-    """Rename a damaged store and what belongs to it; the last one put aside is replaced. Returns the new name.
+    """Rename a damaged store and what belongs to it. Returns the new name.
+
+    Those put aside before move on to `.1` and `.2`; only what would come after that goes, so that damage in a
+    loop cannot fill the disk.
 
     Raises:
         OutboxError: it cannot be renamed.
     """
     aside = quarantined_name(file)
     try:
-        for end in ("", *SIDES):
-            side(aside, end).unlink(missing_ok=True)
+        for older, newer in pairwise(reversed((aside, *(side(aside, f".{age}") for age in range(1, KEPT_ASIDE))))):
+            for end in ("", *SIDES):
+                side(older, end).unlink(missing_ok=True)
+                if side(newer, end).exists():
+                    side(newer, end).rename(side(older, end))
         for end in ("", *SIDES):  # the file first: a WAL without its file is ignored, a file without its WAL is not
             if side(file, end).exists():
                 side(file, end).rename(side(aside, end))

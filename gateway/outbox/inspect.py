@@ -132,7 +132,11 @@ def _chunks(db: sqlite3.Connection, record_class: RecordClass) -> Iterator[list[
 
 @contextmanager
 def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    if not file.is_file():
+    try:
+        there = file.is_file()
+    except PermissionError as error:
+        raise OutboxError(f"{file}: belongs to another user; ask as root or as the gateway's user") from error
+    if not there:
         raise OutboxError(f"{file}: no such file: name the outbox with outbox.file or gateway.state_directory")
     check_header(file)
     with translated(file):

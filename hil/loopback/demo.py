@@ -65,6 +65,9 @@ def _camera(wish: str, data: Path) -> dict[str, Any]:
         return {"type": "replay", "file": str(clip), "loop": True}
     if Path(device).is_file():
         return {"type": "replay", "file": str(Path(device).resolve()), "loop": True}
+    if "://" not in device and not Path(device).exists():
+        hint = f"; did you mean CAMERA=/dev/video{device}?" if device.isdecimal() else ""
+        raise click.UsageError(f"CAMERA={device}: there is no such device or file{hint}")
     return {"type": "camera", "device": device, "fps": 10.0}
 
 
@@ -165,9 +168,14 @@ def _progress_line(status: dict[str, Any], counts: Tally, seconds: float) -> str
         f"{pipeline['pipeline']} {pipeline['inferences']} ({pipeline['inferences_per_second']:.1f}/s)"
         for pipeline in status["pipelines"]
     ]
+    troubles = [
+        f"\n          {pipeline['pipeline']}: {pipeline['last_error']}"
+        for pipeline in status["pipelines"]
+        if pipeline.get("last_error") and pipeline["state"] != "running"
+    ]
     return (
         f"    {seconds:5.0f} s  inferences: {', '.join(parts)};  anomalies {counts.anomalies};"
-        f"  records {counts.committed}/{counts.enqueued} in the cloud"
+        f"  records {counts.committed}/{counts.enqueued} in the cloud{''.join(troubles)}"
     )
 
 

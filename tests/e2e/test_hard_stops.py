@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -157,3 +158,12 @@ def test_five_kills_at_random_times_lose_nothing_and_store_nothing_twice(site: S
         rig.start_gateway()
     arrives(rig)
     settle(rig)
+
+
+def test_a_taken_metrics_port_is_told_and_does_not_keep_the_gateway_from_stopping(site: Site) -> None:
+    rig = site()
+    with socket.create_server(("127.0.0.1", rig.ports.metrics)):
+        rig.start_gateway()
+        eventually(lambda: "metrics" in (rig.gateway_status() or {}).get("components", {}), "the port is told as taken")
+        assert rig.gateway.stop(45.0) == 0
+    assert rig.gateway.log.stat().st_size < 200_000, "the log was flooded"

@@ -105,17 +105,24 @@ def test_a_damaged_store_is_put_aside_and_a_new_epoch_says_so(file: Path, damage
         assert numbers(again, "event") == [1]
 
 
-def test_only_the_last_damaged_store_is_kept(file: Path) -> None:
+def test_the_last_three_damaged_stores_are_kept(file: Path) -> None:
     closed_store(file)
-    for byte in (b"\x01", b"\x02"):
+    for byte in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
         overwrite(file, 0, 100, byte)
         with opened(file) as outbox:
             outbox.put([event(1)])
-    assert quarantined_name(file).read_bytes()[:2] == b"\x02\x02"
+    aside = quarantined_name(file)
+    assert [name.read_bytes()[:1] for name in (aside, side(aside, ".1"), side(aside, ".2"))] == [
+        b"\x05",
+        b"\x04",
+        b"\x03",
+    ]
     assert sorted(name.name for name in file.parent.iterdir()) == [
         "outbox.db",
         "outbox.db.lock",
         "outbox.db.quarantined",
+        "outbox.db.quarantined.1",
+        "outbox.db.quarantined.2",
     ]
 
 
