@@ -1,11 +1,13 @@
 """Checks of the releases that the pipelines name."""
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from gateway.config import Config
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
+from gateway.wire.manifest import Classification, Detection
 
 
 def check_models(config: Config) -> Iterator[Diagnosis]:
@@ -21,8 +23,26 @@ def check_models(config: Config) -> Iterator[Diagnosis]:
             continue
         targets = ", ".join(artefact.target for artefact in release.manifest.artefacts)
         yield Diagnosis(check, "ok", f"{release.label} for {targets}, all digests right")
+        yield from check_labels(config, wanted, release)
     if not config.pipelines:
         yield Diagnosis("models", "skipped", "the configuration names no pipeline")
+
+
+def check_labels(config: Config, wanted: str, release: Release) -> Iterator[Diagnosis]:
+    """Find rules that ask for a label which the model never gives: they would never fire."""
+    output = release.manifest.output
+    known = set(output.labels) if isinstance(output, Classification | Detection) else {output.label}
+    for name, pipeline in config.pipelines.items():
+        if pipeline.model != wanted:
+            continue
+        for rule in pipeline.rules:
+            for label in sorted(set(rule.labels or ()) - known):
+                meant = get_close_matches(label, known, 1)
+                remedy = f"did you mean {meant[0]!r}?" if meant else f"it knows {', '.join(sorted(known - {''}))}"
+                where = f"pipelines.{name}, rule {rule.name}"
+                yield Diagnosis(
+                    where, "failed", f"{release.label} never says {label!r}, so the rule never fires", remedy
+                )
 
 
 def verify(release: Release) -> None:
