@@ -54,7 +54,11 @@ def sources_for(wishes: Wishes, data: Path) -> dict[str, Any]:
             "speed": 100.0 * wishes.speed,
             "loop": True,
         },
-        "machine": {"type": "health", "rate_hz": 10.0, "channels": ["load", "memory_used", "temperature"]},
+        "machine": {
+            "type": "health",
+            "rate_hz": 10.0,
+            "channels": ["load", "memory_used", "memory_pressure", "temperature"],
+        },
     }
 
 
@@ -121,6 +125,7 @@ def run(wishes: Wishes, directory: Path = VAR) -> int:
     run_directory = (directory / "run").resolve()
     models = {"directories": [str((directory / "models").resolve())]}
     with Rig(run_directory, sources_for(wishes, data.resolve()), pipelines(), gateway={"models": models}) as rig:
+        _introduce(rig)
         say("==> starting the broker, the cloud bridge and the gateway")
         started = time.monotonic()
         rig.start(lambda what: say(f"    {what}"))
@@ -142,6 +147,16 @@ def run(wishes: Wishes, directory: Path = VAR) -> int:
         say(f"lost {counts.lost}, duplicates {counts.duplicates}: see {rig.directory}")
     click.echo(json.dumps(result))
     return 1 if silent or counts.lost or counts.duplicates else 0
+
+
+def _introduce(rig: Rig) -> None:
+    """Say what looks at what."""
+    sources = rig.gateway_settings["sources"]
+    for name, pipeline in rig.gateway_settings["pipelines"].items():
+        source = sources[pipeline["source"]]
+        seen = source.get("file") or source.get("device") or "this machine"
+        say(f"    {name}: {seen} through {pipeline['model']}")
+    say("    person-vehicle-detector: SSD MobileNet v2 for Open Images V4, from MediaPipe (Apache-2.0), made int8 here")
 
 
 def _watch(rig: Rig, stop: threading.Event, started: float, duration_seconds: float | None) -> None:
