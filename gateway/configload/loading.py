@@ -125,6 +125,7 @@ def _typed(document: Document, walk: Walk, problems: list[Problem]) -> Config | 
 def _path_of(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str):
         return Path(value)
+    # What msgspec asks a hook to raise for a type that is not its own.
     raise NotImplementedError(f"no conversion to {kind}")
 
 

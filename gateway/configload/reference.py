@@ -63,6 +63,7 @@ def schema() -> dict[str, Any]:
 def _path_schema(kind: type) -> dict[str, str | int]:
     if kind is Path:
         return {"type": "string", "minLength": 1, "description": "a path; relative to the configuration file"}
+    # What msgspec asks a hook to raise for a type that is not its own.
     raise NotImplementedError(f"no schema for {kind}")
 
 
