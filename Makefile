@@ -28,11 +28,14 @@ help: ## Print this list
 
 setup: $(READY) ## Prepare this machine: system packages, .venv, hash-checked Python packages
 
+# What builds the TPM binding (which has no wheels) and stands in for a TPM: only setup on this machine needs it.
+TPM_PACKAGES := libtss2-dev pkg-config gcc libc6-dev python3-dev swtpm swtpm-tools tpm2-tools
+
 # Runs every time, and says and does nothing when all is there: .venv may outlive the machine it was made on.
 system:
-	@sh hil/loopback/system-packages.sh --python "$(PYTHON)" mosquitto mosquitto-clients
+	@sh hil/loopback/system-packages.sh --python "$(PYTHON)" mosquitto mosquitto-clients $(TPM_PACKAGES)
 
-$(READY): pyproject.toml requirements/dev.txt $(if $(wildcard $(PY)),,force) | system
+$(READY): pyproject.toml $(addprefix requirements/,dev.txt tpm-build.txt tpm.txt) $(if $(wildcard $(PY)),,force) | system
 	@if $(PY) -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; then \
 		echo '==> $(VENV) is there: bringing it up to date'; \
 	else \
@@ -41,6 +44,9 @@ $(READY): pyproject.toml requirements/dev.txt $(if $(wildcard $(PY)),,force) | s
 	fi
 	$(SAY) "installing $$(grep -c '^[a-z0-9-]*==' requirements/dev.txt) Python packages, each checked against its hash (about a minute)"
 	@$(PIP) install --quiet --only-binary :all: --require-hashes -r requirements/dev.txt
+	$(SAY) 'building the TPM binding from its source (half a minute)'
+	@$(PIP) install --quiet --only-binary :all: --require-hashes -r requirements/tpm-build.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --no-binary tpm2-pytss --require-hashes -r requirements/tpm.txt
 	$(SAY) 'installing sluice itself, editable'
 	@$(PIP) install --quiet --no-deps --no-index --no-build-isolation --editable .
 	@touch $@
@@ -103,6 +109,15 @@ lock: setup ## Write requirements/*.txt anew from pyproject.toml [ARGS=--upgrade
 			--no-annotate --custom-compile-command 'make lock' $(ARGS) --quiet \
 			--output-file requirements/$$name.txt || exit 1; \
 	done
+	@# The TPM binding has no wheels. What builds it is installed first, so that nothing unhashed is downloaded for that.
+	@echo '==> requirements/tpm.txt, tpm-build.txt'
+	@var/lock/bin/uv pip compile --group tpm-build --constraints requirements/dev.txt \
+		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
+		--no-annotate --custom-compile-command 'make lock' $(ARGS) --quiet --output-file requirements/tpm-build.txt
+	@var/lock/bin/uv pip compile pyproject.toml --extra tpm --no-deps --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' $(ARGS) --quiet \
+		--output-file var/lock/tpm.txt
+	@awk '/^[a-z0-9]/ { keep = /^tpm2-pytss/ } /^#/ || keep' var/lock/tpm.txt >requirements/tpm.txt
 	@if grep -n '://' requirements/*.txt; then echo 'an address is in the lock' >&2; exit 1; fi
 
 clean: ## Remove everything that make made
