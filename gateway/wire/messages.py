@@ -4,11 +4,13 @@ Fields are only ever added, with a default; a new meaning is a new message. Deco
 not know, so that an older peer reads a newer message. Every type has one frozen sample in `samples/`.
 """
 
+import hashlib
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
 from gateway.wire.errors import MalformedMessageError
+from gateway.wire.identity import IDENTITY_MESSAGES, IdentityMessage
 from gateway.wire.manifest import ModelManifest
 
 RecordClass = Literal["critical", "event", "measure", "bulk"]
@@ -161,16 +163,37 @@ class Eviction(Message, frozen=True, kw_only=True):
     at: str
 
 
+class Withheld(Message, frozen=True, kw_only=True):
+    """Body of a record of kind `withheld`: it stands, under the same number, for a record that could not travel.
+
+    The record itself is kept on the device. `unreadable`: the disk gave back something that is no JSON; `too-large`:
+    no packet that the broker takes can hold it. `digest` is `record_digest` of what is kept there. The same record
+    always makes the same message, so that sending it again changes nothing.
+    """
+
+    kind: str
+    reason: Literal["unreadable", "too-large"]
+    size_bytes: Size
+    digest: str
+    detail: str = ""
+
+
 class Notice(Message, frozen=True, kw_only=True):
-    """Body of a record of kind `notice`: something about the gateway itself that the cloud must know."""
+    """Body of a record of kind `notice`: something about the gateway itself that the cloud must know.
+
+    Of a store that was put aside (code `store_quarantined`), `epoch` is its name, and `missing` the first and the last
+    number of each class in it that no bridge has acknowledged; both as far as they could still be read.
+    """
 
     code: str
     severity: Literal["info", "warning", "error"]
     detail: str
     at: str
+    epoch: Epoch | None = None
+    missing: dict[RecordClass, tuple[Seq, Seq]] = {}
 
 
-RecordKind = Literal["event", "measure", "evidence", "eviction", "notice"]
+RecordKind = Literal["event", "measure", "evidence", "eviction", "notice", "withheld"]
 
 
 class Record(Message, frozen=True, kw_only=True):
@@ -200,11 +223,19 @@ class RecordBatch(Message, frozen=True, kw_only=True):
 
 
 class Ack(Message, frozen=True, kw_only=True):
-    """`ack/<class>`: every row up to and including `mark` is committed in the bridge's store."""
+    """`ack/<class>`: every row up to and including `mark` is committed in the bridge's store.
+
+    `digest` is `record_digest` of the row that carries the mark, "" where the bridge does not know it: a device that
+    has not sent that row itself must compare before it lets rows go, for a clone of it may have. `conflicts` counts
+    the records that came under a number of this stream which the bridge holds for a different record; they are kept
+    as dead letters. More than 0 means that two devices write under one identity.
+    """
 
     epoch: Epoch
     mark: Mark
     at: str
+    digest: str = ""
+    conflicts: Size = 0
 
 
 class Command(Message, frozen=True, kw_only=True):
@@ -241,10 +272,11 @@ BODIES: Final[dict[str, type[Message]]] = {
     "evidence": Evidence,
     "eviction": Eviction,
     "notice": Notice,
+    "withheld": Withheld,
 }
 """The message type behind each kind of record."""
 
-MESSAGES: Final[dict[str, type[Message] | type[ModelManifest]]] = {
+MESSAGES: Final[dict[str, type[Message] | type[ModelManifest] | type[IdentityMessage]]] = {
     "availability": Availability,
     "status": PipelineStatus,
     "event": Event,
@@ -252,11 +284,13 @@ MESSAGES: Final[dict[str, type[Message] | type[ModelManifest]]] = {
     "evidence": Evidence,
     "eviction": Eviction,
     "notice": Notice,
+    "withheld": Withheld,
     "records": RecordBatch,
     "ack": Ack,
     "cmd": Command,
     "twin": Twin,
     "manifest": ModelManifest,
+    **IDENTITY_MESSAGES,
 }
 """Every message of the contract, by the name under which its schema and its sample are published."""
 
@@ -284,6 +318,18 @@ def decode(payload: bytes | memoryview, kind: type[M]) -> M:
         return decoder.decode(payload)  # type: ignore[return-value]  # the decoder was made for this kind
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessageError(f"{kind.__name__}: {error}") from error
+
+
+def record_digest(kind: str, body: bytes, blob: bytes = b"") -> str:
+    """Name the content of a record: the first 32 hexadecimal digits of SHA-256 over kind, body and blob.
+
+    A NUL ends the kind, and the length of the body (8 bytes, big endian) stands before it, so that no two records
+    make the same text.
+    """
+    digest = hashlib.sha256(kind.encode("utf-8", "surrogatepass") + b"\0" + len(body).to_bytes(8, "big"))
+    digest.update(body)
+    digest.update(blob)
+    return digest.hexdigest()[:32]
 
 
 def json_schema(name: str) -> dict[str, object]:
