@@ -1,5 +1,6 @@
 """Dead letters given another try, e.g. after an upgrade that understands them."""
 
+import hashlib
 from dataclasses import dataclass
 
 import msgspec
@@ -7,7 +8,9 @@ import msgspec
 from cloud_bridge.ingest.decoding import arrival_of, intake_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.store.base import Store
-from cloud_bridge.values import Intake, StoredLetter
+from cloud_bridge.store.collisions import CONFLICT
+from cloud_bridge.values import Intake, StoredLetter, StreamKey
+from gateway.wire.batch import unpack
 from gateway.wire.errors import MalformedMessageError
 from gateway.wire.messages import Record
 
@@ -60,6 +63,8 @@ def _intake(store: Store, stored: StoredLetter, root: str, received_at_ns: int) 
     if letter.key is None:
         message = Incoming(letter.topic, letter.payload, 0, 0, 0, 0, retained=True)
         return intake_of([message], root=root, received_at_ns=received_at_ns)
+    if letter.reason == CONFLICT:
+        return _as_stream_of_its_own(letter.key, letter.payload, letter.topic, received_at_ns)
     # The record is in the store already; only what is kept from its body is missing.
     record = store.record(letter.key, letter.seq or 0)
     if record is None:
@@ -68,4 +73,16 @@ def _intake(store: Store, stored: StoredLetter, root: str, received_at_ns: int) 
         seq=record.seq, kind=record.kind, recorded_at_ns=record.recorded_at_ns, body=msgspec.Raw(record.body)
     )
     arrival, notes = arrival_of(letter.key, 1, [again], [], letter.topic, reindex=True)
+    return Intake(received_at_ns, (arrival,), dead_letters=tuple(notes))
+
+
+def _as_stream_of_its_own(key: StreamKey, payload: bytes, topic: str, received_at_ns: int) -> Intake:
+    """Give a record whose number was taken a place under an epoch that stands for the other device.
+
+    The epoch is derived, so that all records of one clone come together; what a second clone wrote under the same
+    number stays a dead letter.
+    """
+    unpacked = unpack(payload)
+    other = hashlib.sha256(f"conflict {key.epoch}".encode()).hexdigest()[:16]
+    arrival, notes = arrival_of(key._replace(epoch=other), 1, unpacked.batch.records, unpacked.blobs, topic)
     return Intake(received_at_ns, (arrival,), dead_letters=tuple(notes))

@@ -1,4 +1,8 @@
-"""Removes what is older than it should be, in slices, so that ingest never waits long."""
+"""Keeps the store in shape on schedule: rolls up, removes what is old, and measures.
+
+Everything goes in slices, so that ingest never waits long, and what a slice has done is committed with it: a bridge
+that is stopped or killed between two goes on where it was.
+"""
 
 import threading
 import time
@@ -10,39 +14,55 @@ import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from cloud_bridge.config import Retention as Settings
+from cloud_bridge.config import Rollups
 from cloud_bridge.errors import BridgeError
 from cloud_bridge.metrics import Metrics
-from cloud_bridge.store.base import Store, Swept
+from cloud_bridge.store.base import Limits, Rolled, Store, Swept
+from cloud_bridge.store.rolling import DAY_SECONDS, HOUR_SECONDS
+from cloud_bridge.values import Stream
 
 log = structlog.get_logger()
 
-_NS_PER_DAY: Final = 86_400 * 1_000_000_000
+_NS_PER_SECOND: Final = 1_000_000_000
+_NS_PER_DAY: Final = 86_400 * _NS_PER_SECOND
 _MEASURE_SECONDS: Final = 15
 _REST_SECONDS: Final = 0.05
 """Between two slices: ingest goes first."""
 
 
 class Retention:
-    """Sweeps on schedule, in a thread of the scheduler."""
+    """Works on schedule, in threads of the scheduler."""
 
     def __init__(
-        self, store: Store, settings: Settings, metrics: Metrics, wall_ns: Callable[[], int] = time.time_ns
+        self,
+        store: Store,
+        settings: Settings,
+        metrics: Metrics,
+        rollups: Rollups | None = None,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
         self._settings = settings
+        self._rollups = rollups or Rollups(enabled=False)
         self._metrics = metrics
         self._wall_ns = wall_ns
         self._stopping = threading.Event()
+        self._failing: set[str] = set()
         self._scheduler = BackgroundScheduler(timezone="UTC")
 
     def start(self) -> None:
-        """Sweep now, and then every so often."""
-        every = self._settings.every_seconds
-        now = datetime.now(UTC)
-        self._scheduler.add_job(
-            self.sweep, "interval", seconds=every, next_run_time=now, max_instances=1, coalesce=True
-        )
-        self._scheduler.add_job(self.measure, "interval", seconds=_MEASURE_SECONDS, max_instances=1, coalesce=True)
+        """Do everything now, and then every so often."""
+        jobs: list[tuple[Callable[[], object], float]] = [
+            (self.sweep, self._settings.every_seconds),
+            (self.measure, _MEASURE_SECONDS),
+        ]
+        if self._rollups.enabled:
+            jobs.append((self.roll_up, self._rollups.every_seconds))
+        for job, every in jobs:
+            self._scheduler.add_job(
+                job, "interval", seconds=every, next_run_time=datetime.now(UTC), max_instances=1, coalesce=True
+            )
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -55,38 +75,102 @@ class Retention:
         """Remove everything that is due. A store that is away is left alone until the next time."""
         total = Swept()
         try:
+            self._store.tidy()
             while not self._stopping.is_set():
-                swept = self._slice()
-                total = Swept(
-                    total.records + swept.records, total.events + swept.events, total.dead_letters + swept.dead_letters
-                )
+                swept = self._store.sweep(self._limits(), self._settings.slice_rows)
+                self._count(swept)
+                total += swept
                 if swept.total == 0:
                     break
                 self._store.tidy()
                 self._stopping.wait(_REST_SECONDS)
         except BridgeError as error:
-            log.warning("retention_failed", error=str(error))
+            self._fails("retention", error)
+        else:
+            self._works("retention")
         if total.total:
-            log.info("retention_done", records=total.records, events=total.events, dead_letters=total.dead_letters)
+            log.info(
+                "retention_done",
+                records=total.records,
+                events=total.events,
+                dead_letters=total.dead_letters,
+                rollups=total.rollups,
+            )
         return total
 
+    def roll_up(self) -> Rolled:
+        """Roll up everything that waits."""
+        records = buckets = 0
+        try:
+            while not self._stopping.is_set():
+                rolled = self._store.roll_up(self._rollups.slice_rows)
+                records, buckets = records + rolled.records, buckets + rolled.buckets
+                self._metrics.rolled.inc(rolled.records)
+                if rolled.records == 0:
+                    break
+                self._stopping.wait(_REST_SECONDS if rolled.records < self._rollups.slice_rows else 0)
+        except BridgeError as error:
+            self._fails("rollups", error)
+        else:
+            self._works("rollups")
+        return Rolled(records, buckets)
+
     def measure(self) -> None:
-        """Look how large the store is."""
+        """Look how large the store is, what waits in it, and how far each gateway has come."""
         try:
             self._metrics.store_bytes.set(self._store.size_bytes())
+            counts, streams = self._store.counts(), self._store.streams()
+            backlog = self._store.rollup_backlog() if self._rollups.enabled else 0
         except BridgeError as error:
             log.debug("store_size_unknown", error=str(error))
+            return
+        self._metrics.records_kept.set(counts.records)
+        self._metrics.rollup_backlog.set(backlog)
+        self._metrics.letters_kept.clear()
+        for reason, count in counts.dead_letters.items():
+            self._metrics.letters_kept.labels(reason).set(count)
+        self._measure_gateways(streams)
 
-    def _slice(self) -> Swept:
+    def _measure_gateways(self, streams: list[Stream]) -> None:
         now_ns = self._wall_ns()
-        before_ns: dict[str, int] = {}
-        for name, days in self._settings.days().items():
-            if days is not None:
-                before_ns[name] = now_ns - int(days * _NS_PER_DAY)
+        newest: dict[str, int] = {}
+        beyond: dict[str, int] = {}
+        for stream in streams:
+            name = stream.key.gateway
+            newest[name] = max(newest.get(name, 0), stream.marked_at_ns)
+            beyond[name] = beyond.get(name, 0) + max(0, stream.last - stream.mark)
+        for name, at_ns in newest.items():
+            if at_ns:
+                self._metrics.mark_age.labels(name).set(max(0, now_ns - at_ns) / _NS_PER_SECOND)
+            self._metrics.beyond_holes.labels(name).set(beyond[name])
+
+    def _limits(self) -> Limits:
+        now_ns = self._wall_ns()
+
+        def before_ns(days: float) -> int:
+            return now_ns - int(days * _NS_PER_DAY)
+
+        rollup_days = {HOUR_SECONDS: self._settings.rollup_hourly_days, DAY_SECONDS: self._settings.rollup_daily_days}
         letters = self._settings.dead_letter_days
-        letters_before_ns = now_ns - int(letters * _NS_PER_DAY) if letters is not None else 0
-        swept = self._store.sweep(before_ns, letters_before_ns, self._settings.slice_rows)
-        self._metrics.removed.labels("records").inc(swept.records)
-        self._metrics.removed.labels("events").inc(swept.events)
-        self._metrics.removed.labels("dead_letters").inc(swept.dead_letters)
-        return swept
+        return Limits(
+            before_ns={name: before_ns(days) for name, days in self._settings.days().items() if days is not None},
+            dead_letters_before_ns=before_ns(letters) if letters is not None else 0,
+            rollups_before_s={
+                grain: before_ns(days) // _NS_PER_SECOND for grain, days in rollup_days.items() if days is not None
+            },
+            only_rolled=self._rollups.enabled,
+        )
+
+    def _count(self, swept: Swept) -> None:
+        for what in ("records", "events", "dead_letters", "rollups"):
+            self._metrics.removed.labels(what).inc(getattr(swept, what))
+
+    def _fails(self, what: str, error: BridgeError) -> None:
+        if what not in self._failing:
+            log.warning("housekeeping_failing", job=what, error=str(error), consequence="tried again next time")
+        self._failing.add(what)
+
+    def _works(self, what: str) -> None:
+        if what in self._failing:
+            log.info("housekeeping_works_again", job=what)
+        self._failing.discard(what)

@@ -16,16 +16,33 @@ from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.pictures import picture_type
 from cloud_bridge.console.problems import problem
 from cloud_bridge.console.query import Query, is_key
-from cloud_bridge.store.base import RecordFilter
-from cloud_bridge.values import Gap, GatewayState, PipelineState, StoredEvent, StoredLetter, StoredRecord, Stream
+from cloud_bridge.cursors import cursor_of
+from cloud_bridge.store.base import RecordFilter, RollupFilter, RollupPlace
+from cloud_bridge.values import (
+    Gap,
+    GapPlace,
+    GatewayState,
+    LetterPlace,
+    PipelineState,
+    Rollup,
+    Spread,
+    StoredEvent,
+    StoredLetter,
+    StoredRecord,
+    Stream,
+)
 from gateway.wire.times import rfc3339
 from gateway.wire.topics import GATEWAY_ID
 
-EVENT_PARAMETERS: Final = ("gateway", "pipeline", "label", "since", "before", "limit")
+EVENT_PARAMETERS: Final = ("gateway", "pipeline", "label", "since", "until", "before", "limit")
+RECORD_PARAMETERS: Final = ("gateway", "pipeline", "class", "kind", "since", "until", "before", "limit")
+ROLLUP_PARAMETERS: Final = ("by", "gateway", "pipeline", "label", "since", "until", "cursor", "limit")
 LETTER_PREVIEW_BYTES: Final = 256
 NPY: Final = "application/x-npy"
 UNKNOWN: Final = "application/octet-stream"
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+_NS_PER_SECOND: Final = 1_000_000_000
 
 Json = dict[str, Any]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -45,6 +62,7 @@ def api_routes(data: ConsoleData) -> list[Route]:
         "/streams": api.streams,
         "/gaps": api.gaps,
         "/deadletters": api.dead_letters,
+        "/rollups": api.rollups,
         "/evidence/{evidence_id:path}": api.evidence,
         "/openapi.json": api.openapi,
     }
@@ -83,6 +101,7 @@ class _Api:
             pipeline=query.pipeline(),
             label=query.text("label"),
             since_ns=query.since_ns(),
+            until_ns=query.until_ns(),
             before_id=query.before(),
         )
         return _json({"events": [_event(stored) for stored in found[:limit]], "next_before": next_before(found, limit)})
@@ -94,7 +113,9 @@ class _Api:
         return problem(404, "no such event, or retention has removed it") if found is None else _json(_event(found))
 
     async def records(self, request: Request) -> Response:
-        query = Query(request.query_params, ("gateway", "pipeline", "class", "kind", "since", "before", "limit"))
+        query = Query(
+            request.query_params, ("gateway", "pipeline", "class", "kind", "since", "until", "before", "limit")
+        )
         limit = query.limit()
         wanted = RecordFilter(
             gateway=query.gateway(),
@@ -102,6 +123,7 @@ class _Api:
             record_class=query.record_class(),
             kind=query.kind(),
             since_ns=query.since_ns(),
+            until_ns=query.until_ns(),
             before_id=query.before(),
         )
         found = await run_in_threadpool(self._data.records, wanted, limit=limit + 1, with_blobs=False)
@@ -117,14 +139,42 @@ class _Api:
         return _json({"streams": [_stream(stream) for stream in found if gateway in (None, stream.key.gateway)]})
 
     async def gaps(self, request: Request) -> Response:
-        query = Query(request.query_params, ("gateway", "limit"))
-        found = await run_in_threadpool(self._data.gaps, gateway=query.gateway(), limit=query.limit())
-        return _json({"gaps": [_gap(gap) for gap in found]})
+        query = Query(request.query_params, ("gateway", "source", "since", "until", "cursor", "limit"))
+        limit = query.limit()
+        found = await run_in_threadpool(
+            self._data.gaps,
+            gateway=query.gateway(),
+            source=query.source(),
+            since_ns=query.since_ns(),
+            until_ns=query.until_ns(),
+            before=query.cursor(GapPlace),
+            limit=limit + 1,
+        )
+        last = found[limit - 1].place if len(found) > limit else None
+        return _json({"gaps": [_gap(gap) for gap in found[:limit]], "next_cursor": last and cursor_of(last)})
 
     async def dead_letters(self, request: Request) -> Response:
-        query = Query(request.query_params, ("reason", "limit"))
-        found = await run_in_threadpool(self._data.dead_letters, limit=query.limit(), reason=query.text("reason"))
-        return _json({"dead_letters": [_letter(stored) for stored in found]})
+        query = Query(request.query_params, ("gateway", "reason", "since", "until", "cursor", "limit"))
+        limit = query.limit()
+        found = await run_in_threadpool(
+            self._data.dead_letters,
+            limit=limit + 1,
+            reason=query.text("reason"),
+            gateway=query.gateway(),
+            since_ns=query.since_ns(),
+            until_ns=query.until_ns(),
+            before=query.cursor(LetterPlace),
+        )
+        last = found[limit - 1].place if len(found) > limit else None
+        letters = [_letter(stored) for stored in found[:limit]]
+        return _json({"dead_letters": letters, "next_cursor": last and cursor_of(last)})
+
+    async def rollups(self, request: Request) -> Response:
+        query = Query(request.query_params, ROLLUP_PARAMETERS)
+        limit = query.limit()
+        found = await run_in_threadpool(self._data.rollups, rollups_asked_for(query), limit=limit + 1)
+        rollups = [_rollup(one) for one in found[:limit]]
+        return _json({"rollups": rollups, "next_cursor": next_rollups(found, limit)})
 
     async def evidence(self, request: Request) -> Response:
         gateway = Query(request.query_params, ("gateway",)).gateway()
@@ -154,6 +204,28 @@ class _Api:
 def next_before(found: Sequence[StoredEvent | StoredRecord], limit: int) -> int | None:
     """Return where the next page begins, when one row more than wanted was found."""
     return found[limit - 1].id if len(found) > limit else None
+
+
+def rollups_asked_for(query: Query) -> RollupFilter:
+    """Make a filter of the parameters ROLLUP_PARAMETERS."""
+    grain, since_ns, until_ns = query.grain_seconds(), query.since_ns(), query.until_ns()
+    return RollupFilter(
+        grain,
+        gateway=query.gateway(),
+        pipeline=query.pipeline(),
+        label=query.text("label"),
+        since_s=None if since_ns is None else since_ns // _NS_PER_SECOND // grain * grain,
+        until_s=None if until_ns is None else -(-until_ns // _NS_PER_SECOND),
+        before=query.cursor(RollupPlace),
+    )
+
+
+def next_rollups(found: Sequence[Rollup], limit: int) -> str | None:
+    """Return the cursor of the next page, when one row more than wanted was found."""
+    if len(found) <= limit:
+        return None
+    last = found[limit - 1]
+    return cursor_of(RollupPlace(last.start_s, last.gateway, last.pipeline, last.label))
 
 
 @cache
@@ -245,6 +317,7 @@ def _stream(stream: Stream) -> Json:
         "records": stream.records,
         "duplicates": stream.duplicates,
         "last_received_at_ns": stream.last_received_at_ns,
+        "marked_at_ns": stream.marked_at_ns,
     }
 
 
@@ -258,7 +331,33 @@ def _gap(gap: Gap) -> Json:
         "source": gap.source,
         "reason": gap.reason,
         "noted_at_ns": gap.noted_at_ns,
+        "is_open": gap.is_open,
     }
+
+
+def _rollup(one: Rollup) -> Json:
+    return {
+        "start_s": one.start_s,
+        "seconds": one.grain_seconds,
+        "gateway": one.gateway,
+        "pipeline": one.pipeline,
+        "label": one.label,
+        "events": one.events,
+        "updates": one.updates,
+        "score": _spread(one.score),
+        "measures": one.measures,
+        "inferences": one.inferences,
+        "findings": one.findings,
+        "level": _spread(one.level),
+        "latency_ms": _spread(one.latency_ms),
+        "dropped": one.dropped,
+        "raw_bytes": one.raw_bytes,
+        "sent_bytes": one.sent_bytes,
+    }
+
+
+def _spread(spread: Spread) -> Json:
+    return {"count": spread.size, "min": spread.minimum, "mean": spread.mean, "max": spread.maximum}
 
 
 def _letter(stored: StoredLetter) -> Json:

@@ -2,12 +2,15 @@
 
 from typing import Protocol
 
-from cloud_bridge.store.base import RecordFilter
+from cloud_bridge.store.base import RecordFilter, RollupFilter
 from cloud_bridge.values import (
     Counts,
     Gap,
+    GapPlace,
     GatewayState,
+    LetterPlace,
     PipelineState,
+    Rollup,
     StoredEvent,
     StoredLetter,
     StoredRecord,
@@ -34,6 +37,7 @@ class ConsoleData(Protocol):
         pipeline: str | None = None,
         label: str | None = None,
         since_ns: int | None = None,
+        until_ns: int | None = None,
         before_id: int | None = None,
     ) -> list[StoredEvent]:
         """Return events in their latest phase, the last heard of first; page on with `before_id`."""
@@ -55,7 +59,16 @@ class ConsoleData(Protocol):
         """Return every stream with its mark, by key."""
         ...
 
-    def gaps(self, *, gateway: str | None = None, limit: int = 1000) -> list[Gap]:
+    def gaps(
+        self,
+        *,
+        gateway: str | None = None,
+        source: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: GapPlace | None = None,
+        limit: int = 1000,
+    ) -> list[Gap]:
         """Return the gaps, the latest first."""
         ...
 
@@ -63,8 +76,21 @@ class ConsoleData(Protocol):
         """Return what the store holds."""
         ...
 
-    def dead_letters(self, *, limit: int = 100, reason: str | None = None) -> list[StoredLetter]:
+    def dead_letters(
+        self,
+        *,
+        limit: int = 100,
+        reason: str | None = None,
+        gateway: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: LetterPlace | None = None,
+    ) -> list[StoredLetter]:
         """Return dead letters, the latest first."""
+        ...
+
+    def rollups(self, wanted: RollupFilter, *, limit: int = 1000) -> list[Rollup]:
+        """Return rollups, the latest first."""
         ...
 
     def change_counter(self) -> int:

@@ -10,7 +10,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from cloud_bridge.console.api import EVENT_PARAMETERS, next_before
+from cloud_bridge.console.api import (
+    EVENT_PARAMETERS,
+    ROLLUP_PARAMETERS,
+    next_before,
+    next_rollups,
+    rollups_asked_for,
+)
 from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.live import Broadcaster, Feed, Fragments
 from cloud_bridge.console.problems import problem
@@ -52,6 +58,7 @@ class PageRoutes:
             "/events/{event_id:path}": self.event,
             "/gateways/{gateway}": self.gateway,
             "/delivery": self.delivery,
+            "/rollups": self.rollups,
             "/live/overview": self.live_overview,
             "/live/delivery": self.live_delivery,
             "/live/gateways/{gateway}": self.live_gateway,
@@ -71,7 +78,7 @@ class PageRoutes:
     async def events(self, request: Request) -> Response:
         """Show events, filtered, a page at a time."""
         query = Query(request.query_params, EVENT_PARAMETERS)
-        limit, since_ns = query.limit(), query.since_ns()
+        limit, since_ns, until_ns = query.limit(), query.since_ns(), query.until_ns()
         gateway, pipeline, label, before = query.gateway(), query.pipeline(), query.text("label"), query.before()
 
         def read() -> Context:
@@ -81,6 +88,7 @@ class PageRoutes:
                 pipeline=pipeline,
                 label=label,
                 since_ns=since_ns,
+                until_ns=until_ns,
                 before_id=before,
             )
             return {**self._views.events(found[:limit]), "next_before": next_before(found, limit)}
@@ -90,6 +98,21 @@ class PageRoutes:
         kept = {name: value for name, value in asked.items() if value and name != "before"}
         older = urlencode({**kept, "before": context["next_before"]})
         return self._page("events", {**context, "asked": asked, "older": older, "newest": urlencode(kept)})
+
+    async def rollups(self, request: Request) -> Response:
+        """Show sums by hour or day, filtered, a page at a time."""
+        query = Query(request.query_params, ROLLUP_PARAMETERS)
+        limit, wanted = query.limit(), rollups_asked_for(query)
+
+        def read() -> Context:
+            found = self._data.rollups(wanted, limit=limit + 1)
+            return {**self._views.rollups(found[:limit]), "next_cursor": next_rollups(found, limit)}
+
+        context = await run_in_threadpool(read)
+        asked = {name: request.query_params.get(name, "").strip() for name in ROLLUP_PARAMETERS}
+        kept = {name: value for name, value in asked.items() if value and name != "cursor"}
+        older = urlencode({**kept, "cursor": context["next_cursor"]})
+        return self._page("rollups", {**context, "asked": asked, "older": older, "newest": urlencode(kept)})
 
     async def event(self, request: Request) -> Response:
         """Show one event with its evidence."""

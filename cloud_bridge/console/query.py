@@ -7,6 +7,8 @@ from typing import Final, get_args
 
 from starlette.datastructures import QueryParams
 
+from cloud_bridge.cursors import BadCursorError, P, place_of
+from cloud_bridge.store.rolling import DAY_SECONDS, HOUR_SECONDS
 from gateway.wire.messages import RecordClass, RecordKind
 from gateway.wire.topics import GATEWAY_ID, NAME
 
@@ -14,6 +16,8 @@ MAX_LIMIT: Final = 500
 DEFAULT_LIMIT: Final = 50
 MAX_TEXT: Final = 200
 MAX_KEY: Final = 1000
+GRAINS: Final = {"hour": HOUR_SECONDS, "day": DAY_SECONDS}
+SOURCES: Final = ("eviction", "base", "quarantine")
 _MAX_ID: Final = 2**63 - 1
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 
@@ -87,11 +91,34 @@ class Query:
         return int(value)
 
     def since_ns(self) -> int | None:
-        """Return a point in time, in nanoseconds UTC; a time without a zone is UTC."""
-        value = self._values.get("since", "")
+        """Return when the time begins that is asked for, in nanoseconds UTC; a time without a zone is UTC."""
+        return self._time_ns("since")
+
+    def until_ns(self) -> int | None:
+        """Return when the time ends that is asked for, in nanoseconds UTC; a time without a zone is UTC."""
+        return self._time_ns("until")
+
+    def cursor(self, kind: type[P]) -> P | None:
+        """Return where to page on from, in a list without ids."""
+        value = self._values.get("cursor", "")
+        try:
+            return place_of(value, kind) if value else None
+        except BadCursorError:
+            raise BadQueryError("cursor must be as `next_cursor` of the page before gives it") from None
+
+    def grain_seconds(self) -> int:
+        """Return the length of the rollups."""
+        return GRAINS[self._one_of("by", tuple(GRAINS)) or "hour"]
+
+    def source(self) -> str | None:
+        """Return who told of a gap."""
+        return self._one_of("source", SOURCES)
+
+    def _time_ns(self, name: str) -> int | None:
+        value = self._values.get(name, "")
         if not value:
             return None
-        refusal = BadQueryError("since must be a time as in RFC 3339, from 1970 to 2200, e.g. 2026-01-31T12:00:00Z")
+        refusal = BadQueryError(f"{name} must be a time as in RFC 3339, from 1970 to 2200, e.g. 2026-01-31T12:00:00Z")
         try:
             at = datetime.fromisoformat(value)
             at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

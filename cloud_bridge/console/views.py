@@ -9,7 +9,7 @@ from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.pictures import EvidenceKey, Pictures, picture_type
 from cloud_bridge.console.plots import HEIGHT, WIDTH, Line, UnreadableEvidenceError, lines_of
 from cloud_bridge.console.rendering import Context
-from cloud_bridge.values import GatewayState, PipelineState, StoredEvent, StoredLetter, Stream
+from cloud_bridge.values import GatewayState, PipelineState, Rollup, StoredEvent, StoredLetter, Stream
 
 OVERVIEW_FRAGMENTS: Final = ("headline", "newest", "fleet", "anomalies", "pipelines", "delivery")
 GATEWAY_FRAGMENTS: Final = ("gateway", "pipelines", "anomalies", "streams")
@@ -110,6 +110,17 @@ class Views:
             "gateway_names": [state.gateway for state in self._data.gateways()],
             "pipeline_names": sorted({state.status.pipeline for state in pipelines}),
             "with_gateway": True,
+        }
+
+    def rollups(self, rollups: Sequence[Rollup]) -> Context:
+        """A list of rollups, with the names to filter by and bars that compare them with the largest."""
+        pipelines = self._data.pipelines()
+        largest = max((max(one.events, one.findings) for one in rollups), default=0)
+        return {
+            "rollups": rollups,
+            "largest": largest or 1,
+            "gateway_names": [state.gateway for state in self._data.gateways()],
+            "pipeline_names": sorted({state.status.pipeline for state in pipelines}),
         }
 
     def event(self, event_id: str, gateway: str | None) -> Context | None:

@@ -9,7 +9,9 @@ How much waits here is bounded: the Receive Maximum that is announced (MQTT 5 §
 
 import queue
 import random
+import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +37,8 @@ log = structlog.get_logger()
 _MAX_DELAY_SECONDS: Final = 5  # few bridges, and every device waits for one: coming back soon matters most
 _IN_FLIGHT: Final = 100
 _WAITING_PUBLISHES: Final = 10_000
+_UNANSWERED_SECONDS: Final = 8.0
+"""A connection whose peer's TCP answers nothing for so long is over; left alone, TCP waits longer for each try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ class Consumer:
         self._connected = False
         self._network: threading.Thread | None = None
         self._stopping = False
-        self._trouble: str | None = None
+        self._troubles: set[str] = set()  # what was told since the last connection
+        self._context = _tls_context(link.broker) if self.address.encrypted else None
         self._client = self._make_client()
 
     # ---- used by the worker ------------------------------------------------------------------------
@@ -146,6 +151,11 @@ class Consumer:
 
     def _on_pre_connect(self, _client: Client, _userdata: object) -> None:
         self._network = threading.current_thread()
+        if self._context is not None:
+            try:
+                _load_files(self._context, self._link.broker)  # a CA that was rotated is believed without a restart
+            except ConfigError as error:
+                self._in_trouble("certificates_unusable", str(error))
 
     def _on_connect(
         self, client: Client, _userdata: object, _flags: ConnectFlags, reason: ReasonCode, _properties: object
@@ -157,13 +167,17 @@ class Consumer:
         self._forget()
         self._set_connected(connected=True)
         self._metrics.connections.labels(self.name).inc()
-        log.info("broker_connected", link=self.name, broker=str(self.address), again=self._trouble is not None)
-        self._trouble = None
+        log.info("broker_connected", link=self.name, broker=str(self.address), again=bool(self._troubles))
+        self._troubles.clear()
         for topic_filter in self.filters():
             client.subscribe(topic_filter, qos=1)
 
     def _on_connect_fail(self, _client: Client, _userdata: object) -> None:
-        self._in_trouble("broker_unreachable", "no connection")
+        error = sys.exception()  # the library calls from where it has caught it, and does not hand it on
+        if isinstance(error, ssl.SSLCertVerificationError):
+            self._in_trouble("broker_not_trusted", f"certificate not believed: {error.verify_message or error}")
+        else:
+            self._in_trouble("broker_unreachable", str(error) if error is not None else "no connection")
 
     def _on_disconnect(
         self, _client: Client, _userdata: object, _flags: DisconnectFlags, reason: ReasonCode, _properties: object
@@ -237,9 +251,9 @@ class Consumer:
                 return
 
     def _in_trouble(self, event: str, reason: str) -> None:
-        if self._trouble is None:
+        if event not in self._troubles:
             log.warning(event, link=self.name, broker=str(self.address), reason=reason)
-        self._trouble = reason
+            self._troubles.add(event)
 
     def _connect_properties(self) -> Properties | None:
         if not self._version_5:
@@ -265,23 +279,40 @@ class Consumer:
         client.reconnect_delay_set(1, random.randint(_MAX_DELAY_SECONDS // 2 + 1, _MAX_DELAY_SECONDS))
         if broker.username is not None:
             client.username_pw_set(broker.username, self._link.password)
-        if self.address.encrypted:
-            client.tls_set_context(_tls_context(broker))
+        if self._context is not None:
+            client.tls_set_context(self._context)
         client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
+        client.on_socket_open = _tune
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         return client
 
 
+def _tune(_client: Client, _userdata: object, sock: object) -> None:
+    if isinstance(sock, socket.socket):  # else a WebSocket, which is not used
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an ack must not wait for a delayed TCP ack
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_UNANSWERED_SECONDS * 1000))  # RFC 5482
+
+
 def _tls_context(broker: Broker) -> ssl.SSLContext:
+    context = ssl.create_default_context() if broker.ca_file is None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_files(context, broker)
+    return context
+
+
+def _load_files(context: ssl.SSLContext, broker: Broker) -> None:
+    """Read the files of a broker. What an earlier reading brought in stays believed until the bridge is restarted."""
     try:
-        context = ssl.create_default_context(cafile=broker.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if broker.ca_file is not None:
+            context.load_verify_locations(broker.ca_file)
+        if broker.crl_file is not None:
+            context.load_verify_locations(broker.crl_file)
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         if broker.certificate_file is not None and broker.key_file is not None:
             context.load_cert_chain(broker.certificate_file, broker.key_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"the certificates for {broker.url} cannot be used: {error}") from error
-    return context

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeGuard
 
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.values import Arrival, DeadLetter, Intake, Row, StreamKey
@@ -18,14 +18,19 @@ from gateway.wire.messages import (
     Evidence,
     Measure,
     Message,
+    Notice,
     PipelineStatus,
     Record,
+    Withheld,
     decode,
 )
 from gateway.wire.topics import Address, address_of
 
 MAX_KEPT_BYTES: Final = 1024 * 1024
 """A dead letter keeps so much of its payload."""
+
+QUARANTINED: Final = "store_quarantined"
+"""Code of the notice that a device has put its store aside."""
 
 MAX_NUMBER: Final = 2**53 - 1
 """The highest sequence number and time that every JSON reader and every database can hold."""
@@ -143,8 +148,11 @@ def arrival_of(
             except MalformedMessageError as error:
                 message = None
                 notes.append(_note("bad-body", str(error), key, record.seq, body=body, topic=topic))
+        if isinstance(message, Withheld):
+            detail = f"{message.reason}: {message.kind} of {message.size_bytes} bytes is kept on the gateway"
+            notes.append(_note("withheld", detail, key, record.seq, body=body, topic=topic))
         pipeline = message.pipeline if isinstance(message, Event | Measure | Evidence) else None
-        index = message if isinstance(message, Event | Evidence | Eviction) else None
+        index = message if isinstance(message, Event | Evidence | Eviction) or _names_a_store(message) else None
         rows.append(Row(record.seq, kind, pipeline, record.recorded_at_ns, body, blob, index))
     return Arrival(key, base, tuple(rows), reindex), notes
 
@@ -165,10 +173,20 @@ def _check_body(message: Message) -> None:
             _check_text(message.evidence_id, message.pipeline, message.content_type)
         case Measure():
             _check_text(message.pipeline)
+        case Withheld():
+            _check_text(message.kind, message.digest, message.detail)
         case Eviction(first_seq=first, last_seq=last) if not first <= last <= MAX_NUMBER:
             raise MalformedMessageError(f"Eviction: {first} to {last} is no range")
+        case Notice(missing=missing):
+            for record_class, (first, last) in missing.items():
+                if not first <= last <= MAX_NUMBER:
+                    raise MalformedMessageError(f"Notice: {first} to {last} of {record_class} is no range")
         case _:
             pass
+
+
+def _names_a_store(message: Message | None) -> TypeGuard[Notice]:
+    return isinstance(message, Notice) and message.code == QUARANTINED and message.epoch is not None
 
 
 def _check_text(*texts: str) -> None:

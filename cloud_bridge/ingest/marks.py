@@ -1,6 +1,8 @@
 """Which high-water marks are worth publishing."""
 
 import threading
+from collections import Counter
+from collections.abc import Iterable
 
 from cloud_bridge.values import StreamKey
 
@@ -15,6 +17,7 @@ class PublishedMarks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._marks: dict[tuple[str, str], tuple[str, int]] = {}
+        self._conflicts: Counter[StreamKey] = Counter()
 
     def admit(self, key: StreamKey, mark: int) -> bool:
         """Tell whether a mark read after a commit may be published, and remember it."""
@@ -25,3 +28,13 @@ class PublishedMarks:
                 return False
             self._marks[where] = (key.epoch, mark)
             return True
+
+    def note_conflicts(self, keys: Iterable[StreamKey | None]) -> None:
+        """Count records that came under numbers of other records."""
+        with self._lock:
+            self._conflicts.update(key for key in keys if key is not None)
+
+    def conflicts(self, key: StreamKey) -> int:
+        """Return how many came since the start; told with each mark, for the device may have missed some."""
+        with self._lock:
+            return self._conflicts[key]

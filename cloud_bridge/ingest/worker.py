@@ -136,8 +136,18 @@ class Worker:
         self._metrics.acknowledged.inc(sent)
         self._metrics.stale.inc(len(messages) - sent)
         at = rfc3339(self._wall_ns())
+        self._marks.note_conflicts(letter.key for letter in outcome.conflicts)
         for key, mark in outcome.marks.items():
-            if self._marks.admit(key, mark) and self._source.publish(self._topic(key), encode(_ack(key, mark, at))):
+            if not self._marks.admit(key, mark):
+                continue
+            ack = Ack(
+                epoch=key.epoch,
+                mark=mark,
+                at=at,
+                digest=outcome.digests.get(key, ""),
+                conflicts=self._marks.conflicts(key),
+            )
+            if self._source.publish(self._topic(key), encode(ack)):
                 self._metrics.marks.inc()
 
     def _topic(self, key: StreamKey) -> str:
@@ -153,7 +163,7 @@ class Worker:
         metrics.records.inc(outcome.inserted)
         metrics.duplicates.inc(outcome.duplicates)
         metrics.gap_numbers.inc(outcome.gap_rows)
-        for letter in intake.dead_letters:
+        for letter in (*intake.dead_letters, *outcome.conflicts):
             metrics.dead_letters.labels(letter.reason).inc()
             self._tell(letter)
 
@@ -165,7 +175,3 @@ class Worker:
                 self._told.clear()
             self._told.add(sort)
             log.warning("dead_letter", reason=letter.reason, topic=letter.topic[:200], detail=letter.detail)
-
-
-def _ack(key: StreamKey, mark: int, at: str) -> Ack:
-    return Ack(epoch=key.epoch, mark=mark, at=at)

@@ -1,21 +1,25 @@
 """What a store can do. Every method blocks and may be called from any thread."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from cloud_bridge.values import (
     Counts,
     Gap,
+    GapPlace,
     GatewayState,
     Intake,
+    LetterPlace,
     Outcome,
     PipelineState,
+    Rollup,
     StoredEvent,
     StoredLetter,
     StoredRecord,
     Stream,
     StreamKey,
+    Violation,
 )
 
 
@@ -30,6 +34,51 @@ class RecordFilter:
     since_ns: int | None = None  # by time of receipt
     before_id: int | None = None
     after_id: int | None = None
+    until_ns: int | None = None  # by time of receipt, not included
+
+
+class RollupPlace(NamedTuple):
+    """Where a rollup stands in the list, the latest first; a page goes on from there."""
+
+    start_s: int
+    gateway: str
+    pipeline: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollupFilter:
+    """Which rollups are meant; None means any. The times are those of capture, in seconds since 1970."""
+
+    grain_seconds: int
+    gateway: str | None = None
+    pipeline: str | None = None
+    label: str | None = None
+    since_s: int | None = None
+    until_s: int | None = None  # not included
+    before: RollupPlace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rolled:
+    """What one slice of rolling up has done."""
+
+    records: int = 0  # looked at
+    buckets: int = 0  # changed
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What retention may remove. Times are those of receipt, in nanoseconds since 1970.
+
+    `before_ns` is by class; the class `event` (or `critical`, whichever is longer) also decides for the events.
+    `rollups_before_s` is by grain. With `only_rolled`, records wait until they have been rolled up.
+    """
+
+    before_ns: Mapping[str, int]
+    dead_letters_before_ns: int = 0
+    rollups_before_s: Mapping[int, int] = field(default_factory=dict)
+    only_rolled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +88,20 @@ class Swept:
     records: int = 0
     events: int = 0
     dead_letters: int = 0
+    rollups: int = 0
 
     @property
     def total(self) -> int:
         """All rows together."""
-        return self.records + self.events + self.dead_letters
+        return self.records + self.events + self.dead_letters + self.rollups
+
+    def __add__(self, other: "Swept") -> "Swept":
+        return Swept(
+            self.records + other.records,
+            self.events + other.events,
+            self.dead_letters + other.dead_letters,
+            self.rollups + other.rollups,
+        )
 
 
 class Reader(Protocol):
@@ -68,9 +126,13 @@ class Reader(Protocol):
         pipeline: str | None = None,
         label: str | None = None,
         since_ns: int | None = None,
+        until_ns: int | None = None,
         before_id: int | None = None,
     ) -> list[StoredEvent]:
-        """Return events in their latest phase, the last heard of first; page on with `before_id`."""
+        """Return events in their latest phase, the last heard of first; page on with `before_id`.
+
+        `since_ns` and `until_ns` (not included) mean the time of their latest phase here.
+        """
         ...
 
     def event(self, event_id: str, gateway: str | None = None) -> StoredEvent | None:
@@ -78,7 +140,10 @@ class Reader(Protocol):
         ...
 
     def records(self, wanted: RecordFilter, *, limit: int = 100, with_blobs: bool = False) -> list[StoredRecord]:
-        """Return records: the last received first, or from `after_id` on in order of receipt."""
+        """Return records: the last received first, or from `after_id` on in order of receipt.
+
+        Pages from `after_id` on pass over nothing, whoever is writing meanwhile.
+        """
         ...
 
     def record(self, key: StreamKey, seq: int) -> StoredRecord | None:
@@ -104,20 +169,54 @@ class Reader(Protocol):
         """Return every stream with its mark, by key."""
         ...
 
-    def gaps(self, *, gateway: str | None = None, limit: int = 1000) -> list[Gap]:
-        """Return the gaps, the latest first."""
+    def gaps(
+        self,
+        *,
+        gateway: str | None = None,
+        source: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: GapPlace | None = None,
+        limit: int = 1000,
+    ) -> list[Gap]:
+        """Return the gaps, the latest first; page on with the `place` of the last one."""
         ...
 
     def counts(self) -> Counts:
         """Return what the store holds."""
         ...
 
-    def dead_letters(self, *, limit: int = 100, reason: str | None = None) -> list[StoredLetter]:
-        """Return dead letters, the latest first."""
+    def dead_letters(
+        self,
+        *,
+        limit: int = 100,
+        reason: str | None = None,
+        gateway: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: LetterPlace | None = None,
+    ) -> list[StoredLetter]:
+        """Return dead letters, the latest first; page on with the `place` of the last one."""
         ...
 
     def dead_letter(self, letter_id: int) -> StoredLetter | None:
         """Return one dead letter."""
+        ...
+
+    def rollups(self, wanted: RollupFilter, *, limit: int = 1000) -> list[Rollup]:
+        """Return rollups, the latest first."""
+        ...
+
+    def rollup_backlog(self) -> int:
+        """Return how many records wait to be rolled up, by their ids: at most so many."""
+        ...
+
+    def received_since(self, since_ns: int) -> int:
+        """Return how many records were received since then, by their ids: at most so many."""
+        ...
+
+    def check(self) -> list[Violation]:
+        """Look for what cannot be so, in one snapshot; it reads every row once or twice."""
         ...
 
     def close(self) -> None:
@@ -157,13 +256,14 @@ class Store(Reader, Protocol):
         """Remove a dead letter and write what was made of it, in one transaction."""
         ...
 
-    def sweep(self, before_ns: Mapping[str, int], dead_letters_before_ns: int, limit: int) -> Swept:
-        """Remove at most about `limit` rows of each table that were received before their time.
+    def sweep(self, limits: Limits, limit: int) -> Swept:
+        """Remove at most about `limit` rows of each table that are due; whole partitions count as one slice."""
+        ...
 
-        `before_ns` is by class; the class `event` (or `critical`, whichever is longer) also decides for the events.
-        """
+    def roll_up(self, limit: int) -> Rolled:
+        """Roll up the next `limit` records, in order of receipt; each is counted once, whatever happens."""
         ...
 
     def tidy(self) -> None:
-        """Give freed pages back, in a small slice."""
+        """Give freed pages back, in a small slice; make room for what will come."""
         ...

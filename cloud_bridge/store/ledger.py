@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 BASE: Final = "base"
 EVICTION: Final = "eviction"
+QUARANTINE: Final = "quarantine"
 
 
 class Span(NamedTuple):
@@ -108,6 +109,11 @@ class StreamLedger:
     def mark(self) -> int:
         """The highest number up to which nothing is unknown."""
         return next((span.last for span in self._spans if span.first == 1), 0)
+
+    @property
+    def mark_moved(self) -> bool:
+        """Whether the mark is higher than at the beginning."""
+        return self.mark > next((span.last for span in self._before if span.first == 1), 0)
 
     def receive(self, seqs: Sequence[int]) -> list[int] | None:
         """Take strictly rising numbers; return the positions of those that are new, or None if all are."""

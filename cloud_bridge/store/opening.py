@@ -18,8 +18,10 @@ def sqlite_path(url: str) -> Path | None:
     return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) and len(url) > len(_SQLITE) else None
 
 
-def open_store(settings: StoreSettings) -> Store:
+def open_store(settings: StoreSettings, *, whole_months: bool = True) -> Store:
     """Return a store to write to. It is connected, or made, by the first call.
+
+    `whole_months` is how PostgreSQL removes what is old, see `PostgresStore`.
 
     Raises:
         ConfigError: the setting cannot be used.
@@ -29,7 +31,7 @@ def open_store(settings: StoreSettings) -> Store:
     path = sqlite_path(settings.url)
     if path is not None:
         return SqliteStore(path)
-    return _postgres(settings)
+    return _postgres(settings, whole_months=whole_months)
 
 
 def open_reader(settings: StoreSettings) -> Reader:
@@ -46,10 +48,10 @@ def open_reader(settings: StoreSettings) -> Reader:
     return SqliteReader(path)
 
 
-def _postgres(settings: StoreSettings) -> PostgresStore:
+def _postgres(settings: StoreSettings, *, whole_months: bool = True) -> PostgresStore:
     if not settings.url.startswith(_POSTGRES):
         raise ConfigError("store.url: expected sqlite:///PATH or postgresql://HOST/DATABASE")
-    return PostgresStore(settings.url, password_of(settings.password_file))
+    return PostgresStore(settings.url, password_of(settings.password_file), whole_months=whole_months)
 
 
 def password_of(file: Path | None) -> str | None:

@@ -1,12 +1,17 @@
 """The store in a PostgreSQL database, for any number of bridge processes.
 
 Two processes that write the same stream wait for each other at its row in `streams`; everything that decides about
-duplicates happens behind that lock. The database may be away when the bridge starts, and at any time later.
+duplicates happens behind that lock, and is written in tables that know no months. So a record that is sent again in
+another month is a duplicate like any other, also when its month has been dropped. The database may be away when the
+bridge starts, and at any time later.
 """
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -15,11 +20,13 @@ from psycopg import errors as pg
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from cloud_bridge.errors import StoreError, StoreRefusedError
-from cloud_bridge.store import schema, writing
-from cloud_bridge.store.base import Swept
-from cloud_bridge.store.reading import SqlReader
+from cloud_bridge.store import checking, partitions, schema, sweeping, writing
+from cloud_bridge.store.base import Limits, Swept
+from cloud_bridge.store.folding import Folding
+from cloud_bridge.store.lines import Rows
 from cloud_bridge.store.writing import Range, SqlRow
-from cloud_bridge.values import Intake, Outcome, StreamKey
+from cloud_bridge.values import Intake, Outcome, StreamKey, Violation
+from gateway.wire.messages import CLASSES
 
 log = structlog.get_logger()
 
@@ -31,20 +38,33 @@ _MIGRATION_LOCK: Final = 0x51_1C_E5
 
 _REFUSED: Final = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError)
 
-_COLUMNS: Final = "(stream, seq, kind, pipeline, recorded_at_ns, received_at_ns, body, blob)"
+_WRITERS_LOCK: Final = 0x51_1C_E7
+"""Key of the advisory lock that writers of records share: who has it alone knows that no id below is still to come."""
+
+_COLUMNS: Final = "(stream, seq, kind, pipeline, recorded_at_ns, received_at_ns, body, blob, class, month)"
 _COPY: Final = f"COPY stream_records {_COLUMNS} FROM STDIN (FORMAT BINARY)"
 _INSERT: Final = (
-    f"INSERT INTO stream_records {_COLUMNS} VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608  # constants
-    " ON CONFLICT (stream, seq) DO NOTHING"
+    f"INSERT INTO stream_records {_COLUMNS} VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608  # constants
+    " ON CONFLICT DO NOTHING"
 )
-_RECORD_TYPES: Final = ("int8", "int8", "text", "text", "int8", "int8", "bytea", "bytea")
+_RECORD_TYPES: Final = ("int8", "int8", "text", "text", "int8", "int8", "bytea", "bytea", "int2", "int4")
 
 
-class PostgresStore(SqlReader):
+class PostgresStore(Folding):
     """Reads and writes a store in PostgreSQL."""
 
-    def __init__(self, url: str, password: str | None = None, connections: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        password: str | None = None,
+        connections: int = 8,
+        *,
+        whole_months: bool = True,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         """Prepare; nothing is connected before the first call.
+
+        With `whole_months` retention drops a month once all of it is due; else it removes rows on the day.
 
         Raises:
             StoreError: the address cannot be read.
@@ -53,6 +73,9 @@ class PostgresStore(SqlReader):
             self._where = psycopg.conninfo.conninfo_to_dict(url)
         except psycopg.ProgrammingError as error:
             raise StoreError(f"the address of the store cannot be read: {error}") from error
+        self._whole_months = whole_months
+        self._wall_ns = wall_ns
+        self._parts: set[partitions.Part] = set()
         self._ready = False
         self._ready_lock = threading.Lock()
         extra = {"password": password} if password is not None else {}
@@ -90,6 +113,32 @@ class PostgresStore(SqlReader):
         ((value,),) = self._rows("SELECT last_value FROM changes")
         return int(value)
 
+    def _horizon(self) -> int:
+        def wait_for_writers(connection: psycopg.Connection[SqlRow]) -> int:
+            connection.execute("SET LOCAL lock_timeout = '5s'")
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_WRITERS_LOCK,))
+            rows = connection.execute(
+                "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM record_ids"
+            ).fetchall()
+            return int(rows[0][0])
+
+        return self._with(wait_for_writers)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[Rows]:
+        def rows(sql: str, parameters: Sequence[Any] = ()) -> list[SqlRow]:
+            return connection.execute(_marked(sql), parameters).fetchall()
+
+        self.open()
+        with self._translated(), self._pool.connection() as connection:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield rows
+
+    def check(self) -> list[Violation]:
+        """See Reader."""
+        with self._snapshot() as rows:
+            return checking.check(rows)
+
     def size_bytes(self) -> int:
         """See Reader."""
         ((size,),) = self._rows("SELECT pg_database_size(current_database())")
@@ -105,20 +154,43 @@ class PostgresStore(SqlReader):
         """See Store."""
         return self._write(lambda tx: writing.settle(tx, letter_id, intake))
 
-    def sweep(self, before_ns: Mapping[str, int], dead_letters_before_ns: int, limit: int) -> Swept:
-        """See Store."""
-        return self._write(lambda tx: writing.sweep(tx, before_ns, dead_letters_before_ns, limit))
+    def sweep(self, limits: Limits, limit: int) -> Swept:
+        """See Store. Of whole months one is dropped at a time; what is left of an older layout goes row by row."""
+        if not self._whole_months:
+            return self._write(lambda tx: sweeping.sweep(tx, limits, limit))
+        floored = {name: partitions.month_starts_ns(before_ns) for name, before_ns in limits.before_ns.items()}
+        limits = replace(limits, before_ns=floored)
+
+        def work(tx: "_PostgresTransaction") -> Swept:
+            through = sweeping.rolled_through(tx, limits)
+            swept = Swept()
+            for part in partitions.due(tx.connection, limits, through)[:1]:
+                swept += Swept(records=partitions.drop(tx.connection, part))
+                self._parts.discard(part)
+            if tx.rows("SELECT to_regclass(?) IS NOT NULL", (partitions.LEGACY,))[0][0]:
+                swept += Swept(records=sweeping.sweep_records(tx, limits, limit, partitions.LEGACY))
+            return swept + sweeping.sweep_others(tx, limits, limit)
+
+        return self._write(work)
 
     def tidy(self) -> None:
-        """See Store. Left to autovacuum."""
+        """See Store. Freed pages are left to autovacuum; the partitions of the next months are made."""
+
+        def work(connection: psycopg.Connection[SqlRow]) -> None:
+            wanted = partitions.ahead(self._wall_ns())
+            if wanted - partitions.present(connection):
+                partitions.make(connection, wanted)
+            partitions.drop_legacy_if_empty(connection)
+
+        self._with(work)
 
     def close(self) -> None:
         """See Store."""
         self._pool.close()
 
-    def _write(self, work: Callable[["_PostgresTransaction"], T]) -> T:
+    def _write(self, work: "Callable[[_PostgresTransaction], T]") -> T:
         def transact(connection: psycopg.Connection[SqlRow]) -> T:
-            result = work(_PostgresTransaction(connection))
+            result = work(_PostgresTransaction(connection, self._parts))
             connection.execute("SELECT nextval('changes')")
             return result
 
@@ -126,11 +198,16 @@ class PostgresStore(SqlReader):
 
     def _with(self, work: Callable[[psycopg.Connection[SqlRow]], T]) -> T:
         """Run work in one transaction on a connection of the pool."""
-        try:
+        with self._translated():
             if not self._ready:
                 self._prepare()
             with self._pool.connection() as connection:
                 return work(connection)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
         except _REFUSED as error:
             raise StoreRefusedError(f"{self._name}: {error}") from error
         except (OverflowError, UnicodeError, ValueError) as error:
@@ -147,6 +224,8 @@ class PostgresStore(SqlReader):
             self._pool.open()
             with self._pool.connection() as connection:
                 _migrate(connection)
+                partitions.make(connection, partitions.ahead(self._wall_ns()))
+                self._parts.update(partitions.present(connection))
                 ((fsync,),) = connection.execute("SHOW fsync").fetchall()
             if fsync != "on":
                 log.error(
@@ -184,7 +263,10 @@ _INSERT_VALUES: Final = re.compile(
 _TYPES: Final = {
     **dict.fromkeys(("gateway", "epoch", "class", "source", "reason", "state", "at", "version", "pipeline"), "text"),
     **dict.fromkeys(("event_id", "label", "phase", "evidence_id", "content_type", "digest", "topic", "detail"), "text"),
+    **dict.fromkeys(("kind",), "text"),
     **dict.fromkeys(("status", "body", "payload"), "bytea"),
+    **dict.fromkeys((name for name in schema.ROLLUP_SUMS if name.endswith("_sum")), "float8"),
+    **dict.fromkeys((*schema.ROLLUP_LOWEST, *schema.ROLLUP_HIGHEST), "float8"),
 }
 """Columns that are no numbers."""
 
@@ -207,8 +289,10 @@ _OVER: Final = (
 class _PostgresTransaction:
     """See writing.Transaction."""
 
-    def __init__(self, connection: psycopg.Connection[SqlRow]) -> None:
-        self._connection = connection
+    def __init__(self, connection: psycopg.Connection[SqlRow], parts: set[partitions.Part]) -> None:
+        self.connection = self._connection = connection
+        self._parts = parts  # that are there, as far as this process knows
+        self._classes: dict[int, int] = {}
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[SqlRow]:
         return self._connection.execute(_marked(sql), parameters).fetchall()
@@ -238,6 +322,7 @@ class _PostgresTransaction:
         if len(found) < len(keys):
             self._connection.execute(_MAKE_STREAMS, columns)
             found = self._connection.execute(_LOCK_STREAMS, columns).fetchall()
+        self._classes.update({row[3]: CLASSES.index(row[2]) for row in found})
         return {StreamKey(*row[:3]): row[3] for row in found}
 
     def spans_over(self, ranges: Sequence[Range]) -> list[SqlRow]:
@@ -252,6 +337,25 @@ class _PostgresTransaction:
         return self._connection.execute(sql, [list(column) for column in zip(*ranges, strict=True)]).fetchall()
 
     def insert_records(self, rows: Sequence[SqlRow]) -> int:
+        self._connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", (_WRITERS_LOCK,))
+        months = {at_ns: partitions.month_of(at_ns) for at_ns in {row[5] for row in rows}}
+        placed = [(*row, self._classes[row[0]], months[row[5]]) for row in rows]
+        wanted = {(row[8], row[9]) for row in placed}
+        if not wanted <= self._parts:
+            self._make(wanted)
+        try:
+            return self._copy(placed)
+        except pg.CheckViolation:
+            # Another process has dropped a month that this one's clock believes to be the present one.
+            self._make(wanted)
+            return self._copy(placed)
+
+    def _make(self, wanted: set[partitions.Part]) -> None:
+        partitions.make(self._connection, wanted)
+        self._parts.clear()
+        self._parts.update(partitions.present(self._connection))
+
+    def _copy(self, rows: Sequence[SqlRow]) -> int:
         try:
             with self._connection.transaction(), self._connection.cursor() as cursor:
                 with cursor.copy(_COPY) as copy:

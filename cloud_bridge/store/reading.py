@@ -11,14 +11,17 @@ from typing import Any, Final
 
 import msgspec
 
-from cloud_bridge.store.base import RecordFilter
-from cloud_bridge.store.schema import RARE
+from cloud_bridge.store import listing
+from cloud_bridge.store.base import RecordFilter, RollupFilter
+from cloud_bridge.store.lines import Condition, by_ids, event_line, merged_ids, record_line, where
 from cloud_bridge.values import (
     Counts,
-    DeadLetter,
     Gap,
+    GapPlace,
     GatewayState,
+    LetterPlace,
     PipelineState,
+    Rollup,
     StoredEvent,
     StoredLetter,
     StoredRecord,
@@ -30,20 +33,15 @@ from gateway.wire.messages import Event, PipelineStatus
 _events = msgspec.json.Decoder(Event)
 _statuses = msgspec.json.Decoder(PipelineStatus)
 
-_COMMON: Final = (None, "event", "measure")
 _MIXED_IDS: Final = 10_000
 
 _EVENT = (
-    "SELECT e.id, e.received_at_ns, e.updated_at_ns, r.body"
-    " FROM events e JOIN stream_records r ON r.stream = e.stream AND r.seq = e.seq"
+    "SELECT r.id, r.received_at_ns, r.updated_at_ns, b.body"
+    " FROM events r JOIN stream_records b ON b.stream = r.stream AND b.seq = r.seq"
 )
 _RECORD = (
     "SELECT r.id, s.gateway, s.epoch, s.class, r.seq, r.kind, r.pipeline, r.recorded_at_ns, r.received_at_ns, r.body,"
     " {} FROM stream_records r JOIN streams s ON s.id = r.stream"
-)
-_LETTER = (
-    "SELECT id, reason, topic, detail, payload, payload_bytes, gateway, epoch, class, seq, count,"
-    " first_at_ns, last_at_ns FROM dead_letters"
 )
 
 
@@ -61,9 +59,9 @@ class SqlReader:
 
     def pipelines(self, gateway: str | None = None) -> list[PipelineState]:
         """See Reader."""
-        where, parameters = _where([("gateway = ?", gateway)])
+        text, values = where([("gateway = ?", gateway)])
         rows = self._rows(
-            f"SELECT gateway, received_at_ns, status FROM pipelines{where} ORDER BY gateway, pipeline", parameters
+            f"SELECT gateway, received_at_ns, status FROM pipelines{text} ORDER BY gateway, pipeline", values
         )
         return [PipelineState(name, at_ns, _statuses.decode(status)) for name, at_ns, status in rows]
 
@@ -75,78 +73,106 @@ class SqlReader:
         pipeline: str | None = None,
         label: str | None = None,
         since_ns: int | None = None,
+        until_ns: int | None = None,
         before_id: int | None = None,
     ) -> list[StoredEvent]:
         """See Reader."""
-        where, parameters = _where(
-            [
-                ("e.gateway = ?", gateway),
-                ("e.pipeline = ?", pipeline),
-                ("e.label = ?", label),
-                ("e.updated_at_ns >= ?", since_ns),
-                ("e.id < ?", before_id),
-            ]
-        )
-        rows = self._rows(f"{_EVENT}{where} ORDER BY e.id DESC LIMIT ?", (*parameters, limit))
+        bounds: list[Condition] = [("r.id < ?", before_id)]
+        if since_ns is not None:
+            # Without the lower end of what changed since then, a page that is not full would read to the first event.
+            # The sign keeps SQLite from looking for the smallest id by trying one after the other.
+            ((lowest,),) = self._rows("SELECT min(+id) FROM events WHERE updated_at_ns >= ?", (since_ns,))
+            if lowest is None:
+                return []
+            bounds += [("r.id >= ?", lowest), ("r.updated_at_ns >= ?", since_ns)]
+        if until_ns is not None:
+            bounds += [("r.id < ?", self._id_at("events", until_ns) + _MIXED_IDS), ("r.updated_at_ns < ?", until_ns)]
+        if gateway is None and pipeline is None and label is None:
+            text, values = where(bounds)
+            rows = self._rows(f"{_EVENT}{text} ORDER BY r.id DESC LIMIT ?", (*values, limit))
+        else:
+            chosen, values = where([("gateway = ?", gateway), ("pipeline = ?", pipeline), ("label = ?", label)])
+            found = self._rows(f"SELECT gateway, pipeline, label FROM event_lines{chosen}", values)
+            lines = [event_line(*line) for line in found]
+            ids = merged_ids(self._rows, "events", lines, bounds, limit=limit, newest_first=True)
+            rows = by_ids(self._rows, _EVENT, ids)
         return [_event(row) for row in rows]
 
     def event(self, event_id: str, gateway: str | None = None) -> StoredEvent | None:
         """See Reader."""
         if gateway is not None:
-            rows = self._rows(f"{_EVENT} WHERE e.gateway = ? AND e.event_id = ?", (gateway, event_id))
+            rows = self._rows(f"{_EVENT} WHERE r.gateway = ? AND r.event_id = ?", (gateway, event_id))
         else:
             # By gateway first: the key begins with it, and there are far fewer gateways than events.
             rows = self._rows(
-                f"{_EVENT} WHERE e.event_id = ? AND e.gateway IN (SELECT gateway FROM gateways) ORDER BY e.id LIMIT 1",
+                f"{_EVENT} WHERE r.event_id = ? AND r.gateway IN (SELECT gateway FROM gateways) ORDER BY r.id LIMIT 1",
                 (event_id,),
             )
         return _event(rows[0]) if rows else None
 
     def records(self, wanted: RecordFilter, *, limit: int = 100, with_blobs: bool = False) -> list[StoredRecord]:
         """See Reader."""
-        columns = _RECORD.format("r.blob" if with_blobs else "NULL")
-        conditions: list[tuple[str, Any]] = [
-            ("r.pipeline = ?", wanted.pipeline),
-            ("r.kind = ?" if wanted.kind in _COMMON else f"r.{RARE} AND r.kind = ?", wanted.kind),
-            ("r.id < ?", wanted.before_id),
-            ("r.id > ?", wanted.after_id),
-        ]
+        select = _RECORD.format("r.blob" if with_blobs else "NULL")
+        newest_first = wanted.after_id is None
+        bounds: list[Condition] = [("r.id < ?", wanted.before_id), ("r.id > ?", wanted.after_id)]
+        if not newest_first:
+            bounds.append(("r.id <= ?", self._horizon()))
         if wanted.since_ns is not None:
-            conditions += [("r.id >= ?", self._id_at(wanted.since_ns)), ("r.received_at_ns >= ?", wanted.since_ns)]
-        order = "DESC" if wanted.after_id is None else "ASC"
+            # Several processes, or a clock set back, may have mixed ids and times a little.
+            lowest = max(0, self._id_at("stream_records", wanted.since_ns) - _MIXED_IDS)
+            bounds += [("r.id >= ?", lowest), ("r.received_at_ns >= ?", wanted.since_ns)]
+        if wanted.until_ns is not None:
+            highest = self._id_at("stream_records", wanted.until_ns) + _MIXED_IDS
+            bounds += [("r.id < ?", highest), ("r.received_at_ns < ?", wanted.until_ns)]
+        if (wanted.gateway, wanted.record_class, wanted.kind, wanted.pipeline) == (None,) * 4:
+            text, values = where(bounds)
+            order = "DESC" if newest_first else "ASC"
+            rows = self._rows(f"{select}{text} ORDER BY r.id {order} LIMIT ?", (*values, limit))
+        else:
+            ids = merged_ids(
+                self._rows, "stream_records", self._lines(wanted), bounds, limit=limit, newest_first=newest_first
+            )
+            rows = by_ids(self._rows, select, ids)
+        return [_record(row) for row in rows]
 
-        def rows(*more: tuple[str, Any]) -> list[tuple[Any, ...]]:
-            where, parameters = _where([*more, *conditions])
-            return self._rows(f"{columns}{where} ORDER BY r.id {order} LIMIT ?", (*parameters, limit))
+    def _lines(self, wanted: RecordFilter) -> list[tuple[str, tuple[Any, ...]]]:
+        chosen, values = where(
+            [
+                ("s.gateway = ?", wanted.gateway),
+                ("s.class = ?", wanted.record_class),
+                ("l.kind = ?", wanted.kind),
+                ("l.pipeline = ?", wanted.pipeline),
+            ]
+        )
+        rows = self._rows(
+            f"SELECT l.kind, l.pipeline, l.stream FROM lines l JOIN streams s ON s.id = l.stream{chosen}", values
+        )
+        return [record_line(*row) for row in rows]
 
-        if wanted.gateway is None and wanted.record_class is None:
-            return [_record(row) for row in rows()]
-        # Stream by stream: each has its rows in order, and a planner would rather read and sort all of them.
-        found = [row for stream in self._stream_ids(wanted) for row in rows(("r.stream = ?", stream))]
-        found.sort(key=lambda row: row[0], reverse=order == "DESC")
-        return [_record(row) for row in found[:limit]]
+    def _horizon(self) -> int:
+        """Return an id up to which every record is committed that ever will be."""
+        return self._highest_id()
 
-    def _stream_ids(self, wanted: RecordFilter) -> list[int]:
-        where, parameters = _where([("gateway = ?", wanted.gateway), ("class = ?", wanted.record_class)])
-        return [row[0] for row in self._rows(f"SELECT id FROM streams{where} ORDER BY id", parameters)]
+    def _highest_id(self) -> int:
+        ((highest,),) = self._rows(
+            "SELECT coalesce((SELECT id FROM stream_records ORDER BY id DESC LIMIT 1), 0)",
+        )
+        return int(highest)
 
-    def _id_at(self, since_ns: int) -> int:
-        """Return an id somewhat before the first record received since then; ids rise with the time of receipt."""
+    def _id_at(self, table: str, at_ns: int) -> int:
+        """Return the id of the first row received at or after a time; ids rise with the time of receipt."""
         ((low, high),) = self._rows(
-            "SELECT coalesce((SELECT id FROM stream_records ORDER BY id LIMIT 1), 0),"
-            " coalesce((SELECT id FROM stream_records ORDER BY id DESC LIMIT 1), 0)"
+            f"SELECT coalesce((SELECT id FROM {table} ORDER BY id LIMIT 1), 0),"
+            f" coalesce((SELECT id FROM {table} ORDER BY id DESC LIMIT 1), 0) + 1"
         )
         while low < high:
             middle = (low + high) // 2
-            ((at_ns,),) = self._rows(
-                "SELECT received_at_ns FROM stream_records WHERE id >= ? ORDER BY id LIMIT 1", (middle,)
-            )
-            if at_ns < since_ns:
+            found = self._rows(f"SELECT received_at_ns FROM {table} WHERE id >= ? ORDER BY id LIMIT 1", (middle,))
+            if found and found[0][0] < at_ns:
                 low = middle + 1
             else:
                 high = middle
-        # Several processes, or a clock set back, may have mixed them a little.
-        return max(0, int(low) - _MIXED_IDS)
+        return int(low)
 
     def record(self, key: StreamKey, seq: int) -> StoredRecord | None:
         """See Reader."""
@@ -168,11 +194,11 @@ class SqlReader:
 
     def evidence(self, evidence_id: str, gateway: str | None = None) -> tuple[str, bytes] | None:
         """See Reader."""
-        where, parameters = _where([("e.evidence_id = ?", evidence_id), ("e.gateway = ?", gateway)])
+        text, values = where([("e.evidence_id = ?", evidence_id), ("e.gateway = ?", gateway)])
         rows = self._rows(
             "SELECT e.content_type, r.blob FROM evidence e"
-            f" JOIN stream_records r ON r.stream = e.stream AND r.seq = e.seq{where} ORDER BY e.gateway LIMIT 1",
-            parameters,
+            f" JOIN stream_records r ON r.stream = e.stream AND r.seq = e.seq{text} ORDER BY e.gateway LIMIT 1",
+            values,
         )
         return (rows[0][0], bytes(rows[0][1] or b"")) if rows else None
 
@@ -182,20 +208,24 @@ class SqlReader:
             "SELECT s.gateway, s.epoch, s.class,"
             " coalesce((SELECT last FROM stream_spans p WHERE p.stream = s.id AND p.first = 1), 0),"
             " coalesce((SELECT last FROM stream_spans p WHERE p.stream = s.id ORDER BY first DESC LIMIT 1), 0),"
-            " s.records - s.deleted, s.duplicates, s.last_received_at_ns"
+            " s.records - s.deleted, s.duplicates, s.last_received_at_ns, s.marked_at_ns"
             " FROM streams s ORDER BY s.gateway, s.epoch, s.class"
         )
         return [Stream(StreamKey(*row[:3]), *row[3:]) for row in rows]
 
-    def gaps(self, *, gateway: str | None = None, limit: int = 1000) -> list[Gap]:
+    def gaps(
+        self,
+        *,
+        gateway: str | None = None,
+        source: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: GapPlace | None = None,
+        limit: int = 1000,
+    ) -> list[Gap]:
         """See Reader."""
-        where, parameters = _where([("gateway = ?", gateway)])
-        rows = self._rows(
-            f"SELECT gateway, epoch, class, first, last, source, reason, noted_at_ns FROM gaps{where}"
-            " ORDER BY noted_at_ns DESC, gateway, epoch, class, first LIMIT ?",
-            (*parameters, limit),
-        )
-        return [Gap(StreamKey(*row[:3]), *row[3:]) for row in rows]
+        wanted = listing.Span(since_ns, until_ns, limit)
+        return listing.gaps(self._rows, wanted, gateway=gateway, source=source, before=before)
 
     def counts(self) -> Counts:
         """See Reader."""
@@ -215,22 +245,36 @@ class SqlReader:
             deleted=int(deleted),
         )
 
-    def dead_letters(self, *, limit: int = 100, reason: str | None = None) -> list[StoredLetter]:
+    def dead_letters(
+        self,
+        *,
+        limit: int = 100,
+        reason: str | None = None,
+        gateway: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: LetterPlace | None = None,
+    ) -> list[StoredLetter]:
         """See Reader."""
-        where, parameters = _where([("reason = ?", reason)])
-        rows = self._rows(f"{_LETTER}{where} ORDER BY last_at_ns DESC, id DESC LIMIT ?", (*parameters, limit))
-        return [_letter(row) for row in rows]
+        wanted = listing.Span(since_ns, until_ns, limit)
+        return listing.dead_letters(self._rows, wanted, reason=reason, gateway=gateway, before=before)
 
     def dead_letter(self, letter_id: int) -> StoredLetter | None:
         """See Reader."""
-        rows = self._rows(f"{_LETTER} WHERE id = ?", (letter_id,))
-        return _letter(rows[0]) if rows else None
+        return listing.dead_letter(self._rows, letter_id)
 
+    def rollups(self, wanted: RollupFilter, *, limit: int = 1000) -> list[Rollup]:
+        """See Reader."""
+        return listing.rollups(self._rows, wanted, limit)
 
-def _where(conditions: list[tuple[str, Any]]) -> tuple[str, tuple[Any, ...]]:
-    used = [(condition, value) for condition, value in conditions if value is not None]
-    text = " AND ".join(condition for condition, _ in used)
-    return (f" WHERE {text}" if text else ""), tuple(value for _, value in used)
+    def rollup_backlog(self) -> int:
+        """See Reader."""
+        ((through,),) = self._rows("SELECT through_id FROM rollup_state")
+        return max(0, self._highest_id() - int(through))
+
+    def received_since(self, since_ns: int) -> int:
+        """See Reader."""
+        return max(0, self._highest_id() + 1 - self._id_at("stream_records", since_ns))
 
 
 def _event(row: tuple[Any, ...]) -> StoredEvent:
@@ -242,10 +286,3 @@ def _record(row: tuple[Any, ...]) -> StoredRecord:
     number, gateway, epoch, record_class, seq, kind, pipeline, recorded_ns, received_ns, body, blob = row
     key = StreamKey(gateway, epoch, record_class)
     return StoredRecord(number, key, seq, kind, pipeline, recorded_ns, received_ns, bytes(body), bytes(blob or b""))
-
-
-def _letter(row: tuple[Any, ...]) -> StoredLetter:
-    number, reason, topic, detail, payload, size, gateway, epoch, record_class, seq, count, first_ns, last_ns = row
-    key = StreamKey(gateway, epoch, record_class) if gateway is not None else None
-    letter = DeadLetter(reason, topic, detail, bytes(payload), size, key, seq)
-    return StoredLetter(number, letter, count, first_ns, last_ns)

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +24,14 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from cloud_bridge.errors import StoreError, StoreInUseError, StoreRefusedError
-from cloud_bridge.store import schema, writing
-from cloud_bridge.store.base import Swept
+from cloud_bridge.store import checking, schema, sweeping, writing
+from cloud_bridge.store.base import Limits, Swept
+from cloud_bridge.store.folding import Folding
+from cloud_bridge.store.lines import Rows
 from cloud_bridge.store.reading import SqlReader
+from cloud_bridge.store.truth import forget
 from cloud_bridge.store.writing import Range, SqlRow
-from cloud_bridge.values import Intake, Outcome, StreamKey
+from cloud_bridge.values import Intake, Outcome, StreamKey, Violation
 
 log = structlog.get_logger()
 
@@ -36,6 +39,8 @@ T = TypeVar("T")
 
 _BUSY_MILLISECONDS: Final = 1000
 _CHECKPOINT_PAGES: Final = 4000
+_PAGES_A_COMMIT: Final = 12  # the ends of the indexes, the streams, the spans
+_CHANGES_A_PAGE: Final = 4
 _CACHE_KIB: Final = 64 * 1024
 _TIDY_PAGES: Final = 2000
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
@@ -84,12 +89,31 @@ class SqliteReader(SqlReader):
         else:
             self._idle.put(connection)
 
+    @contextmanager
+    def _snapshot(self) -> Iterator[Rows]:
+        def rows(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+            return connection.execute(sql, parameters).fetchall()
+
+        try:
+            with self._reading() as connection:
+                connection.execute("BEGIN")
+                yield rows
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+
     def _open_reading(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         connection = sqlite3.connect(
             uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_MILLISECONDS / 1000
         )
         connection.execute("PRAGMA query_only = ON")
+        ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+        if version != len(schema.SQLITE):
+            connection.close()
+            newer = version > len(schema.SQLITE)
+            remedy = "install the version that made it" if newer else "start this version of the bridge on it once"
+            raise StoreError(f"{self.path} has layout {version}, and this program reads {len(schema.SQLITE)}: {remedy}")
         return connection
 
     def change_counter(self) -> int:
@@ -102,6 +126,22 @@ class SqliteReader(SqlReader):
             except sqlite3.Error as error:
                 raise translated(error, self.path) from error
             return int(version)
+
+    def check(self) -> list[Violation]:
+        """See Reader."""
+        try:
+            return self._checked()
+        except StoreError as error:
+            if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                return [Violation("damage", str(self.path), str(error.__cause__))]
+            raise
+
+    def _checked(self) -> list[Violation]:
+        with self._snapshot() as rows:
+            damage = [str(row[0]) for row in rows("PRAGMA quick_check(20)", ())]
+            if damage != ["ok"]:
+                return [Violation("damage", str(self.path), text) for text in damage]
+            return checking.check(rows)
 
     def size_bytes(self) -> int:
         """See Reader. The file and its write-ahead log."""
@@ -130,7 +170,7 @@ class SqliteReader(SqlReader):
                 return
 
 
-class SqliteStore(SqliteReader):
+class SqliteStore(SqliteReader, Folding):
     """Reads and writes a store file; no other process may write it meanwhile."""
 
     def __init__(self, path: Path, wall_ns: Callable[[], int] = time.time_ns) -> None:
@@ -142,9 +182,10 @@ class SqliteStore(SqliteReader):
         """
         super().__init__(path)
         self._wall_ns = wall_ns
-        self._lock = _take_lock(path)
+        self._lock = take_lock(path)
         self._connection: sqlite3.Connection | None = None
         self._streams: dict[StreamKey, int] = {}
+        self._dirty_pages = 0  # an estimate of what the next checkpoint has to move
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
 
     def open(self) -> None:
@@ -163,9 +204,9 @@ class SqliteStore(SqliteReader):
         """See Store."""
         return self._write(lambda tx: writing.settle(tx, letter_id, intake))
 
-    def sweep(self, before_ns: Mapping[str, int], dead_letters_before_ns: int, limit: int) -> Swept:
+    def sweep(self, limits: Limits, limit: int) -> Swept:
         """See Store."""
-        return self._write(lambda tx: writing.sweep(tx, before_ns, dead_letters_before_ns, limit))
+        return self._write(lambda tx: sweeping.sweep(tx, limits, limit))
 
     def tidy(self) -> None:
         """See Store. A slice of SQLite's incremental vacuum."""
@@ -181,7 +222,7 @@ class SqliteStore(SqliteReader):
 
     # ---- in the writer's thread --------------------------------------------------------------------
 
-    def _write(self, work: Callable[["_SqliteTransaction"], T]) -> T:
+    def _write(self, work: "Callable[[_SqliteTransaction], T]") -> T:
         return self._in_writer(lambda: self._transact(work))
 
     def _in_writer(self, work: Callable[[], T]) -> T:
@@ -194,8 +235,9 @@ class SqliteStore(SqliteReader):
     def _transact(self, work: Callable[["_SqliteTransaction"], T]) -> T:
         try:
             connection = self._opened()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path}: {error}") from error
+        changes = connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
             result = work(_SqliteTransaction(connection, self._streams))
@@ -206,7 +248,22 @@ class SqliteStore(SqliteReader):
         except (OverflowError, UnicodeError, ValueError) as error:  # values that SQLite cannot hold
             self._roll_back(connection, None)
             raise StoreRefusedError(f"{self.path}: {error}") from error
+        self._dirty_pages += _PAGES_A_COMMIT + (connection.total_changes - changes) // _CHANGES_A_PAGE
+        if self._dirty_pages >= _CHECKPOINT_PAGES:
+            self._checkpoint(connection)
         return result
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Move the log into the file. What is committed stays so, however this ends.
+
+        Not left to SQLite: its own checkpoint after a commit keeps errors of the disk to itself.
+        """
+        self._dirty_pages = 0
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            log.error("store_checkpoint_failed", path=str(self.path), error=str(error))
+            self._roll_back(connection, error)
 
     def _roll_back(self, connection: sqlite3.Connection, error: sqlite3.Error | None) -> None:
         self._streams.clear()
@@ -215,8 +272,8 @@ class SqliteStore(SqliteReader):
             log.error("store_damaged", path=str(self.path), error=str(error))
             self._suspect.touch()
         if code & 0xFF in (*_DAMAGED, sqlite3.SQLITE_IOERR):
-            # What the page cache holds after a failed sync is not what the disk holds.
-            self._close_connection()
+            # What the page cache holds after a failed sync is not what the disk holds: nothing of it may be moved.
+            self._close_distrusted()
             return
         try:
             if connection.in_transaction:
@@ -241,6 +298,7 @@ class SqliteStore(SqliteReader):
         return self._connection
 
     def _open_checked(self) -> sqlite3.Connection:
+        forget(self.path)
         connection = sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MILLISECONDS / 1000
         )
@@ -249,7 +307,7 @@ class SqliteStore(SqliteReader):
                 "auto_vacuum = INCREMENTAL",  # counts only before the first table
                 "journal_mode = WAL",
                 "synchronous = FULL",  # NORMAL loses committed transactions when the power goes
-                f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
+                "wal_autocheckpoint = 0",  # see _checkpoint
                 f"journal_size_limit = {_WAL_LIMIT_BYTES}",
                 f"cache_size = -{_CACHE_KIB}",
                 "mmap_size = 0",
@@ -279,6 +337,19 @@ class SqliteStore(SqliteReader):
         self._suspect.unlink(missing_ok=True)
         log.error("store_set_aside", path=str(self.path), now=f"{self.path}.damaged-{stamp}", error=error)
 
+    def _close_distrusted(self) -> None:
+        """Close without the checkpoint that the last connection makes: while a reader is there, it is not the last."""
+        witness: sqlite3.Connection | None = None
+        try:
+            witness = self._open_reading()
+            witness.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        except (sqlite3.Error, StoreError) as error:
+            log.debug("store_closed_alone", path=str(self.path), error=str(error))
+        self._close_connection()
+        self._drop_idle()
+        if witness is not None:
+            witness.close()
+
     def _close_connection(self) -> None:
         self._streams.clear()
         if self._connection is not None:
@@ -292,7 +363,13 @@ class SqliteStore(SqliteReader):
             raise translated(error, self.path) from error
 
 
-def _take_lock(path: Path) -> int:
+def take_lock(path: Path) -> int:
+    """Keep other processes from writing a store, for as long as the descriptor is open.
+
+    Raises:
+        StoreInUseError: another process has it.
+        StoreError: its directory cannot be used.
+    """
     file = Path(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -312,6 +389,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     if done > len(schema.SQLITE):
         raise StoreError(f"{path} was made by a newer version (schema {done}); install that version")
     for version, statements in enumerate(schema.SQLITE[done:], start=done + 1):
+        if done:
+            log.info("store_migrating", path=str(path), to=version, size_bytes=path.stat().st_size)
         connection.execute("BEGIN IMMEDIATE")
         try:
             for statement in statements:

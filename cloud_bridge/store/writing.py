@@ -6,19 +6,22 @@ key), so that they do not wait for each other in a circle; everything else is be
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from cloud_bridge.store.base import Swept
-from cloud_bridge.store.ledger import BASE, EVICTION, GapSpan, Span, Spans, StreamLedger, runs_of
+from cloud_bridge.store import rolling
+from cloud_bridge.store.collisions import WITHHELD, conflict_of, sort_known
+from cloud_bridge.store.ledger import BASE, EVICTION, QUARANTINE, GapSpan, Span, Spans, StreamLedger, runs_of
 from cloud_bridge.values import Arrival, DeadLetter, Intake, Outcome, Row, StreamKey
-from gateway.wire.messages import Event, Eviction, Evidence, encode
+from gateway.wire.messages import Event, Eviction, Evidence, Notice, encode, record_digest
 
 Range = tuple[int, int, int]
 """A stream, and the first and the last of some of its numbers."""
 
 SqlRow = tuple[Any, ...]
+
+_MAX_DETAIL: Final = 500
 
 
 class Transaction(Protocol):
@@ -59,8 +62,11 @@ class _Work:
 
     arrivals: list[Arrival] = field(default_factory=list)
     evictions: list[Eviction] = field(default_factory=list)
+    put_aside: list[GapSpan] = field(default_factory=list)  # of this stream, with a store that its device has lost
     fresh: list[Row] = field(default_factory=list)
     indexed: list[Row] = field(default_factory=list)
+    again: list[Row] = field(default_factory=list)  # their numbers are known
+    conflicts: int = 0
     received: int = 0
     given_up: int = 0
 
@@ -87,28 +93,79 @@ def write(tx: Transaction, intake: Intake) -> Outcome:
     ]
     inserted = tx.insert_records(rows) if rows else 0
     _write_ledgers(tx, ledgers, ids, now_ns)
+    conflicts = _compare(tx, works, ids)  # after the insert: two records of one number may have come together
     tx.change_many(
-        "UPDATE streams SET records = records + ?, duplicates = duplicates + ?, last_received_at_ns = ? WHERE id = ?",
+        "UPDATE streams SET records = records + ?, duplicates = duplicates + ?,"
+        " last_received_at_ns = coalesce(?, last_received_at_ns), marked_at_ns = coalesce(?, marked_at_ns)"
+        " WHERE id = ?",
         [
-            (len(work.fresh), work.received - len(work.fresh), now_ns, ids[key])
+            (
+                len(work.fresh),
+                work.received - len(work.fresh) - work.conflicts,
+                now_ns if work.arrivals else None,
+                now_ns if ledgers[key].mark_moved else None,
+                ids[key],
+            )
             for key, work in sorted(works.items())
-            if work.arrivals
         ],
     )
     tx.change_many(
         "UPDATE stream_records SET pipeline = ? WHERE stream = ? AND seq = ?",
         [(row.pipeline, ids[a.key], row.seq) for a in intake.arrivals if a.reindex for row in a.rows],
     )
+    _write_lines(tx, works, ids)
+    _fold_late(tx, works, ids)
     _write_events(tx, works, ids, now_ns)
     _write_evidence(tx, works, ids)
+    _write_lost_stores(tx, works, now_ns)
     _write_fleet(tx, intake)
-    _write_letters(tx, intake.dead_letters, now_ns)
+    _write_letters(tx, (*intake.dead_letters, *conflicts), now_ns)
     return Outcome(
-        marks={key: ledgers[key].mark for key in works},
+        # Not of a store that was put aside: its device has another by now, and waits for the marks of that one.
+        marks={key: ledgers[key].mark for key, work in works.items() if work.arrivals or work.evictions},
         inserted=inserted,
-        duplicates=sum(work.received for work in works.values()) - inserted,
+        duplicates=sum(work.received for work in works.values()) - inserted - len(conflicts),
         gap_rows=sum(work.given_up for work in works.values()),
+        digests={key: _digest_at(tx, ids[key], work, ledgers[key].mark) for key, work in works.items()},
+        conflicts=tuple(conflicts),
     )
+
+
+def _compare(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey, int]) -> list[DeadLetter]:
+    """Look at what came under known numbers; return the dead letters of those that are other records."""
+    conflicts: list[DeadLetter] = []
+    for key, work in works.items():
+        if not work.again:
+            continue
+        found = sort_known(tx.rows, ids[key], work.again)
+        work.conflicts = len(found.others)
+        conflicts.extend(conflict_of(key, row) for row in found.others)
+        for row in found.in_place_of_withheld:
+            tx.change(
+                "UPDATE stream_records SET kind = ?, pipeline = ?, recorded_at_ns = ?, body = ?, blob = ?"
+                " WHERE stream = ? AND seq = ?",
+                (row.kind, row.pipeline, row.recorded_at_ns, row.body, row.blob or None, ids[key], row.seq),
+            )
+            tx.change(
+                "DELETE FROM dead_letters WHERE reason = ? AND gateway = ? AND epoch = ? AND class = ? AND seq = ?",
+                (WITHHELD, *key, row.seq),
+            )
+            work.indexed.append(row)
+    return conflicts
+
+
+def _digest_at(tx: Transaction, stream: int, work: _Work, mark: int) -> str:
+    """Name the record that carries a mark; "" if it is not there any more, or was given up."""
+    if not mark or not work.arrivals:
+        return ""
+    for row in reversed(work.fresh):
+        if row.seq == mark:
+            return record_digest(row.kind, row.body, row.blob)
+    for kind, body, blob in tx.rows(
+        "SELECT kind, body, blob FROM stream_records WHERE stream = ? AND seq = ?", (stream, mark)
+    ):
+        return record_digest(kind, bytes(body), bytes(blob or b""))
+    return ""
 
 
 def _works(arrivals: Iterable[Arrival]) -> dict[StreamKey, _Work]:
@@ -119,7 +176,31 @@ def _works(arrivals: Iterable[Arrival]) -> dict[StreamKey, _Work]:
             if isinstance(row.index, Eviction):
                 target = arrival.key._replace(record_class=row.index.record_class)
                 works.setdefault(target, _Work()).evictions.append(row.index)
+            elif isinstance(row.index, Notice):
+                for target, lost in _put_aside(arrival.key, row.index):
+                    works.setdefault(target, _Work()).put_aside.append(lost)
     return works
+
+
+def _put_aside(key: StreamKey, notice: Notice) -> Iterator[tuple[StreamKey, GapSpan]]:
+    """Read from a notice which numbers of which streams went with a store."""
+    if notice.epoch is not None and notice.epoch != key.epoch:
+        for record_class, (first, last) in notice.missing.items():
+            target = StreamKey(key.gateway, notice.epoch, record_class)
+            yield target, GapSpan(first, last, QUARANTINE, notice.detail[:_MAX_DETAIL])
+
+
+def _write_lost_stores(tx: Transaction, works: dict[StreamKey, _Work], now_ns: int) -> None:
+    lost = {
+        (key.gateway, row.index.epoch): row.index.detail[:_MAX_DETAIL].replace("\0", "\\x00")
+        for key, work in works.items()
+        for row in work.indexed
+        if isinstance(row.index, Notice) and row.index.epoch not in (None, key.epoch)
+    }
+    tx.change_many(
+        "INSERT INTO lost_stores (gateway, epoch, detail, noted_at_ns) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        [(*name, detail, now_ns) for name, detail in sorted(lost.items())],
+    )
 
 
 def _ledgers(
@@ -135,6 +216,8 @@ def _ledgers(
         around.add(1, work.base)  # the span that holds 1 carries the mark
         for eviction in work.evictions:
             around.add(eviction.first_seq - 1, eviction.last_seq + 1)
+        for lost in work.put_aside:
+            around.add(lost.first - 1, lost.last + 1)
         for run in runs[key]:
             around.add(run.first - 1, run.last + 1)
         wanted.extend((ids[key], span.first, span.last) for span in around)
@@ -146,6 +229,7 @@ def _ledgers(
         known = Spans(set(spans.get(ids[key], ())))
         evicted = [Span(eviction.first_seq, eviction.last_seq) for eviction in work.evictions]
         overlapped = Spans()
+        evicted += [Span(lost.first, lost.last) for lost in work.put_aside]
         for run in (*runs[key], *evicted):
             if known.overlapping(*run):
                 overlapped.add(*run)
@@ -163,9 +247,14 @@ def _decide(work: _Work, ledger: StreamLedger) -> None:
         fresh = arrival.rows if new is None else [arrival.rows[at] for at in new]
         work.received += len(arrival.rows)
         work.fresh.extend(fresh)
+        if new is not None and not arrival.reindex:
+            taken = set(new)
+            work.again.extend(row for at, row in enumerate(arrival.rows) if at not in taken)
         work.indexed.extend(arrival.rows if arrival.reindex else fresh)
     for eviction in work.evictions:
         work.given_up += ledger.give_up(eviction.first_seq, eviction.last_seq, EVICTION, eviction.reason)
+    for lost in work.put_aside:
+        work.given_up += ledger.give_up(*lost)
     if work.base > 1:
         work.given_up += ledger.give_up(1, work.base - 1, BASE)
 
@@ -189,6 +278,48 @@ def _write_ledgers(
     tx.change_many("DELETE FROM stream_gaps WHERE stream = ? AND first = ?", gaps_gone)
     tx.change_many(
         "INSERT INTO stream_gaps (stream, first, last, source, reason, noted_at_ns) VALUES (?, ?, ?, ?, ?, ?)", gaps_new
+    )
+
+
+def _write_lines(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey, int]) -> None:
+    lines = {
+        (ids[key], row.kind, row.pipeline or "")
+        for key, work in works.items()
+        for rows in (work.fresh, work.indexed)
+        for row in rows
+    }
+    tx.change_many("INSERT INTO lines (stream, kind, pipeline) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", sorted(lines))
+    event_lines = {
+        (key.gateway, row.index.pipeline, row.index.label)
+        for key, work in works.items()
+        for row in work.indexed
+        if isinstance(row.index, Event)
+    }
+    tx.change_many(
+        "INSERT INTO event_lines (gateway, pipeline, label) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        sorted(event_lines),
+    )
+
+
+def _fold_late(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey, int]) -> None:
+    """Roll up what was there already, and is understood only now; what is new is folded in its turn."""
+    late = []
+    for key, work in works.items():
+        if len(work.indexed) == len(work.fresh):
+            continue
+        fresh = {row.seq for row in work.fresh}
+        for row in work.indexed:
+            if row.seq not in fresh and row.kind in rolling.FOLDED_KINDS and _is_folded(tx, ids[key], row.seq):
+                late.append((key.gateway, row.kind, row.body))
+    tx.change_many(rolling.UPSERT, rolling.rows_of(rolling.fold(late)))
+
+
+def _is_folded(tx: Transaction, stream: int, seq: int) -> bool:
+    return bool(
+        tx.rows(
+            "SELECT 1 FROM stream_records WHERE stream = ? AND seq = ? AND id <= (SELECT through_id FROM rollup_state)",
+            (stream, seq),
+        )
     )
 
 
@@ -290,37 +421,3 @@ def settle(tx: Transaction, letter_id: int, intake: Intake | None) -> Outcome:
     outcome = write(tx, intake) if intake is not None else Outcome()
     tx.change("DELETE FROM dead_letters WHERE id = ?", (letter_id,))
     return outcome
-
-
-def sweep(tx: Transaction, before_ns: Mapping[str, int], dead_letters_before_ns: int, limit: int) -> Swept:
-    """Remove old rows from the front of each stream, at most `limit` records in all."""
-    removed = 0
-    for stream, record_class in tx.rows("SELECT id, class FROM streams ORDER BY id"):
-        if removed < limit and record_class in before_ns:
-            removed += _sweep_stream(tx, stream, before_ns[record_class], limit - removed)
-    events_before_ns = min(before_ns.get("critical", 0), before_ns.get("event", 0))
-    events = tx.change(
-        "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE updated_at_ns < ? ORDER BY id LIMIT ?)",
-        (events_before_ns, limit),
-    )
-    letters = tx.change(
-        "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters WHERE last_at_ns < ? ORDER BY id LIMIT ?)",
-        (dead_letters_before_ns, limit),
-    )
-    return Swept(removed, events, letters)
-
-
-def _sweep_stream(tx: Transaction, stream: int, before_ns: int, limit: int) -> int:
-    old = 0
-    last_seq = 0
-    for seq, received_at_ns in tx.rows(
-        "SELECT seq, received_at_ns FROM stream_records WHERE stream = ? ORDER BY seq LIMIT ?", (stream, limit)
-    ):
-        if received_at_ns >= before_ns:
-            break
-        old, last_seq = old + 1, seq
-    if old:
-        tx.change("DELETE FROM stream_records WHERE stream = ? AND seq <= ?", (stream, last_seq))
-        tx.change("DELETE FROM evidence WHERE stream = ? AND seq <= ?", (stream, last_seq))
-        tx.change("UPDATE streams SET deleted = deleted + ? WHERE id = ?", (old, stream))
-    return old

@@ -1,7 +1,7 @@
 from cloud_bridge.ingest.decoding import MAX_KEPT_BYTES, intake_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.letters import discard, replay
-from cloud_bridge.store.base import Store
+from cloud_bridge.store.base import Limits, Store
 from cloud_bridge.values import DeadLetter, Intake, StreamKey
 from tests.simulators.samples import EPOCH, batch, event, record
 
@@ -38,7 +38,7 @@ def test_a_message_that_was_cut_cannot_be_replayed(store: Store) -> None:
 def test_a_record_whose_body_is_understood_now_is_indexed_and_not_doubled(store: Store) -> None:
     payload = batch(record(1, event()))
     store.ingest(intake_of([Incoming(TOPIC, payload, 1, 1, 1, 0)], root="sluice", received_at_ns=1))
-    store.sweep({"critical": 5, "event": 5}, 0, 0)  # nothing; only that a limit of nothing is one
+    store.sweep(Limits({"critical": 5, "event": 5}), 0)  # nothing; only that a limit of nothing is one
     number = keep(store, DeadLetter("bad-body", TOPIC, "", b"{}", 2, KEY, 1))
     assert replay(store, number, root="sluice", received_at_ns=9).settled
     assert (store.counts().records, store.counts().events, store.dead_letters()) == (1, 1, [])

@@ -1,11 +1,15 @@
+import structlog
+
 from cloud_bridge.config import Retention as Settings
+from cloud_bridge.config import Rollups
 from cloud_bridge.errors import StoreError
 from cloud_bridge.ingest.decoding import intake_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.metrics import Metrics
 from cloud_bridge.retention import Retention
-from cloud_bridge.store.base import Store
-from tests.simulators.samples import batch, record
+from cloud_bridge.store.base import RollupFilter, Store
+from cloud_bridge.store.rolling import DAY_SECONDS
+from tests.simulators.samples import batch, event, record
 from tests.simulators.waiting import wait_for
 
 DAY = 86_400 * 10**9
@@ -46,3 +50,46 @@ def test_it_sweeps_when_it_starts_and_stops_at_once(store: Store) -> None:
     retention.start()
     wait_for(lambda: store.counts().records == 0)
     retention.stop()
+
+
+def test_rollups_are_made_on_schedule_and_before_anything_is_removed(store: Store) -> None:
+    payload = batch(*(record(n, event(f"e{n}")) for n in range(1, 51)))
+    message = Incoming("sluice/v1/dock/records/event", payload, 1, 1, 1, 0)
+    store.ingest(intake_of([message], root="sluice", received_at_ns=1))
+    metrics = Metrics()
+    settings = Settings(event_days=1, critical_days=1, every_seconds=0.1)
+    retention = Retention(store, settings, metrics, Rollups(every_seconds=0.1, slice_rows=7))
+    assert retention.sweep().records == 0, "not rolled up yet"
+    retention.start()
+    wait_for(lambda: store.counts().records == 0, seconds=20)
+    retention.stop()
+    assert [day.events for day in store.rollups(RollupFilter(DAY_SECONDS))] == [50]
+    assert metrics.registry.get_sample_value("bridge_records_rolled_up_total") == 50
+    retention.measure()
+    assert (metrics.registry.get_sample_value("bridge_mark_age_seconds", {"gateway": "dock"}) or 0) > 0
+
+
+def test_trouble_is_told_when_it_begins_and_when_it_ends(store: Store) -> None:
+    class Sometimes:
+        away = True
+
+        def __getattr__(self, name: str) -> object:
+            if self.away:
+                raise StoreError("away")
+            return getattr(store, name)
+
+    sometimes = Sometimes()
+    retention = Retention(sometimes, Settings(), Metrics(), Rollups())  # type: ignore[arg-type]  # it is one, sometimes
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            retention.sweep()
+            retention.roll_up()
+        sometimes.away = False
+        retention.sweep()
+        retention.roll_up()
+    assert [(entry["event"], entry["job"]) for entry in logs] == [
+        ("housekeeping_failing", "retention"),
+        ("housekeeping_failing", "rollups"),
+        ("housekeeping_works_again", "retention"),
+        ("housekeeping_works_again", "rollups"),
+    ]

@@ -210,3 +210,49 @@ async def test_a_store_that_cannot_be_read_is_said_to_come_back(
     response = await client.get(f"/api/v1/{path}")
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert str(StoreError("the disk does not answer")) not in response.text
+
+
+async def test_rollups_are_filtered_and_paged(client: httpx.AsyncClient, data: BridgeData) -> None:
+    for hour in range(4):
+        data.now_ns = NOW_NS + hour * 3600 * SECOND_NS
+        data.put_rollup("plant-a", "press", "imbalance", hour + 1)
+    data.put_rollup("yard-b", "gate", "person", 9, grain_seconds=86400)
+    seen: list[int] = []
+    asked: dict[str, str | int] = {"limit": 3, "gateway": "plant-a", "label": "imbalance"}
+    for _ in range(5):
+        page = (await client.get("/api/v1/rollups", params=asked)).json()
+        seen += [one["events"] for one in page["rollups"]]
+        if page["next_cursor"] is None:
+            break
+        asked["cursor"] = page["next_cursor"]
+    assert seen == [4, 3, 2, 1]
+    (day,) = (await client.get("/api/v1/rollups?by=day")).json()["rollups"]
+    assert (day["events"], day["seconds"], day["score"]["mean"]) == (9, 86400, 0.5)
+    since = (await client.get("/api/v1/rollups?since=2026-02-02T04:40:00Z")).json()["rollups"]
+    assert len(since) == 2
+
+
+@pytest.mark.parametrize("path", ["gaps", "deadletters"])
+async def test_lists_without_ids_are_paged_by_a_cursor(client: httpx.AsyncClient, data: BridgeData, path: str) -> None:
+    for number in range(10, 15):
+        data.now_ns += SECOND_NS
+        data.put_gap("yard-b", number * 10, number * 10)
+        data.put_letter("malformed", "t", bytes([number]))
+    seen: list[object] = []
+    asked: dict[str, str | int] = {"limit": 4}
+    for _ in range(5):
+        page = (await client.get(f"/api/v1/{path}", params=asked)).json()
+        rows = page["gaps" if path == "gaps" else "dead_letters"]
+        seen += [row["first"] if path == "gaps" else row["id"] for row in rows]
+        if page["next_cursor"] is None:
+            break
+        asked["cursor"] = page["next_cursor"]
+    assert len(seen) == len(set(seen)) == 6
+    assert (await client.get(f"/api/v1/{path}?cursor=xyz")).status_code == 400
+    assert len((await client.get(f"/api/v1/{path}?until=2026-02-02T02:40:03Z")).json()[next(iter(page))]) == 3
+
+
+async def test_a_store_that_was_put_aside_is_among_the_gaps(client: httpx.AsyncClient, data: BridgeData) -> None:
+    data.put_lost_store("yard-b", EPOCH)
+    (gap,) = (await client.get("/api/v1/gaps?source=quarantine")).json()["gaps"]
+    assert (gap["class"], gap["first"], gap["last"], gap["is_open"]) == ("", 1, 0, True)

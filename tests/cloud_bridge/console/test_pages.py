@@ -294,3 +294,25 @@ def console_of(data: BridgeData) -> httpx.AsyncClient:
     """A client of a console on loopback without a token."""
     app = create_app(data, ConsoleSettings(), metrics_text)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8470")
+
+
+async def test_trends_show_sums_and_go_on_to_older_ones(client: httpx.AsyncClient, data: BridgeData) -> None:
+    assert "Nothing has been summed up" in (await client.get("/rollups")).text
+    for number in range(60):
+        data.put_rollup("plant-a", "press", f"<b>{number:02}", number + 1)
+    page = (await client.get("/rollups?gateway=plant-a")).text
+    assert "&lt;b&gt;59" in page
+    assert "<b>59" not in page
+    assert "0.25 · 0.5 · 0.75" in page
+    older = page.split('href="/rollups?')[1].split('"')[0].replace("&amp;", "&")
+    assert "cursor=" in older
+    assert "&lt;b&gt;00" in (await client.get(f"/rollups?{older}")).text
+
+
+async def test_a_store_that_was_put_aside_shows_as_a_gap_without_an_end(
+    client: httpx.AsyncClient, data: BridgeData
+) -> None:
+    data.put_lost_store("yard-b", "00000000000000ee", "kept as outbox.db.quarantined")
+    page = (await client.get("/delivery")).text
+    assert "from 1 on" in page
+    assert "the device put its store aside" in page

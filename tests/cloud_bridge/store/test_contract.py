@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cloud_bridge.errors import StoreRefusedError
 from cloud_bridge.ingest.decoding import intake_of
 from cloud_bridge.ingest.incoming import Incoming
-from cloud_bridge.store.base import RecordFilter, Store
+from cloud_bridge.store.base import Limits, RecordFilter, Store
 from cloud_bridge.values import Arrival, DeadLetter, Intake, Outcome, Row, StreamKey
 from gateway.wire.messages import CLASSES, Availability, PipelineStatus, RecordClass, encode
 from tests.simulators.samples import AT, EPOCH, batch, event, eviction, evidence, measure, record
@@ -54,7 +54,7 @@ def test_a_batch_received_again_changes_nothing_and_is_counted(store: Store) -> 
 def test_duplicates_are_known_even_when_their_rows_are_gone(store: Store) -> None:
     payload = batch(record(1), record(2))
     take(store, payload, at=1)
-    assert store.sweep({"event": 10}, 0, 100).records == 2
+    assert store.sweep(Limits({"event": 10}), 100).records == 2
     assert seqs(store) == []
     outcome = take(store, payload, at=20)
     assert (outcome.inserted, outcome.duplicates, outcome.marks) == (0, 2, {KEY: 2})
@@ -229,11 +229,11 @@ def test_retention_removes_the_old_of_each_class_and_keeps_the_rest(store: Store
         take(store, batch(record(at, event(f"e{at}")), base=at), "event", at=at * DAY)
         take(store, batch(record(at, evidence(f"v{at}"), blob=b"x"), base=at, blobs=(b"x",)), "bulk", at=at * DAY)
     store.ingest(Intake(1 * DAY, dead_letters=(DeadLetter("bad-topic", "t", "", b"", 0),)))
-    assert store.sweep({"bulk": 3 * DAY}, 0, 100).records == 1
+    assert store.sweep(Limits({"bulk": 3 * DAY}), 100).records == 1
     assert store.evidence("v1") is None
     assert store.evidence("v5") is not None
     assert store.counts().events == 2
-    swept = store.sweep({"bulk": 3 * DAY, "event": 3 * DAY, "critical": 4 * DAY}, 3 * DAY, 100)
+    swept = store.sweep(Limits({"bulk": 3 * DAY, "event": 3 * DAY, "critical": 4 * DAY}, 3 * DAY), 100)
     assert (swept.records, swept.events, swept.dead_letters) == (1, 1, 1)
     assert store.counts().records == 2
     assert [stream.mark for stream in store.streams()] == [5, 5]
@@ -243,7 +243,7 @@ def test_retention_removes_the_old_of_each_class_and_keeps_the_rest(store: Store
 
 def test_a_slice_of_retention_is_no_longer_than_asked(store: Store) -> None:
     take(store, batch(*(record(n) for n in range(1, 101))), at=1)
-    assert store.sweep({"event": 10}, 0, 30).records == 30
+    assert store.sweep(Limits({"event": 10}), 30).records == 30
     assert seqs(store)[0] == 31
 
 

@@ -1,0 +1,43 @@
+"""The writing half that both databases share: rollups, from the records that are there."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from cloud_bridge.store import rolling
+from cloud_bridge.store.base import Rolled
+from cloud_bridge.store.reading import SqlReader
+from cloud_bridge.store.writing import Transaction
+
+T = TypeVar("T")
+
+
+class Folding(SqlReader):
+    """A store that rolls up what it holds. `_write` runs work in one durable transaction."""
+
+    @abstractmethod
+    def _write(self, work: Callable[[Any], T]) -> T:
+        """Run work in one durable transaction."""
+
+    def roll_up(self, limit: int) -> Rolled:
+        """See Store.
+
+        Reading and folding happen outside the transaction, so that ingest does not wait for them. Whoever moves the
+        mark first has folded the slice; another process that did the same work throws it away.
+        """
+        ((through,),) = self._rows("SELECT through_id FROM rollup_state")
+        horizon = self._horizon()
+        if horizon <= through:
+            return Rolled()
+        rows = self._rows(rolling.SLICE, (through, horizon, limit))
+        buckets = rolling.fold((gateway, kind, bytes(body)) for _, gateway, kind, body in rows if body is not None)
+        reached = rows[-1][0] if len(rows) == limit else horizon
+
+        def put(tx: Transaction) -> Rolled:
+            moved = tx.change("UPDATE rollup_state SET through_id = ? WHERE through_id = ?", (reached, through))
+            if not moved:
+                return Rolled()
+            tx.change_many(rolling.UPSERT, rolling.rows_of(buckets))
+            return Rolled(max(len(rows), 1), len(buckets))
+
+        return self._write(put)

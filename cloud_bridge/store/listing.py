@@ -1,0 +1,168 @@
+"""Lists that are read page by page: gaps, dead letters, rollups.
+
+Each page begins where the one before ended, by the values it is ordered by, so that what comes meanwhile moves
+nothing from one page to another.
+"""
+
+# ruff: noqa: S608  # the texts are put together from constants; values travel as parameters only
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cloud_bridge.store.base import RollupFilter
+from cloud_bridge.store.ledger import QUARANTINE
+from cloud_bridge.store.lines import Condition, Rows, where
+from cloud_bridge.values import DeadLetter, Gap, GapPlace, LetterPlace, Rollup, Spread, StoredLetter, StreamKey
+
+_LETTER: Final = (
+    "SELECT id, reason, topic, detail, payload, payload_bytes, gateway, epoch, class, seq, count,"
+    " first_at_ns, last_at_ns FROM dead_letters"
+)
+_ROLLUP: Final = (
+    "SELECT gateway, grain, pipeline, label, start_s, events, updates, measures, inferences, findings, dropped,"
+    " raw_bytes, sent_bytes, score_count, score_min, score_sum, score_max, level_count, level_min, level_sum,"
+    " level_max, latency_count, latency_min, latency_sum, latency_max FROM rollups"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How much of a list, and of which time."""
+
+    since_ns: int | None
+    until_ns: int | None
+    limit: int
+
+
+def gaps(rows: Rows, span: Span, *, gateway: str | None, source: str | None, before: GapPlace | None) -> list[Gap]:
+    """Return gaps of streams and of stores that devices have put aside, the latest first."""
+    found = _stream_gaps(rows, span, gateway=gateway, source=source, before=before)
+    if source in (None, QUARANTINE):
+        found += _lost_stores(rows, span, gateway=gateway, before=before)
+        found.sort(key=lambda gap: gap.place or GapPlace(0, 0, 0), reverse=True)
+    return found[: span.limit]
+
+
+def _stream_gaps(
+    rows: Rows, span: Span, *, gateway: str | None, source: str | None, before: GapPlace | None
+) -> list[Gap]:
+    text, values = where(
+        [
+            ("s.gateway = ?", gateway),
+            ("g.source = ?", source),
+            ("g.noted_at_ns >= ?", span.since_ns),
+            ("g.noted_at_ns < ?", span.until_ns),
+        ],
+        *([("(g.noted_at_ns, g.stream, g.first) < (?, ?, ?)", tuple(before))] if before else []),
+    )
+    found = rows(
+        "SELECT s.gateway, s.epoch, s.class, g.first, g.last, g.source, g.reason, g.noted_at_ns, g.stream"
+        f" FROM stream_gaps g JOIN streams s ON s.id = g.stream{text}"
+        " ORDER BY g.noted_at_ns DESC, g.stream DESC, g.first DESC LIMIT ?",
+        (*values, span.limit),
+    )
+    return [
+        Gap(StreamKey(*key), first, last, told_by, reason, at_ns, place=GapPlace(at_ns, stream, first))
+        for *key, first, last, told_by, reason, at_ns, stream in found
+    ]
+
+
+def _lost_stores(rows: Rows, span: Span, *, gateway: str | None, before: GapPlace | None) -> list[Gap]:
+    """Return what is known of stores that were put aside: their streams, and how far those came."""
+    conditions: list[Condition] = [
+        ("l.gateway = ?", gateway),
+        ("l.noted_at_ns >= ?", span.since_ns),
+        ("l.noted_at_ns < ?", span.until_ns),
+        ("l.noted_at_ns <= ?", before and before.noted_at_ns),
+    ]
+    text, values = where(conditions)
+    found = rows(
+        "SELECT l.id, l.gateway, l.epoch, l.detail, l.noted_at_ns, s.class,"
+        " coalesce((SELECT last FROM stream_spans p WHERE p.stream = s.id AND p.first = 1), 0)"
+        " FROM lost_stores l LEFT JOIN streams s ON s.gateway = l.gateway AND s.epoch = l.epoch"
+        f"{text} ORDER BY l.noted_at_ns DESC, l.id, s.class",
+        values,
+    )
+    listed: list[Gap] = []
+    for at, (number, name, epoch, detail, at_ns, record_class, mark) in enumerate(found):
+        # Below every stream, and among themselves in an order of their own.
+        same = at - next(i for i, row in enumerate(found) if row[0] == number)
+        place = GapPlace(at_ns, -number, -same)
+        if before is None or place < before:
+            key = StreamKey(name, epoch, record_class or "")
+            listed.append(Gap(key, mark + 1, mark, QUARANTINE, detail, at_ns, is_open=True, place=place))
+    return listed[: span.limit]
+
+
+def dead_letters(
+    rows: Rows, span: Span, *, reason: str | None, gateway: str | None, before: LetterPlace | None
+) -> list[StoredLetter]:
+    """Return dead letters, the latest first. One that comes again meanwhile moves to the front."""
+    text, values = where(
+        [
+            ("reason = ?", reason),
+            ("gateway = ?", gateway),
+            ("last_at_ns >= ?", span.since_ns),
+            ("last_at_ns < ?", span.until_ns),
+        ],
+        *([("(last_at_ns, id) < (?, ?)", tuple(before))] if before else []),
+    )
+    found = rows(f"{_LETTER}{text} ORDER BY last_at_ns DESC, id DESC LIMIT ?", (*values, span.limit))
+    return [_letter(row) for row in found]
+
+
+def dead_letter(rows: Rows, letter_id: int) -> StoredLetter | None:
+    """Return one dead letter."""
+    found = rows(f"{_LETTER} WHERE id = ?", (letter_id,))
+    return _letter(found[0]) if found else None
+
+
+def _letter(row: tuple[Any, ...]) -> StoredLetter:
+    number, reason, topic, detail, payload, size, gateway, epoch, record_class, seq, count, first_ns, last_ns = row
+    key = StreamKey(gateway, epoch, record_class) if gateway is not None else None
+    letter = DeadLetter(reason, topic, detail, bytes(payload), size, key, seq)
+    return StoredLetter(number, letter, count, first_ns, last_ns)
+
+
+def rollups(rows: Rows, wanted: RollupFilter, limit: int) -> list[Rollup]:
+    """Return rollups, the latest first."""
+    text, values = where(
+        [
+            ("grain = ?", wanted.grain_seconds),
+            ("gateway = ?", wanted.gateway),
+            ("pipeline = ?", wanted.pipeline),
+            ("label = ?", wanted.label),
+            ("start_s >= ?", wanted.since_s),
+            ("start_s < ?", wanted.until_s),
+        ],
+        *([("(start_s, gateway, pipeline, label) < (?, ?, ?, ?)", tuple(wanted.before))] if wanted.before else []),
+    )
+    order = " ORDER BY start_s DESC, gateway DESC, pipeline DESC, label DESC LIMIT ?"
+    return [_rollup(row) for row in rows(f"{_ROLLUP}{text}{order}", (*values, limit))]
+
+
+def _rollup(row: tuple[Any, ...]) -> Rollup:
+    gateway, grain, pipeline, label, start_s, *sums = row
+    events, updates, measures, inferences, findings, dropped, raw_bytes, sent_bytes, *spreads = sums
+    return Rollup(
+        gateway=gateway,
+        grain_seconds=grain,
+        pipeline=pipeline,
+        label=label,
+        start_s=start_s,
+        events=events,
+        updates=updates,
+        score=_spread(*spreads[0:4]),
+        measures=measures,
+        inferences=inferences,
+        findings=findings,
+        level=_spread(*spreads[4:8]),
+        latency_ms=_spread(*spreads[8:12]),
+        dropped=dropped,
+        raw_bytes=raw_bytes,
+        sent_bytes=sent_bytes,
+    )
+
+
+def _spread(count: int, minimum: float | None, total: float | None, maximum: float | None) -> Spread:
+    return Spread(count, minimum, total / count if count and total is not None else None, maximum)
