@@ -47,7 +47,7 @@ def broker_address(broker: Broker) -> BrokerAddress:
             f"url: {broker.url} is not encrypted and leaves this machine; use mqtts://, or"
             " `allow_plaintext: true` for a network you trust"
         )
-    if not encrypted and (broker.ca_file or broker.certificate_file or broker.key_file):
+    if not encrypted and (broker.ca_file or broker.crl_file or broker.certificate_file or broker.key_file):
         raise ConfigError("url: certificates are given, but mqtt:// does not use them; write mqtts://")
     if (broker.certificate_file is None) != (broker.key_file is None):
         raise ConfigError("certificate_file and key_file belong together")

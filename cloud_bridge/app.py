@@ -18,6 +18,7 @@ from cloud_bridge.console.app import create_app
 from cloud_bridge.console.settings import ConsoleSettings
 from cloud_bridge.control import ControlServer
 from cloud_bridge.errors import BridgeError, ConfigError, GaveUpError
+from cloud_bridge.identity.component import IdentityComponent
 from cloud_bridge.ingest.consumer import Consumer, Link
 from cloud_bridge.ingest.marks import PublishedMarks
 from cloud_bridge.ingest.worker import Worker
@@ -99,12 +100,12 @@ class Bridge:
         self._config = config
         self._metrics = Metrics()
         self._notifier = Notifier(environment)
-        self._store = open_store(config.store)
+        self._store = open_store(config.store, whole_months=config.retention.postgres == "month")
         self._stop = asyncio.Event()
         try:
             self._ingests = self._make_ingests()
             self._components: list[tuple[str, Component]] = [(i.link.client_id, i) for i in self._ingests]
-            self._retention = Retention(self._store, config.retention, self._metrics)
+            self._retention = Retention(self._store, config.retention, self._metrics, config.rollups)
             self._add_servers()
         except BaseException:
             self._store.close()
@@ -205,6 +206,9 @@ class Bridge:
         if metrics.enabled and metrics.port is not None:
             text: ASGIApp = make_asgi_app(self._metrics.registry)
             self._components.append(("metrics", _Http("metrics", text, metrics.host, metrics.port)))
+        if self._config.identity is not None:
+            identity = IdentityComponent(self._config, self._metrics.registry, time.time_ns)
+            self._components.append(("identity", identity))
 
 
 class _Http:

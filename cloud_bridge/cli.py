@@ -14,10 +14,14 @@ import click
 import msgspec
 
 from cloud_bridge import app, logs
+from cloud_bridge.commands.broker_config import broker_config
 from cloud_bridge.commands.deadletters import deadletters
+from cloud_bridge.commands.identity import identity
 from cloud_bridge.commands.look import events, gaps, records, status
 from cloud_bridge.commands.move import export, import_
 from cloud_bridge.commands.options import FAILED, WRONG_USAGE, Place, placed, put
+from cloud_bridge.commands.rollups import rollups
+from cloud_bridge.commands.store import backup, restore_, store
 from cloud_bridge.configload import InvalidConfigError, load, schema
 from cloud_bridge.errors import BridgeError, ConfigError
 
@@ -88,5 +92,7 @@ def show_schema() -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2))
 
 
-for command in (status, records, events, gaps, deadletters, export, import_):
+for command in (status, records, events, gaps, deadletters, export, import_, rollups, store, backup, restore_):
     main.add_command(command)
+main.add_command(identity)
+main.add_command(broker_config)

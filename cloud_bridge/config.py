@@ -13,6 +13,7 @@ from gateway.wire.messages import RecordClass
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Days = Annotated[float, msgspec.Meta(gt=0)]
+Pcr = Annotated[int, msgspec.Meta(ge=0, le=23)]
 
 MIB = 1024 * 1024
 
@@ -28,6 +29,7 @@ class Broker(_Section, frozen=True, kw_only=True):
     username: str | None = None
     password_file: Path | None = None
     ca_file: Path | None = None  # default: the system's
+    crl_file: Path | None = None  # revoked certificates of the broker's CA; a list that is out of date refuses too
     certificate_file: Path | None = None
     key_file: Path | None = None
     protocol: Literal["5", "3.1.1"] = "5"
@@ -68,6 +70,11 @@ class Retention(_Section, frozen=True, kw_only=True):
     dead_letter_days: Days | None = 90.0
     every_seconds: Seconds = 3600.0
     slice_rows: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000  # removed in one transaction
+    # PostgreSQL: `month` drops a month (UTC) at once when all of it is due, so that records are kept for up to a month
+    # longer than the days say; `row` removes them on the day, one by one.
+    postgres: Literal["month", "row"] = "month"
+    rollup_hourly_days: Days | None = 800.0  # by time of capture
+    rollup_daily_days: Days | None = None
 
     def days(self) -> dict[RecordClass, float | None]:
         """Return the days by class."""
@@ -77,6 +84,14 @@ class Retention(_Section, frozen=True, kw_only=True):
             "measure": self.measure_days,
             "bulk": self.bulk_days,
         }
+
+
+class Rollups(_Section, frozen=True, kw_only=True):
+    """Sums by hour and by day of capture: what is left of records after retention."""
+
+    enabled: bool = True
+    every_seconds: Seconds = 30.0
+    slice_rows: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000  # folded in one transaction
 
 
 class Console(_Section, frozen=True, kw_only=True):
@@ -97,6 +112,35 @@ class Metrics(_Section, frozen=True, kw_only=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
 
 
+class Identity(_Section, frozen=True, kw_only=True):
+    """Enrolment, attestation and certificates of devices, over HTTPS on a port of its own. Off without this section."""
+
+    # As SPIFFE has it (SPIFFE-ID §2.1). It stands in every certificate: choose once.
+    trust_domain: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$(?!\n)")]
+    directory: Path | None = None  # authorities, keys, with SQLite the database; /var/lib/sluice-bridge/identity
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8471  # 0: any free port, told in the log
+    names: list[str] = []  # host names and addresses of this listener, for its certificate; localhost is always there
+    ek_roots: Path | None = None  # directory with the roots of TPM makers; without it a claim token vouches alone
+    pcrs: Annotated[tuple[Pcr, ...], msgspec.Meta(min_length=1)] = (4, 7, 11)  # what a quote covers, bank SHA-256
+    allow_software: bool = False  # development: devices whose keys are in files, not in a TPM
+    certificate_seconds: Annotated[int, msgspec.Meta(ge=60, le=7 * 86400)] = 3600
+    backdate_seconds: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 120  # for devices whose clock is behind
+    challenge_seconds: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 60
+    lease_days: Days = 30.0  # how long a device may use a content key without attesting itself
+    server_days: Days = 30.0  # certificates of the broker, this listener and the bridge; renewed half-way
+    event_days: Days = 365.0
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 120  # from one address
+    requests_per_gateway_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 12  # under one name, from one address
+    broker_directory: Path | None = None  # made by `cloud-bridge broker-config`; kept up to date here
+    broker_pid_file: Path | None = None  # of a mosquitto to be told with SIGHUP; a systemd unit can do it instead
+    cut_sessions: bool = True  # end MQTT connections of revoked devices, and those older than their certificate
+
+    def home(self) -> Path:
+        """Return the directory that counts."""
+        return self.directory or Path("/var/lib/sluice-bridge/identity")
+
+
 class Log(_Section, frozen=True, kw_only=True):
     """Logging: `auto` is for people in a terminal and JSON elsewhere."""
 
@@ -111,6 +155,8 @@ class Config(_Section, frozen=True, kw_only=True):
     store: Store = Store()
     ingest: Ingest = Ingest()
     retention: Retention = Retention()
+    rollups: Rollups = Rollups()
     console: Console = Console()
     metrics: Metrics = Metrics()
+    identity: Identity | None = None
     log: Log = Log()

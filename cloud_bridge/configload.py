@@ -232,6 +232,7 @@ def resolved(config: Config, directory: Path) -> Config:
             broker,
             password_file=beside(broker.password_file),
             ca_file=beside(broker.ca_file),
+            crl_file=beside(broker.crl_file),
             certificate_file=beside(broker.certificate_file),
             key_file=beside(broker.key_file),
         )
@@ -239,4 +240,13 @@ def resolved(config: Config, directory: Path) -> Config:
     ]
     store = replace(config.store, password_file=beside(config.store.password_file))
     console = replace(config.console, token_file=beside(config.console.token_file))
-    return replace(config, brokers=brokers, store=store, console=console)
+    identity = config.identity
+    if identity is not None:
+        identity = replace(
+            identity,
+            directory=beside(identity.directory),
+            ek_roots=beside(identity.ek_roots),
+            broker_directory=beside(identity.broker_directory),
+            broker_pid_file=beside(identity.broker_pid_file),
+        )
+    return replace(config, brokers=brokers, store=store, console=console, identity=identity)

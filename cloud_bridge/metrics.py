@@ -45,6 +45,18 @@ class Metrics:
         self.connected = Gauge("bridge_broker_connected", "1 while connected", ["link"], registry=registry)
         self.connections = Counter("bridge_broker_connections", "Connections made", ["link"], registry=registry)
         self.removed = Counter("bridge_retention_removed", "Rows removed by retention", ["what"], registry=registry)
+        self.records_kept = Gauge("bridge_records_kept", "Records in the store", registry=registry)
+        self.letters_kept = Gauge(
+            "bridge_dead_letters_kept", "Dead letters, each counted as often as it came", ["reason"], registry=registry
+        )
+        self.mark_age = Gauge(
+            "bridge_mark_age_seconds", "Age of the newest mark of each gateway", ["gateway"], registry=registry
+        )
+        self.beyond_holes = Gauge(
+            "bridge_records_beyond_holes", "Numbers beyond the first that is missing", ["gateway"], registry=registry
+        )
+        self.rolled = Counter("bridge_records_rolled_up", "Records folded into rollups", registry=registry)
+        self.rollup_backlog = Gauge("bridge_rollup_backlog", "Records that wait to be rolled up", registry=registry)
         self.component_failures = Counter(
             "bridge_component_failures", "Components that failed and were restarted", ["component"], registry=registry
         )

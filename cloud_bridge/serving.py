@@ -1,6 +1,7 @@
 """HTTP: the console and the metrics, each on a socket of its own."""
 
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,8 +19,9 @@ _GRACE_SECONDS = 3
 class HttpServer:
     """Serves one application until stopped."""
 
-    def __init__(self, name: str, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, name: str, app: ASGIApp, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._name = name
+        self._scheme = "https" if tls else "http"
         self._address = (host, port)
         config = uvicorn.Config(
             app,
@@ -32,6 +34,9 @@ class HttpServer:
             h11_max_incomplete_event_size=16 * 1024,
             limit_concurrency=256,
         )
+        if tls is not None:
+            config.load()
+            config.ssl = tls
         self._server = _Server(config)
 
     @property
@@ -56,7 +61,7 @@ class HttpServer:
         except OSError as error:
             raise BridgeError(f"{self._name} cannot listen on {host}:{port}: {error.strerror or error}") from error
         with listening:
-            where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+            where = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
             log.info("listening", what=self._name, url=where)
             await self._server.serve(sockets=[listening])
 

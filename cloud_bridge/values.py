@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.wire.messages import Availability, Event, Eviction, Evidence, PipelineStatus
+from gateway.wire.messages import Availability, Event, Eviction, Evidence, Notice, PipelineStatus
 
 
 class StreamKey(NamedTuple):
@@ -28,7 +28,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     recorded_at_ns: int
     body: bytes
     blob: bytes = b""
-    index: Event | Evidence | Eviction | None = None
+    index: Event | Evidence | Eviction | Notice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ class Outcome:
     inserted: int = 0
     duplicates: int = 0
     gap_rows: int = 0
+    digests: dict[StreamKey, str] = field(default_factory=dict)  # of the records that carry the marks, where known
+    conflicts: tuple[DeadLetter, ...] = ()  # what came under numbers that the store has for other records
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +92,31 @@ class Stream:
     records: int  # rows in the store
     duplicates: int
     last_received_at_ns: int
+    marked_at_ns: int = 0  # when the mark moved last; 0: not since this is noted
+
+
+class GapPlace(NamedTuple):
+    """Where a gap stands in the list of gaps, the latest first; a page goes on from there."""
+
+    noted_at_ns: int
+    stream: int
+    first: int
+
+
+class LetterPlace(NamedTuple):
+    """Where a dead letter stands in the list, the latest first; a page goes on from there."""
+
+    last_at_ns: int
+    id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Numbers that never came. `source` is `base` or `eviction`; `reason` is the device's, for evictions."""
+    """Numbers that never came. `source` is `base`, `eviction` or `quarantine`; `reason` is the device's.
+
+    With `is_open` a device has put its whole store aside, and how far the numbers went is not known: `first` is the
+    first that is missing here, `last` is `first - 1`, and the class is empty if nothing of that store ever came.
+    """
 
     key: StreamKey
     first: int
@@ -102,6 +124,8 @@ class Gap:
     source: str
     reason: str
     noted_at_ns: int
+    is_open: bool = False
+    place: GapPlace | None = None  # in the list of gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +173,49 @@ class PipelineState:
     status: PipelineStatus
 
 
+class Spread(NamedTuple):
+    """A distribution in four numbers; the bounds and the mean are None when it has no values."""
+
+    size: int
+    minimum: float | None
+    mean: float | None
+    maximum: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollup:
+    """What came of one pipeline and one label within one hour or day of capture.
+
+    Sums of measures stand under the label "" (all labels), and `findings` also under each label.
+    """
+
+    gateway: str
+    grain_seconds: int
+    pipeline: str
+    label: str
+    start_s: int  # of the hour or the day, in seconds since 1970, UTC
+    events: int  # that began
+    updates: int  # later phases of events
+    score: Spread  # of all phases
+    measures: int
+    inferences: int
+    findings: int
+    level: Spread  # the score over all inferences, as measures sum it up
+    latency_ms: Spread
+    dropped: int
+    raw_bytes: int
+    sent_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something in a store that cannot be so."""
+
+    rule: str
+    where: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True)
 class StoredLetter:
     """A dead letter; the same thing received again only raises `count`."""
@@ -158,6 +225,11 @@ class StoredLetter:
     count: int
     first_at_ns: int
     last_at_ns: int
+
+    @property
+    def place(self) -> LetterPlace:
+        """Where it stands in the list."""
+        return LetterPlace(self.last_at_ns, self.id)
 
 
 @dataclass(frozen=True, slots=True)

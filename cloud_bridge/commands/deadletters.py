@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cloud_bridge.commands.options import FAILED, NOT_ALL, Place, placed, put
+from cloud_bridge.commands.options import FAILED, NOT_ALL, Cursor, Place, Time, placed, put, tell_more
 from cloud_bridge.commands.words import letter_line, letter_plain
 from cloud_bridge.control import Question
+from cloud_bridge.cursors import cursor_of
+from cloud_bridge.values import LetterPlace
 
-_ALL = 1_000_000
+_PAGE = 100  # payloads may be large
 
 
 @click.group()
@@ -20,16 +23,32 @@ def deadletters() -> None:
 @deadletters.command("list")
 @placed
 @click.option("--reason", help="With this reason only, e.g. bad-payload.")
+@click.option("--gateway", help="Of records of this gateway only.")
+@click.option("--since", type=Time(), help="Come since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
+@click.option("--until", type=Time(), help="Come last before then.")
+@click.option("--before", type=Cursor(LetterPlace), help="Go on from where a page ended; it tells how.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The latest so many.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each.")
-def list_(file: Path | None, store_url: str | None, *, reason: str | None, limit: int, as_json: bool) -> None:
+def list_(
+    file: Path | None,
+    store_url: str | None,
+    *,
+    since: int | None,
+    until: int | None,
+    limit: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """List dead letters, the latest first."""
     with Place(file, store_url).reader() as store:
-        for stored in store.dead_letters(limit=limit, reason=reason):
-            if as_json:
-                put(letter_plain(stored))
-            else:
-                click.echo(letter_line(stored))
+        found = store.dead_letters(since_ns=since, until_ns=until, limit=limit + 1, **options)
+    for stored in found[:limit]:
+        if as_json:
+            put(letter_plain(stored))
+        else:
+            click.echo(letter_line(stored))
+    if len(found) > limit:
+        tell_more(cursor_of(found[limit - 1].place))
 
 
 @deadletters.command()
@@ -97,8 +116,13 @@ def discard_(
 def _numbers(place: Place, numbers: Sequence[int], reason: str | None) -> list[int]:
     if numbers:
         raise click.UsageError("give numbers or --all, not both")
+    found: list[int] = []
+    before: LetterPlace | None = None
     with place.reader() as store:
-        return sorted(stored.id for stored in store.dead_letters(limit=_ALL, reason=reason))
+        while page := store.dead_letters(limit=_PAGE, reason=reason, before=before):
+            found += [stored.id for stored in page]
+            before = page[-1].place
+    return sorted(set(found))
 
 
 def _settle(place: Place, question: Callable[[int], Question], numbers: Sequence[int], *, as_json: bool) -> None:

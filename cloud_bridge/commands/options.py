@@ -14,9 +14,11 @@ import msgspec
 from cloud_bridge.config import Broker, Config
 from cloud_bridge.configload import InvalidConfigError, contradictions, load
 from cloud_bridge.control import Answer, Question, RunningBridge, answer
+from cloud_bridge.cursors import BadCursorError, place_of
 from cloud_bridge.errors import StoreInUseError
-from cloud_bridge.store.base import Reader, RecordFilter
+from cloud_bridge.store.base import Reader, RecordFilter, RollupPlace
 from cloud_bridge.store.opening import open_reader, open_store, sqlite_path
+from cloud_bridge.values import GapPlace, LetterPlace
 from gateway.wire.messages import CLASSES
 
 DEFAULT_FILE: Final = Path("/etc/sluice/cloud-bridge.yaml")
@@ -124,9 +126,35 @@ class Time(click.ParamType[int]):
             self.fail(f"{value!r} is neither like 2026-01-31T12:00:00Z nor like 15m, 6h or 2d", param, ctx)
 
 
+class Cursor(click.ParamType[GapPlace | LetterPlace | RollupPlace]):
+    """Where a page of a list ended."""
+
+    name = "cursor"
+
+    def __init__(self, kind: type[GapPlace | LetterPlace | RollupPlace]) -> None:
+        self._kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> GapPlace | LetterPlace | RollupPlace:
+        """See click.ParamType."""
+        if isinstance(value, self._kind):
+            return value
+        try:
+            return place_of(value, self._kind)
+        except BadCursorError as error:
+            self.fail(f"{value!r} is {error}", param, ctx)
+
+
+def tell_more(before: str | int) -> None:
+    """Say how to go on, where it is in nobody's way."""
+    click.echo(f"there is more: --before {before}", err=True)
+
+
 def filtered(command: F) -> F:
     """Add the options that choose records; `wanted` makes a filter of them."""
     for option in (
+        click.option("--until", type=Time(), help="Received before then."),
         click.option("--since", type=Time(), help="Received since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago."),
         click.option("--kind", help="Of this kind only: event, measure, evidence, eviction, notice."),
         click.option("--class", "record_class", type=click.Choice(CLASSES), help="Of this class only."),
@@ -145,6 +173,7 @@ def wanted(options: dict[str, Any]) -> RecordFilter:
         record_class=options["record_class"],
         kind=options["kind"],
         since_ns=options["since"],
+        until_ns=options["until"],
     )
 
 

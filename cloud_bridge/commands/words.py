@@ -1,22 +1,33 @@
 """How the commands put things: plain values for JSON, lines for people."""
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from cloud_bridge.store.base import Reader
-from cloud_bridge.values import Gap, StoredEvent, StoredLetter, StoredRecord, StreamKey
+from cloud_bridge.values import Gap, Rollup, Spread, StoredEvent, StoredLetter, StoredRecord, StreamKey
 from gateway.wire.times import rfc3339
+
+_NS_PER_SECOND: Final = 1_000_000_000
+_RATE_SECONDS: Final = (10, 60, 600)
 
 
 def _key(key: StreamKey) -> dict[str, str]:
     return {"gateway": key.gateway, "epoch": key.epoch, "class": key.record_class}
 
 
-def status_plain(store: Reader) -> dict[str, Any]:
+def status_plain(store: Reader, now_ns: int) -> dict[str, Any]:
     """Gather what `status` shows."""
-    counts = store.counts()
+    counts, streams = store.counts(), store.streams()
+    newest: dict[str, int] = {}
+    for stream in streams:
+        newest[stream.key.gateway] = max(newest.get(stream.key.gateway, 0), stream.marked_at_ns)
     return {
+        "records_per_second": {
+            f"{seconds}s": round(store.received_since(now_ns - seconds * _NS_PER_SECOND) / seconds, 2)
+            for seconds in _RATE_SECONDS
+        },
+        "rollup_backlog": store.rollup_backlog(),
         "gateways": [
             {
                 "gateway": one.gateway,
@@ -24,6 +35,7 @@ def status_plain(store: Reader) -> dict[str, Any]:
                 "at": one.at,
                 "version": one.version,
                 "seen_at": rfc3339(one.seen_at_ns) if one.seen_at_ns else None,
+                "mark_age_seconds": _age(newest.get(one.gateway, 0), now_ns),
             }
             for one in store.gateways()
         ],
@@ -39,8 +51,9 @@ def status_plain(store: Reader) -> dict[str, Any]:
                 "records": one.records,
                 "duplicates": one.duplicates,
                 "last_received_at": rfc3339(one.last_received_at_ns) if one.last_received_at_ns else None,
+                "marked_at": rfc3339(one.marked_at_ns) if one.marked_at_ns else None,
             }
-            for one in store.streams()
+            for one in streams
         ],
         "records": counts.records,
         "events": counts.events,
@@ -52,15 +65,26 @@ def status_plain(store: Reader) -> dict[str, Any]:
     }
 
 
+def _age(at_ns: int, now_ns: int) -> float | None:
+    return round(max(0, now_ns - at_ns) / _NS_PER_SECOND, 1) if at_ns else None
+
+
 def status_lines(plain: dict[str, Any]) -> list[str]:
     """Put the status for people."""
     letters = sum(plain["dead_letters"].values())
     lines = [
         f"{plain['records']} records, {plain['events']} events in {plain['store_bytes'] / 1e6:.1f} MB",
         f"{plain['duplicates']} duplicates absorbed, {plain['gaps']} numbers in gaps, {letters} dead letters",
+        "taken in " + ", ".join(f"{rate:g}/s over {over}" for over, rate in plain["records_per_second"].items()),
     ]
+    for reason, count in plain["dead_letters"].items():
+        lines.append(f"  dead letters, {reason}: {count}")
     for one in plain["gateways"]:
-        lines.append(f"gateway {one['gateway']}: {one['state']} since {one['at'] or '?'}, seen {one['seen_at'] or '-'}")
+        age = one["mark_age_seconds"]
+        marked = "" if age is None else f", newest mark {age:g} s old"
+        lines.append(
+            f"gateway {one['gateway']}: {one['state']} since {one['at'] or '?'}, seen {one['seen_at'] or '-'}{marked}"
+        )
     for one in plain["pipelines"]:
         rate = f"{one['inferences_per_second']:g}/s"
         lines.append(f"  pipeline {one['gateway']}/{one['pipeline']}: {one['state']}, mode {one['mode']}, {rate}")
@@ -111,13 +135,19 @@ def gap_plain(gap: Gap) -> dict[str, Any]:
         "source": gap.source,
         "reason": gap.reason,
         "noted_at": rfc3339(gap.noted_at_ns),
+        "is_open": gap.is_open,
     }
 
 
 def gap_line(gap: Gap) -> str:
     """Put a gap for people."""
-    why = f"evicted ({gap.reason})" if gap.source == "eviction" else "below what the gateway still has"
-    name = f"{gap.key.gateway}/{gap.key.record_class} ({gap.key.epoch})"
+    why = {
+        "eviction": f"evicted ({gap.reason})",
+        "quarantine": f"in a store that was put aside ({gap.reason})",
+    }.get(gap.source, "below what the gateway still has")
+    name = f"{gap.key.gateway}/{gap.key.record_class or 'any class'} ({gap.key.epoch})"
+    if gap.is_open:
+        return f"{rfc3339(gap.noted_at_ns)} {name} from {gap.first} on, how far is not known: {why}"
     return f"{rfc3339(gap.noted_at_ns)} {name} {gap.first}..{gap.last}: {why}"
 
 
@@ -143,3 +173,49 @@ def letter_line(stored: StoredLetter) -> str:
     one = stored.letter
     times = f"{stored.count}x" if stored.count > 1 else "once"
     return f"{stored.id} {rfc3339(stored.last_at_ns)} {times} {one.reason} {one.topic}: {one.detail}"
+
+
+def _spread_plain(spread: Spread) -> dict[str, float | int | None]:
+    return {"count": spread.size, "min": spread.minimum, "mean": spread.mean, "max": spread.maximum}
+
+
+def rollup_plain(one: Rollup) -> dict[str, Any]:
+    """Put a rollup for JSON."""
+    return {
+        "start": rfc3339(one.start_s * _NS_PER_SECOND),
+        "start_s": one.start_s,
+        "seconds": one.grain_seconds,
+        "gateway": one.gateway,
+        "pipeline": one.pipeline,
+        "label": one.label,
+        "events": one.events,
+        "updates": one.updates,
+        "score": _spread_plain(one.score),
+        "measures": one.measures,
+        "inferences": one.inferences,
+        "findings": one.findings,
+        "level": _spread_plain(one.level),
+        "latency_ms": _spread_plain(one.latency_ms),
+        "dropped": one.dropped,
+        "raw_bytes": one.raw_bytes,
+        "sent_bytes": one.sent_bytes,
+    }
+
+
+def _spread_text(name: str, spread: Spread) -> str:
+    if spread.minimum is None or spread.mean is None or spread.maximum is None:
+        return ""
+    return f", {name} {spread.minimum:.3g}/{spread.mean:.3g}/{spread.maximum:.3g}"
+
+
+def rollup_line(one: Rollup) -> str:
+    """Put a rollup for people; distributions as smallest/mean/largest."""
+    parts = [f"{one.events} events" if one.events or one.updates else ""]
+    parts.append(f"{one.inferences} inferences, {one.findings} findings" if one.measures else "")
+    if not one.measures and one.findings:
+        parts.append(f"{one.findings} findings")
+    spreads = _spread_text("score", one.score) + _spread_text("level", one.level)
+    spreads += _spread_text("latency ms", one.latency_ms)
+    counted = ", ".join(part for part in parts if part)
+    start = rfc3339(one.start_s * _NS_PER_SECOND)[:16]
+    return f"{start}Z {one.gateway}/{one.pipeline} {one.label or '*'}: {counted}{spreads}"

@@ -38,7 +38,7 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
         url = server.make(f"bridge{next(_names)}")
 
         def make() -> Store:
-            return PostgresStore(url)
+            return PostgresStore(url, whole_months=False)
 
     def keep() -> Store:
         opened.append(make())

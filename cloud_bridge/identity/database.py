@@ -1,0 +1,213 @@
+"""Where identities are kept: a SQLite file of its own, or the PostgreSQL database that the bridge's store uses.
+
+A file of its own, because the command line writes here while the bridge runs, and the store's file has one writing
+process. Statements are written once, with `?`; both databases understand them.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from cloud_bridge.config import Store as StoreSettings
+from cloud_bridge.errors import StoreError
+from cloud_bridge.identity.files import own_like_directory
+from cloud_bridge.identity.schema import VERSIONS
+from cloud_bridge.store.opening import password_of, sqlite_path
+
+FILE_NAME: Final = "identity.db"
+_BUSY_SECONDS: Final = 10.0
+_CONNECT_SECONDS: Final = 5
+_MIGRATION_LOCK: Final = 0x51_1C_E6
+
+Row = tuple[Any, ...]
+
+
+class Transaction(Protocol):
+    """What can be done within a transaction."""
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Return what a query finds."""
+        ...
+
+    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Change something; return how many rows."""
+        ...
+
+
+class Database(Protocol):
+    """Transactions, kept when they end without an exception. Safe to use from any thread."""
+
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[Transaction]:
+        """Begin a transaction; an exception rolls it back.
+
+        durable: False for what a power cut may take back, such as a challenge: it is cheaper by a sync of the disk.
+
+        Raises:
+            StoreError: the database cannot be reached or used now.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+def open_database(store: StoreSettings, directory: Path) -> Database:
+    """Return the database that goes with the store's setting. It is connected, or made, by the first transaction.
+
+    Raises:
+        ConfigError: the password file cannot be read.
+    """
+    if sqlite_path(store.url) is not None:
+        return SqliteDatabase(directory / FILE_NAME)
+    return PostgresDatabase(store.url, password_of(store.password_file))
+
+
+class _SqliteTransaction:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        return self._connection.execute(sql, parameters).rowcount
+
+
+class SqliteDatabase:
+    """A file; other processes may use it at the same time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[Transaction]:
+        """See Database."""
+        with self._lock:
+            try:
+                connection = self._opened()
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield _SqliteTransaction(connection)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            except (sqlite3.Error, OSError) as error:
+                self._close()  # after an I/O error a connection is not trusted further
+                raise StoreError(f"{self._path}: {error}") from error
+
+    def close(self) -> None:
+        """See Database."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            connection = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
+            )
+            try:
+                self._path.chmod(0o600)  # its -wal and -shm take the same mode and owner
+                own_like_directory(self._path)
+                for pragma in ("journal_mode = WAL", "trusted_schema = OFF"):
+                    connection.execute(f"PRAGMA {pragma}")
+                connection.execute("BEGIN IMMEDIATE")
+                _migrate(_SqliteTransaction(connection), str(self._path))
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+
+class _PostgresTransaction:
+    def __init__(self, connection: psycopg.Connection[Row]) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return self._connection.execute(_marked(sql), parameters).fetchall()
+
+    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        return self._connection.execute(_marked(sql), parameters).rowcount
+
+
+def _marked(sql: str) -> Any:  # psycopg asks for a literal
+    return sql.replace("?", "%s")
+
+
+class PostgresDatabase:
+    """Tables in a PostgreSQL database, for any number of bridges."""
+
+    def __init__(self, url: str, password: str | None = None, connections: int = 4) -> None:
+        extra = {"password": password} if password is not None else {}
+        self._lock = threading.Lock()
+        self._ready = False
+        self._pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
+            url,
+            min_size=1,
+            max_size=connections,
+            open=False,
+            timeout=_CONNECT_SECONDS,
+            kwargs={"connect_timeout": _CONNECT_SECONDS, "application_name": "cloud-bridge-identity", **extra},
+            check=ConnectionPool.check_connection,
+            name="identity",
+        )
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[Transaction]:
+        """See Database."""
+        try:
+            self._prepare()
+            with self._pool.connection() as connection:
+                connection.execute(f"SET LOCAL synchronous_commit TO {'on' if durable else 'off'}")
+                yield _PostgresTransaction(connection)
+        except (PoolTimeout, PoolClosed) as error:
+            raise StoreError(f"the database of the identities cannot be reached: {error}") from error
+        except psycopg.Error as error:
+            raise StoreError(f"the database of the identities: {str(error).strip()}") from error
+
+    def close(self) -> None:
+        """See Database."""
+        self._pool.close()
+
+    def _prepare(self) -> None:
+        with self._lock:
+            if not self._ready:
+                self._pool.open()
+                with self._pool.connection() as connection:
+                    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+                    _migrate(_PostgresTransaction(connection), "the database")
+                self._ready = True
+
+
+def _migrate(tx: Transaction, name: str) -> None:
+    tx.change("CREATE TABLE IF NOT EXISTS identity_schema (version BIGINT PRIMARY KEY)")
+    ((done,),) = tx.rows("SELECT coalesce(max(version), 0) FROM identity_schema")
+    if done > len(VERSIONS):
+        raise StoreError(f"{name} was made by a newer version (identity schema {done}); install that version")
+    for version, statements in enumerate(VERSIONS[done:], start=done + 1):
+        for statement in statements:
+            tx.change(statement)
+        tx.change("INSERT INTO identity_schema (version) VALUES (?)", (version,))
+
+
+Clock = Callable[[], int]
+"""Nanoseconds since 1970, UTC."""
