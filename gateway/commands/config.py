@@ -18,10 +18,10 @@ def command() -> None:
 @command.command("validate")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-@click.option("--no-files", is_flag=True, help="Do not ask for the files that the configuration names.")
+@click.option("--no-files", is_flag=True, help="Do not look at the files and models that it names.")
 def validate(file: Path, as_json: bool, no_files: bool) -> None:  # noqa: FBT001 - click passes flags by name
     """Report every mistake in FILE with its place and remedy; exit status 1 if there is an error."""
-    reading = read(file, require_files=not no_files)
+    reading = read(file, require_files=not no_files, take_stock=not no_files)
     usable = reading.config is not None
     if as_json:
         print_json({"file": str(file), "valid": usable, "problems": reading.problems})

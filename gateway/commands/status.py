@@ -1,10 +1,12 @@
 """`gateway status`."""
 
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import click
 import msgspec
 
+from gateway.commands.linkusage import forecast, show_usage, show_waiting
 from gateway.commands.options import config_option, json_option
 from gateway.commands.output import coloured, duration, print_json, print_table, size
 from gateway.configload import InvalidConfigError, read
@@ -77,20 +79,25 @@ def _show(status: GatewayStatus) -> None:
             f"  {coloured('failed')}: DISK FULL: routine records give way, critical ones wait; make room on its disk"
         )
     print_table(
-        ("CLASS", "WAITING", "SIZE", "OLDEST", "FULL IN", "EVICTED", "SENT"),
+        ("CLASS", "WAITING", "SIZE", "OLDEST", "FORECAST", "EVICTED", "SENT"),
         [
             (
                 name,
                 str(each.depth),
                 size(each.size_bytes),
                 duration(each.oldest_age_seconds),
-                duration(each.full_in_seconds),
+                forecast(each),
                 str(each.evicted),
                 size(each.sent_bytes),
             )
             for name, each in status.outbox.classes.items()
         ],
     )
+    if status.link_usage is not None:
+        zone = ZoneInfo(status.time_zone)
+        show_waiting(status.link_usage, {name: each.depth for name, each in status.outbox.classes.items()}, zone)
+        click.echo()
+        show_usage(status.link_usage, zone)
 
 
 def _link(link: LinkReport | None) -> str:

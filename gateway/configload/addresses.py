@@ -44,7 +44,7 @@ def broker_problems(broker: Broker) -> Iterator[Judgement]:
         message = f"mqtt:// to {url.hostname} would send everything readable over the network"
         remedy = "use mqtts:// (port 8883), or set `allow_plaintext: true` for a network you trust"
         yield "url", "error", message, remedy
-    for key in ("ca_file", "certificate_file", "key_file"):
+    for key in ("ca_file", "crl_file", "certificate_file", "key_file"):
         if url.scheme == "mqtt" and getattr(broker, key) is not None:
             yield key, "warning", "has no meaning for mqtt://", "use mqtts://"
     if (broker.certificate_file is None) != (broker.key_file is None):

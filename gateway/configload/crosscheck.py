@@ -4,6 +4,7 @@ import zoneinfo
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from gateway.config import (
     Config,
     HealthSource,
     IioSource,
+    LinkWindow,
     ModbusSource,
     MqttSource,
     Pipeline,
@@ -28,6 +30,8 @@ from gateway.configload.problems import Problem, did_you_mean
 
 _NOT_SEEN: Final = (IioSource, ModbusSource, SerialSource, MqttSource, HealthSource)
 """Sources without a picture, where zones mean nothing."""
+
+_SOME_TIME_NS: Final = 1_790_000_000_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ def crosscheck(scope: Scope) -> Iterator[Problem]:
     if scope.complete:
         yield from _unused(scope)
     yield from _delivery(scope)
+    yield from _metering(scope)
     yield from _outbox(scope)
     yield from _metrics(scope)
     if scope.surroundings.require_files:
@@ -179,6 +184,36 @@ def _broker(scope: Scope, path: str, broker: Broker) -> Iterator[Problem]:
         yield report(f"{path}.{key}", message, remedy)
 
 
+def _metering(scope: Scope) -> Iterator[Problem]:
+    metering = scope.config.metering
+    windows = [(f"metering.features.{name}", each.windows) for name, each in metering.features.items()]
+    windows += [(f"metering.classes.{name}", each.windows) for name, each in metering.classes.items()]
+    for path, entries in windows:
+        if entries and scope.entire(f"{path}.windows", entries):
+            yield from _windows(scope, f"{path}.windows", entries)
+    brokers = scope.config.cloud.brokers
+    if (metering.features or metering.classes) and brokers and all(each.metered is False for each in brokers):
+        message = "no broker is metered, so these limits never apply"
+        yield scope.warning("metering", message, "remove `metered: false` where they should")
+    telemetry = metering.features.get("telemetry")
+    if telemetry is not None and not scope.config.cloud.publish_events:
+        message = "nothing is shown on the cloud's broker, so there is no telemetry to limit"
+        yield scope.warning("metering.features.telemetry", message, "set cloud.publish_events, or remove it")
+
+
+def _windows(scope: Scope, path: str, windows: list[LinkWindow]) -> Iterator[Problem]:
+    from gateway.metering.windows import Windows  # noqa: PLC0415  # apscheduler: only where there is a window
+
+    for at, window in enumerate(windows):
+        try:
+            opening = Windows([window], UTC).at(_SOME_TIME_NS)
+        except ValueError as error:
+            yield scope.error(f"{path}[{at}].open", str(error), "write five fields, such as `0 2 * * *`")
+            continue
+        if not opening.is_open and opening.until_ns is None:
+            yield scope.error(f"{path}[{at}].open", "this window never opens", "is there such a day?")
+
+
 def _outbox(scope: Scope) -> Iterator[Problem]:
     if scope.config.outbox.classes["critical"].on_full == "evict":
         message = "critical records will be given up when their quota is full"
@@ -213,7 +248,7 @@ def _files(scope: Scope) -> Iterator[Problem]:
 
 
 _SECRET_FILES: Final = frozenset({"password_file", "token_file", "key_file"})
-_MUST_EXIST: Final = frozenset({*_SECRET_FILES, "ca_file", "certificate_file"})
+_MUST_EXIST: Final = frozenset({*_SECRET_FILES, "ca_file", "certificate_file", "crl_file"})
 
 
 def _can_read(file: Path) -> bool:

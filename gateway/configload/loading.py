@@ -57,8 +57,17 @@ def load(file: Path, *, environment: Mapping[str, str] = os.environ) -> Config:
     return reading.config
 
 
-def read(file: Path, *, require_files: bool = True, environment: Mapping[str, str] = os.environ) -> Reading:
+def read(
+    file: Path,
+    *,
+    require_files: bool = True,
+    take_stock: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> Reading:
     """Read a configuration file; mistakes are in the result.
+
+    `take_stock` also looks for video files and into the manifests of the models that are named. A gateway that starts
+    does not ask for that: one missing model stops its own pipeline and no other, and may be installed meanwhile.
 
     Raises:
         ConfigError: the file cannot be read at all.
@@ -71,7 +80,7 @@ def read(file: Path, *, require_files: bool = True, environment: Mapping[str, st
         remedy = "`gateway config example` prints one to begin with" if isinstance(error, FileNotFoundError) else ""
         message = f"{file}: {error.strerror or error}"
         raise ConfigError(f"{message}; {remedy}" if remedy else message) from error
-    return interpret(text, Surroundings(file.absolute().parent, environment, require_files))
+    return interpret(text, Surroundings(file.absolute().parent, environment, require_files, take_stock))
 
 
 def check(
@@ -118,7 +127,14 @@ def _typed(document: Document, walk: Walk, problems: list[Problem]) -> Config | 
         problems.append(Problem(1, 1, "", str(error)))
         return None
     config = _with_absolute_devices(config, walk.surroundings.directory)
-    problems += crosscheck(Scope(config, walk.places, walk.surroundings, complete))
+    scope = Scope(config, walk.places, walk.surroundings, complete)
+    found = list(crosscheck(scope))
+    if walk.surroundings.take_stock:
+        from gateway.configload.inventory import check_inventory  # noqa: PLC0415  # NumPy: no other command waits for it
+
+        found += check_inventory(scope)
+    # Nothing is said about a value that only stands in for one that was told to be wrong.
+    problems += [problem for problem in found if problem.path not in walk.replaced]
     return config
 
 

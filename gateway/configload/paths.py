@@ -21,12 +21,14 @@ class UnusablePathError(ValueError):
 class Surroundings:
     """What paths in a file are relative to.
 
-    `require_files` tells whether files the configuration names must be there, as when it is about to be run.
+    `require_files` tells whether files the configuration names must be there, as when it is about to be run;
+    `take_stock` whether its models and video files are looked for, too.
     """
 
     directory: Path
     environment: Mapping[str, str]
     require_files: bool = True
+    take_stock: bool = False
 
     def resolved(self, key: str, text: str) -> str:
         """Return the absolute form of a path that stands under `key`.

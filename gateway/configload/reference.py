@@ -186,9 +186,9 @@ def _takes(kind: types.Type) -> str:
 def _default(field: types.Field) -> str:
     if field.required:
         return "*required*"
-    if field.encode_name == "classes":
-        return "see below"
     value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    if value is not None and value == DEFAULT_QUOTAS:
+        return "see below"
     if isinstance(value, msgspec.Struct):
         return "its defaults"
     if isinstance(value, Path):

@@ -29,6 +29,7 @@ class Walk:
     surroundings: Surroundings
     problems: list[Problem] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)  # paths whose value is only a stand-in
 
     def value(self, node: Node, kind: inspect.Type, path: str) -> Converted:
         """Return the value as msgspec can convert it, or `WRONG`."""
@@ -71,7 +72,15 @@ class Walk:
         if not isinstance(node, Mapping):
             return self._unexpected(node, kind, path)
         result = self.members(node, kind, path, elsewhere)
-        return result if all(f.encode_name in result for f in kind.fields if f.required) else WRONG
+        for each in kind.fields:
+            if each.required and each.encode_name not in result:
+                # What stands beside it is still checked against the rest of the file.
+                stand_in = stand_in_for(each.type)
+                if stand_in is WRONG:
+                    return WRONG
+                result[each.encode_name] = stand_in
+                self.replaced.add(_join(path, each.encode_name))
+        return result
 
     def members(
         self, node: Mapping, kind: inspect.StructType, path: str, elsewhere: dict[str, list[str]]
@@ -281,6 +290,29 @@ _SCALARS: Final[dict[type[inspect.Type], Callable[[Scalar, inspect.Type], Checke
 def _compiled(pattern: str) -> Callable[[str], object]:
     # `$` would let a line end pass that a topic or a file name must not have.
     return re.compile(pattern.removesuffix("$") + r"\Z").match
+
+
+_STAND_INS: Final = ("unknown", "00:00", "1MB")
+
+
+def stand_in_for(kind: inspect.Type) -> Converted:
+    """Return some value of a type, for a required one that is missing or wrong; `WRONG` where none is at hand."""
+    match kind:
+        case inspect.StrType():
+            fits = _compiled(kind.pattern) if kind.pattern is not None else None
+            return next((text for text in _STAND_INS if fits is None or fits(text)), WRONG)
+        case inspect.IntType() | inspect.FloatType():
+            return next((number for number in (1, 4096, 0) if _within(number, kind)), WRONG)
+        case inspect.CustomType() if kind.cls is Path:
+            return "/"
+        case inspect.LiteralType():
+            return kind.values[0]
+        case inspect.ListType() | inspect.VarTupleType() | inspect.DictType() if not kind.min_length:
+            return {} if isinstance(kind, inspect.DictType) else []
+        case inspect.UnionType():
+            return next((found for each in kind.types if (found := stand_in_for(each)) is not WRONG), WRONG)
+        case _:
+            return WRONG
 
 
 def _join(path: str, key: str) -> str:

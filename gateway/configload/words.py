@@ -13,6 +13,7 @@ PATTERNS: Final = {
     "^[a-z0-9][a-z0-9_-]{0,62}$": _NAME,
     "^[a-z0-9-]{1,63}$": "lower-case letters, digits and `-`, at most 63 characters",
     "^[A-Za-z0-9_-]{1,64}$": "letters, digits, `-` and `_`, at most 64 characters",
+    r"^[0-9]+(\.[0-9]+)? ?(B|kB|KB|MB|GB|KiB|MiB|GiB)$": "a size such as 500kB, 50MB or 64MiB",
     "^([01][0-9]|2[0-3]):[0-5][0-9]$": "a time of day from 00:00 to 23:59, such as 07:30",
 }
 """What each pattern of the configuration types means."""

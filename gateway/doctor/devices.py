@@ -85,9 +85,9 @@ def check_cameras(config: Config, machine: Machine) -> Iterator[Diagnosis]:
     }
     for name, device in named.items():
         yield _device(f"camera {name}", machine, device, "video")
-    if not named:
+    if not any(isinstance(source, CameraSource) for source in config.sources.values()):
         there = ", ".join(f"/dev/{path.name}" for path in machine.devices("video[0-9]*"))
-        found = f"the configuration names no local camera; there is {there}" if there else "no local camera is named"
+        found = f"the configuration names no camera; there is {there}" if there else "no camera is named"
         yield Diagnosis("cameras", "skipped", found)
 
 

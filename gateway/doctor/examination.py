@@ -7,6 +7,7 @@ from typing import Final
 
 from gateway.config import Config, Gateway
 from gateway.configload import Problem, Reading, read
+from gateway.doctor.cameras import try_cameras
 from gateway.doctor.devices import Machine, check_accelerator, check_cameras, check_serial, check_tpm
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.doctor.machine import (
@@ -62,6 +63,7 @@ def examine(
 def _devices(config: Config, machine: Machine) -> Iterator[Diagnosis]:
     yield check_accelerator(config, machine)
     yield from check_cameras(config, machine)
+    yield from try_cameras(config)
     yield from check_serial(config, machine)
 
 

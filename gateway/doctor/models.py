@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from gateway.config import Config
+from gateway.configload.inventory import labels_of
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
-from gateway.wire.manifest import Classification, Detection
 
 
 def check_models(config: Config) -> Iterator[Diagnosis]:
@@ -30,8 +30,7 @@ def check_models(config: Config) -> Iterator[Diagnosis]:
 
 def check_labels(config: Config, wanted: str, release: Release) -> Iterator[Diagnosis]:
     """Find rules that ask for a label which the model never gives: they would never fire."""
-    output = release.manifest.output
-    known = set(output.labels) if isinstance(output, Classification | Detection) else {output.label}
+    known = labels_of(release.manifest)
     for name, pipeline in config.pipelines.items():
         if pipeline.model != wanted:
             continue

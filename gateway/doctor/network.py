@@ -97,10 +97,14 @@ def _try(broker: Broker, client_id: str, timeout_seconds: float) -> str:
 def _tls_context(broker: Broker) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(broker.ca_file) if broker.ca_file else None)
+        if broker.crl_file is not None:
+            context.load_verify_locations(broker.crl_file)
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         if broker.certificate_file is not None:
             context.load_cert_chain(broker.certificate_file, broker.key_file)
     except (OSError, ssl.SSLError) as error:
-        raise UnusableBrokerError(f"ca_file, certificate_file or key_file: {error}", "check these files") from error
+        words = f"ca_file, crl_file, certificate_file or key_file: {error}"
+        raise UnusableBrokerError(words, "check these files") from error
     return context
 
 

@@ -11,12 +11,21 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, GCCollect
 from gateway.config import Metrics as MetricsSettings
 from gateway.health.exposition import Exposition
 from gateway.values import Inference
-from gateway.wire.messages import Event, ModelRef, PipelineStatus, RecordClass
+from gateway.wire.messages import CLASSES, Event, ModelRef, PipelineStatus, RecordClass
 
 LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 
 _SOURCE_STATES: Final = ("opening", "streaming", "lost", "ended", "frozen")
 _PARTITION: Final = {"healthy": 0, "degraded": 1, "partitioned": 2}
+
+
+class FlowFigures(Protocol):
+    """A rate."""
+
+    @property
+    def rows_per_second(self) -> float: ...
+    @property
+    def bytes_per_second(self) -> float: ...
 
 
 class ClassFigures(Protocol):
@@ -30,6 +39,12 @@ class ClassFigures(Protocol):
     def oldest_age_seconds(self) -> float | None: ...
     @property
     def full_in_seconds(self) -> float | None: ...
+    @property
+    def empty_in_seconds(self) -> float | None: ...
+    @property
+    def incoming(self) -> FlowFigures: ...
+    @property
+    def outgoing(self) -> FlowFigures: ...
     @property
     def enqueued(self) -> int: ...
     @property
@@ -75,6 +90,46 @@ class UplinkFigures(Protocol):
     def classes(self) -> Mapping[RecordClass, LinkFigures]: ...
     @property
     def connects(self) -> int: ...
+    @property
+    def ignored_acks(self) -> int: ...
+    @property
+    def withheld(self) -> Mapping[tuple[RecordClass, str], int]: ...
+    @property
+    def conflicts(self) -> Mapping[RecordClass, int]: ...
+    @property
+    def bad_topics(self) -> int: ...
+    @property
+    def overflows(self) -> int: ...
+    @property
+    def publish_errors(self) -> Mapping[str, int]: ...
+
+
+class FeatureFigures(Protocol):
+    """What the meter tells of one use of the link."""
+
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def budget_bytes(self) -> int | None: ...
+    @property
+    def left_bytes(self) -> int | None: ...
+    @property
+    def window_open(self) -> bool: ...
+
+
+class LinkUsageFigures(Protocol):
+    """What the meter tells."""
+
+    @property
+    def features(self) -> Mapping[str, FeatureFigures]: ...
+    @property
+    def held(self) -> Mapping[RecordClass, object]: ...
+    @property
+    def network_sent_bytes(self) -> int: ...
+    @property
+    def network_received_bytes(self) -> int: ...
 
 
 def _now() -> datetime:
@@ -110,6 +165,7 @@ class Metrics:
         self._raw = self._sent = 0
         self._make_pipeline_metrics()
         self._make_delivery_metrics()
+        self._make_link_metrics()
 
     def _make_pipeline_metrics(self) -> None:
         registry, pipeline = self.registry, ["pipeline"]
@@ -148,6 +204,16 @@ class Metrics:
         self._full_in = Gauge(
             "outbox_full_in_seconds", "When the quota is full at this rate; +Inf: not.", by_class, registry=registry
         )
+        self._empty_in = Gauge(
+            "outbox_empty_in_seconds", "When nothing is left at this rate; +Inf: not.", by_class, registry=registry
+        )
+        by_direction = ["class", "direction"]
+        self._row_rate = Gauge(
+            "outbox_rows_per_second", "Records in and out, averaged over a minute.", by_direction, registry=registry
+        )
+        self._byte_rate = Gauge(
+            "outbox_bytes_per_second", "The same in bytes on disk.", by_direction, registry=registry
+        )
         self._refusing = Gauge("outbox_refusing", "1: full, and producers wait.", by_class, registry=registry)
         self._evicted = _Totals(Counter("outbox_evicted", "Records given up on purpose.", by_class, registry=registry))
         self._enqueued = _Totals(Counter("outbox_enqueued", "Records made durable.", by_class, registry=registry))
@@ -160,10 +226,48 @@ class Metrics:
         self._uplink_bytes = _Totals(Counter("uplink_bytes", "Payload sent to the cloud.", by_class, registry=registry))
         self._uplink_records = _Totals(Counter("uplink_records", "Records sent.", by_class, registry=registry))
         self._resent = _Totals(Counter("uplink_resent_batches", "Batches sent again.", by_class, registry=registry))
+        self._withheld = _Totals(
+            Counter("uplink_withheld", "Records set aside on the device.", ["class", "reason"], registry=registry)
+        )
+        self._conflicts = Gauge(
+            "uplink_conflicts", "Records that met another's number in the cloud.", by_class, registry=registry
+        )
+        self._ignored_acks = _Totals(
+            Counter("uplink_ignored_acks", "Acknowledgements that nothing here matches.", registry=registry)
+        )
+        self._uplink_dropped = _Totals(
+            Counter("uplink_dropped_messages", "Messages received and not used.", ["reason"], registry=registry)
+        )
+        self._publish_errors = _Totals(
+            Counter("uplink_publish_errors", "Batches not taken by a broker.", ["reason"], registry=registry)
+        )
         self._connects = _Totals(Counter("uplink_connects", "Connections made to a broker.", registry=registry))
         self._partition = Gauge(
             "partition_state", "0: healthy, 1: connected and nothing acknowledged, 2: partitioned.", registry=registry
         )
+
+    def _make_link_metrics(self) -> None:
+        registry, by_feature = self.registry, ["feature"]
+        self._link_bytes = _Totals(
+            Counter(
+                "sluice_link_bytes",
+                "What MQTT carried to and from the cloud, by its use; without TLS, TCP and IP.",
+                ["feature", "direction"],
+                registry=registry,
+            )
+        )
+        self._network_bytes = _Totals(
+            Counter(
+                "sluice_link_network_bytes",
+                "Estimate of the same in IP packets, with TLS and retransmissions.",
+                ["direction"],
+                registry=registry,
+            )
+        )
+        self._budget = Gauge("sluice_link_budget_bytes", "Budget of a period.", by_feature, registry=registry)
+        self._budget_left = Gauge("sluice_link_budget_left_bytes", "What is left of it.", by_feature, registry=registry)
+        self._window_open = Gauge("sluice_link_window_open", "1: may be used now.", by_feature, registry=registry)
+        self._held = Gauge("sluice_link_held", "1: waits for a budget or a window.", ["class"], registry=registry)
 
     # ---- counted where it happens ----------------------------------------------------------------
 
@@ -233,6 +337,11 @@ class Metrics:
             self._oldest.labels(name).set(figures.oldest_age_seconds or 0.0)
             full_in = figures.full_in_seconds
             self._full_in.labels(name).set(float("inf") if full_in is None else full_in)
+            empty_in = figures.empty_in_seconds
+            self._empty_in.labels(name).set(float("inf") if empty_in is None else empty_in)
+            for direction, flow in (("in", figures.incoming), ("out", figures.outgoing)):
+                self._row_rate.labels(name, direction).set(flow.rows_per_second)
+                self._byte_rate.labels(name, direction).set(flow.bytes_per_second)
             self._refusing.labels(name).set(figures.refusing)
             self._evicted.raise_to(figures.evicted, name)
             self._enqueued.raise_to(figures.enqueued, name)
@@ -245,10 +354,33 @@ class Metrics:
         """Take over what the uplink says of itself."""
         self._partition.set(_PARTITION[str(status.partition)])
         self._connects.raise_to(status.connects)
+        self._ignored_acks.raise_to(status.ignored_acks)
+        self._uplink_dropped.raise_to(status.bad_topics, "bad-topic")
+        self._uplink_dropped.raise_to(status.overflows, "overflow")
+        for (name, reason), count in status.withheld.items():
+            self._withheld.raise_to(count, name, reason)
+        for name, count in status.conflicts.items():
+            self._conflicts.labels(name).set(count)
+        for reason, count in status.publish_errors.items():
+            self._publish_errors.raise_to(count, reason)
         for name, figures in status.classes.items():
             self._uplink_bytes.raise_to(figures.sent_bytes, name)
             self._uplink_records.raise_to(figures.sent_records, name)
             self._resent.raise_to(figures.resent_batches, name)
+
+    def observe_link(self, usage: LinkUsageFigures) -> None:
+        """Take over what the meter says."""
+        for name, figures in usage.features.items():
+            self._link_bytes.raise_to(figures.sent_bytes, name, "out")
+            self._link_bytes.raise_to(figures.received_bytes, name, "in")
+            self._window_open.labels(name).set(figures.window_open)
+            if figures.budget_bytes is not None and figures.left_bytes is not None:
+                self._budget.labels(name).set(figures.budget_bytes)
+                self._budget_left.labels(name).set(figures.left_bytes)
+        for record_class in CLASSES:
+            self._held.labels(record_class).set(record_class in usage.held)
+        self._network_bytes.raise_to(usage.network_sent_bytes, "out")
+        self._network_bytes.raise_to(usage.network_received_bytes, "in")
 
     # ---- shown -----------------------------------------------------------------------------------
 

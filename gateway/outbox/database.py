@@ -217,7 +217,9 @@ class Database:
                 oldest_ms=oldest_ms,
             ),
         )
-        self.dirty_pages += 2
+        # Every leaf that is emptied goes through the WAL once more. Counted as nothing, a mass acknowledgement gathered
+        # 60 MB there, and the checkpoint that followed held up the next critical record for 120 ms on a fast disk.
+        self.dirty_pages += 2 + min(amount.disk_bytes // PAGE_BYTES, amount.rows)
 
     def advance(self, record_class: RecordClass, highest: int) -> None:
         """Never give the numbers up to `highest` again."""

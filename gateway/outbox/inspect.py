@@ -3,12 +3,12 @@
 Nothing here writes. A store of a running gateway is read beside it.
 """
 
-import base64
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Final
 
 import msgspec
 
@@ -18,23 +18,22 @@ from gateway.outbox.ages import Clocks, SavedAge, resumed_age_ms
 from gateway.outbox.damage import check_contents, check_header, side
 from gateway.outbox.faults import translated
 from gateway.outbox.quota import Quotas
-from gateway.outbox.readers import connect_read_only
+from gateway.outbox.readers import AS_WRITTEN, connect_read_only
 from gateway.outbox.schema import TABLES
 from gateway.outbox.stats import ClassStats, OutboxStats
+from gateway.values import Stored
 from gateway.wire.messages import CLASSES, RecordClass
 
+_CHUNK_BYTES: Final = 4 * 1024 * 1024
 
-class ExportedRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of an export: the key of the record, and the record. The blob is base64."""
 
-    gateway: str
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive records of one class."""
+
     epoch: str
-    record_class: RecordClass = msgspec.field(name="class")
-    seq: int
-    kind: str
-    recorded_at_ns: int
-    body: msgspec.Raw
-    blob: str = ""
+    record_class: RecordClass
+    rows: list[Stored]
 
 
 def status(file: Path, quotas: Quotas | None = None, *, clocks: Clocks | None = None) -> OutboxStats:
@@ -73,61 +72,45 @@ def status(file: Path, quotas: Quotas | None = None, *, clocks: Clocks | None = 
     )
 
 
-def export_ndjson(
-    file: Path,
-    out: BinaryIO,
-    classes: Collection[RecordClass] = CLASSES,
-    *,
-    gateway: str = "",
-    progress: Callable[[int], None] | None = None,
-) -> int:
-    """Write one line of JSON for each record, class by class in order; return how many.
+def chunks_of(
+    file: Path, classes: Collection[RecordClass] = CLASSES, *, since_ns: int | None = None
+) -> Iterator[Chunk]:
+    """Yield the records of a store, class by class in order; `since_ns` leaves out what was recorded before (UTC).
 
-    Every class is read in short transactions, so a running gateway is not held up; records that go meanwhile are left
+    Every chunk is read in a short transaction, so a running gateway is not held up; records that go meanwhile are left
     out, records that come are included.
 
     Raises:
-        OutboxError: not a store, or it cannot be read to its end; what was written by then is whole lines.
+        OutboxError: not a store, or it cannot be read to its end; what came by then is whole records.
     """
-    encoder = msgspec.json.Encoder()
-    written = 0
     with _opened(file) as db, translated(file):
         (epoch,) = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         for name in CLASSES:
-            if name not in classes:
-                continue
-            for chunk in _chunks(db, name):
-                out.writelines(
-                    encoder.encode(
-                        ExportedRecord(
-                            gateway=gateway,
-                            epoch=epoch,
-                            record_class=name,
-                            seq=seq,
-                            kind=kind,
-                            recorded_at_ns=at_ns,
-                            body=msgspec.Raw(body),
-                            blob=base64.b64encode(blob).decode("ascii"),
-                        )
-                    )
-                    + b"\n"
-                    for seq, kind, at_ns, body, blob in chunk
-                )
-                written += len(chunk)
-                if progress is not None:
-                    progress(written)
-    return written
+            if name in classes:
+                for rows in _chunks(db, name, since_ns):
+                    yield Chunk(epoch, name, rows)
 
 
-def _chunks(db: sqlite3.Connection, record_class: RecordClass) -> Iterator[list[tuple[int, str, int, bytes, bytes]]]:
+def _chunks(db: sqlite3.Connection, record_class: RecordClass, since_ns: int | None) -> Iterator[list[Stored]]:
     query = (
-        f"SELECT seq, kind, recorded_at_ns, body, blob FROM {TABLES[record_class]} "  # noqa: S608  # own names only
-        "WHERE seq > ? ORDER BY seq LIMIT 200"
+        f"SELECT {AS_WRITTEN} FROM {TABLES[record_class]} "  # noqa: S608  # own names only
+        "WHERE seq > ? AND recorded_at_ns >= ? ORDER BY seq LIMIT 200"
     )
-    after = 0
-    while chunk := db.execute(query, (after,)).fetchall():
-        after = chunk[-1][0]
-        yield chunk
+    after, since = 0, -(2**63) if since_ns is None else since_ns
+    while True:
+        found: list[Stored] = []
+        size = 0
+        cursor = db.execute(query, (after, since))
+        for seq, kind, *rest in cursor:
+            found.append(Stored(seq, kind.decode("utf-8", "replace"), *rest))
+            size += len(found[-1].body) + len(found[-1].blob)
+            if size >= _CHUNK_BYTES:  # a few hundred pictures would be a lot of memory on a small board
+                break
+        cursor.close()
+        if not found:
+            return
+        after = found[-1].seq
+        yield found
 
 
 @contextmanager

@@ -31,8 +31,10 @@ from gateway.outbox.damage import (
 )
 from gateway.outbox.database import CONNECTION_PRAGMAS, Database
 from gateway.outbox.faults import DamagedStoreError, StoreFaultError, StoreFullError, translated, unreadable
+from gateway.outbox.remains import remains_of
 from gateway.outbox.reserve import Reserve
 from gateway.outbox.schema import APPLICATION_ID, PAGE_BYTES, migrate
+from gateway.outbox.truth import forget
 from gateway.wire.messages import CLASSES, Notice
 from gateway.wire.times import rfc3339
 
@@ -123,11 +125,14 @@ def replace_store(file: Path, reason: str, page_limit: int, clocks: Clocks, ball
     """
     aside = quarantine(file)
     log.error("store_quarantined", file=str(file), aside=str(aside), reason=reason)
+    remains = remains_of(aside)
     notice = Notice(
         code="store_quarantined",
         severity="error",
         detail=f"{reason}; kept as {aside.name}, records in it were not delivered; a new epoch begins",
         at=rfc3339(clocks.wall_ns()),
+        epoch=remains.epoch,
+        missing=remains.missing,
     )
     opened = _create(file, page_limit, clocks, ballast)
     return replace(opened, notices=(notice, *opened.notices), quarantined=aside)
@@ -149,6 +154,7 @@ def _open(file: Path, page_limit: int, clocks: Clocks) -> Opened:
     check_header(file)
     lost_wal = wal_is_lost(file)
     unclean = side(file, "-wal").exists()
+    forget(file)
     reserve = Reserve(file)
     try:
         db = _connect(file)

@@ -55,5 +55,11 @@ def seconds_until_full(quota: ClassQuota, held: Held, incoming: Flow, outgoing: 
     return min(times) if times else None
 
 
+def seconds_until_empty(held: Held, incoming: Flow, outgoing: Flow) -> float | None:
+    """Forecast when a class has nothing left at this rate; None when it does not shrink, or is empty."""
+    shrinking = outgoing.rows_per_second - incoming.rows_per_second
+    return held.rows / shrinking if held.rows and shrinking > 1e-9 else None
+
+
 def _fade(elapsed_ns: int) -> float:
     return math.exp(-max(elapsed_ns, 0) / 1e9 / TIME_CONSTANT_SECONDS)

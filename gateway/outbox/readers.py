@@ -14,6 +14,11 @@ from gateway.values import Stored
 from gateway.wire.messages import RecordClass
 
 _IDLE: Final = 4
+# A flipped bit may change the type of a column, or make a text that is no UTF-8; a row must come out all the same.
+AS_WRITTEN: Final = (
+    "seq, coalesce(CAST(kind AS BLOB), x''), coalesce(CAST(recorded_at_ns AS INTEGER), -1), "
+    "coalesce(CAST(body AS BLOB), x''), coalesce(CAST(blob AS BLOB), x'')"
+)
 _PRAGMAS: Final = ("PRAGMA mmap_size = 0", "PRAGMA query_only = ON", "PRAGMA cache_size = -2048")
 
 
@@ -45,12 +50,12 @@ class Readers:
             try:
                 (base,) = db.execute(f"SELECT min(seq) FROM {table}").fetchone()  # noqa: S608  # own names only
                 cursor = db.execute(
-                    f"SELECT seq, kind, recorded_at_ns, body, blob FROM {table} "  # noqa: S608
+                    f"SELECT {AS_WRITTEN} FROM {table} "  # noqa: S608
                     "WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
                     (after_seq, up_to, max_records),
                 )
                 for row in cursor:
-                    stored = Stored(*row)
+                    stored = Stored(row[0], row[1].decode("utf-8", "replace"), *row[2:])
                     size += len(stored.body) + len(stored.blob)
                     if found and size > max_bytes:
                         break

@@ -1,5 +1,6 @@
 """Room on the disk: when to checkpoint, and what to do when there is none."""
 
+import time
 from typing import Final
 
 import structlog
@@ -14,6 +15,10 @@ from gateway.wire.messages import CLASSES
 log = structlog.get_logger()
 
 CHECKPOINT_PAGES: Final = 1000
+LEAST_CHECKPOINT_PAGES: Final = 250
+"""Fewer do not pay: the two syncs of a checkpoint cost the same however little it moves."""
+CHECKPOINT_TARGET_SECONDS: Final = 0.02
+"""A record that comes during a checkpoint waits for its end; where they take longer, they are made smaller."""
 PINNED_PAGES: Final = 16 * CHECKPOINT_PAGES
 """A WAL that could not be emptied for so long is worth a warning: somebody keeps a transaction open."""
 
@@ -28,7 +33,7 @@ class Space:
         self._quotas = quotas
         self._ballast = ballast
         self._tally = tally
-        self._checkpoint_pages = self._checkpoint_due = checkpoint_pages
+        self._checkpoint_pages = self._checkpoint_due = self._most_pages = checkpoint_pages
         self._pinned = False
 
     def meet_full_disk(self, error: StoreFullError) -> bool:
@@ -77,11 +82,14 @@ class Space:
         # On a full disk the WAL must not grow: its blocks are all there are.
         if not pages or (pages < self._checkpoint_due and not self._tally.disk_full):
             return
+        began = time.monotonic()
         try:
             complete = self._database.checkpoint()
         except StoreFullError as error:
             self.meet_full_disk(error)
             return
+        if complete:
+            self._fit(time.monotonic() - began)
         # A reader held the WAL: try again a good deal later, not after every commit.
         self._checkpoint_due = self._checkpoint_pages + (0 if complete else pages)
         if complete and self._pinned:
@@ -89,3 +97,10 @@ class Space:
         elif not complete and pages > PINNED_PAGES and not self._pinned:
             log.warning("wal_pinned", pages=pages)
         self._pinned = not complete and (self._pinned or pages > PINNED_PAGES)
+
+    def _fit(self, took_seconds: float) -> None:
+        """Choose how much the next checkpoint may gather, by what this one took."""
+        if took_seconds > CHECKPOINT_TARGET_SECONDS:
+            self._checkpoint_pages = max(self._checkpoint_pages // 2, min(LEAST_CHECKPOINT_PAGES, self._most_pages))
+        elif took_seconds < CHECKPOINT_TARGET_SECONDS / 4:
+            self._checkpoint_pages = min(self._checkpoint_pages * 2, self._most_pages)

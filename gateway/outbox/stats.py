@@ -25,6 +25,7 @@ class ClassStats:
     incoming: Flow = STILL
     outgoing: Flow = STILL
     full_in_seconds: float | None = None  # None: not at this rate
+    empty_in_seconds: float | None = None  # None: not at this rate, or there is nothing
     refusing: bool = False  # full, and producers of this class wait
 
 

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ import structlog
 from gateway.config import Outbox as OutboxSettings
 from gateway.errors import OutboxError, OutboxFullError
 from gateway.outbox.ages import Clocks
+from gateway.outbox.aside import Aside
 from gateway.outbox.ballast import Ballast
 from gateway.outbox.damage import side
 from gateway.outbox.evictions import row_of
@@ -22,12 +24,13 @@ from gateway.outbox.generation import Generation, Surroundings
 from gateway.outbox.mailbox import Done, Mailbox, Submission
 from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
 from gateway.outbox.quota import Amount, exceeds, page_quota, quotas_of
-from gateway.outbox.rates import seconds_until_full
+from gateway.outbox.rates import seconds_until_empty, seconds_until_full
 from gateway.outbox.space import CHECKPOINT_PAGES
 from gateway.outbox.stats import ClassStats, OutboxStats, Tally
 from gateway.outbox.writer import OnCommit, abandon, guarded
-from gateway.values import Entry, Receipt, StoredRun
+from gateway.values import Entry, Receipt, Stored, StoredRun
 from gateway.wire.messages import Notice, RecordClass
+from gateway.wire.times import rfc3339
 
 __all__ = ["ClassStats", "Outbox", "OutboxStats"]
 
@@ -77,6 +80,7 @@ class Outbox:
         self._quotas = quotas_of(settings)
         self._page_limit = min(page_quota(self._quotas), process_page_limit())
         self._ballast = Ballast(file, settings.ballast_bytes)
+        self._aside = Aside(file)
         self._mailbox = Mailbox(settings.queue_entries)
         self._tally = Tally.starting(clocks.uptime_ns())
         self._surroundings = Surroundings(
@@ -233,6 +237,18 @@ class Outbox:
                 if generation is self._generation:
                     return None  # just being replaced
 
+    def set_aside(self, record_class: RecordClass, epoch: str, row: Stored, reason: str, gateway: str) -> None:
+        """Keep a copy of a row that cannot travel in a file of its own, durably; see `gateway.outbox.aside`.
+
+        Raises:
+            OutboxError: it cannot be written.
+        """
+        self._aside.keep(record_class, epoch, row, reason, gateway)
+
+    def aside(self, record_class: RecordClass, epoch: str) -> frozenset[int]:
+        """Return the numbers of rows that were set aside because of their size, in this run or an earlier one."""
+        return self._aside.too_large(record_class, epoch)
+
     def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
         """Let the rows up to `mark` go; the writer deletes them in its own time, in slices.
 
@@ -280,6 +296,7 @@ class Outbox:
                 incoming=incoming,
                 outgoing=outgoing,
                 full_in_seconds=seconds_until_full(quota, held, incoming, outgoing),
+                empty_in_seconds=seconds_until_empty(held, incoming, outgoing),
                 refusing=name in self._tally.refusing,
             )
         return OutboxStats(
@@ -312,16 +329,24 @@ class Outbox:
             self._thread.join()
             broken = self._generation
             opened = self._open_file()
-            # What a failed sync left in the page cache may look stored and not be: it is once it was written again.
+            # Nobody is told of a row again before it has been synced without an error.
             if not opened.database.checkpoint("FULL"):
                 opened.database.let_go()
                 raise OutboxError(f"{self._file}: another program is reading it: close that first")
             self._mailbox.resume()
-            self._generation = self._begin(opened)
+            self._generation = self._begin(replace(opened, notices=(self._failure_notice(), *opened.notices)))
             broken.hand_over(self._mailbox, self._generation.database)
             self._failure = None
             self._thread = self._start_thread()
             log.info("outbox_reopened", epoch=self.epoch, waiting=self._mailbox.waiting)
+
+    def _failure_notice(self) -> Notice:
+        return Notice(
+            code="store_failed",
+            severity="error",
+            detail=f"{self._failure}; opened again, nothing acknowledged is lost",
+            at=rfc3339(self._clocks.wall_ns()),
+        )
 
     def close(self, timeout_seconds: float = 60.0) -> None:
         """Store what is waiting, write everything into the file and close it. May be called again.

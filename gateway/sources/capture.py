@@ -13,7 +13,8 @@ import structlog
 from gateway.errors import GatewayError, SourceLostError
 from gateway.sources.base import Source, WallClock
 from gateway.sources.fresh import FreshnessGuard, Verdict
-from gateway.values import Capture, Frame
+from gateway.sources.still import StillnessWatch
+from gateway.values import Capture, Frame, SampleBlock
 
 log = structlog.get_logger()
 
@@ -65,6 +66,7 @@ class CaptureThread:
         on_state: Callable[[SourceState], object],
         *,
         guard: FreshnessGuard | None = None,
+        watch: StillnessWatch | None = None,
         backoff: Backoff | None = None,
         reopen_frozen_after_seconds: float = 60.0,
         wall_clock: WallClock = time.time_ns,
@@ -88,6 +90,7 @@ class CaptureThread:
         self._deliver = deliver
         self._on_state = on_state
         self._guard = guard
+        self._watch = watch
         self._backoff = backoff or Backoff()
         self._reopen_frozen_ns = round(reopen_frozen_after_seconds * 1e9)
         self._wall_clock = wall_clock
@@ -201,10 +204,25 @@ class CaptureThread:
             if verdict != "fresh":
                 self._withhold(capture, verdict, opened_ns)
                 return
-        if self._state.state != "streaming":
+        if not self._stands_still(capture) and self._state.state != "streaming":
             self._returned()
         self._delivered += 1
         self._deliver(capture)
+
+    def _stands_still(self, capture: Capture) -> bool:
+        """Tell whether a sensor says the same again and again.
+
+        What it says is handed on all the same: other channels may be well, and a model may know a dead sensor.
+        """
+        still = self._watch.frozen_channels(capture) if self._watch and isinstance(capture, SampleBlock) else ()
+        if not still:
+            return False
+        names = ", ".join(str(channel) for channel in still)
+        if self._state.state != "frozen":
+            if self._outage_begins():
+                log.warning("source_frozen", source=self._name, channels=list(still))
+            self._change("frozen", f"channel {names} does not change any more; check the sensor and its wiring")
+        return True
 
     def _withhold(self, frame: Frame, verdict: Verdict, opened_ns: int) -> None:
         with self._lock:

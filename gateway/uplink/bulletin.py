@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -25,6 +25,20 @@ log = structlog.get_logger()
 KEEP_EVENTS: Final = 1000
 KEEP_MEASURES: Final = 100
 UNANSWERED_SECONDS: Final = 30.0
+HELD_SECONDS: Final = 1.0
+"""What waits for a budget or a window is looked at again so often."""
+
+
+class TelemetryGate(Protocol):
+    """Who says whether something may be shown at the cost of the link."""
+
+    def telemetry_waits(self) -> bool:
+        """Tell whether nothing may be shown now."""
+        ...
+
+    def admit_telemetry(self, message: Outgoing) -> bool:
+        """Set aside what a message takes; may wait for the disk. False: it must wait."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,17 @@ class Bulletin:
                 return self._statuses[pipeline]
             return self._measures.popleft() if self._measures else None
 
+    def put_back(self, item: Item) -> None:
+        """An item that was taken cannot be published now: it is the next of its kind again."""
+        _, _, _, channel, name = item.message.topic.split("/")
+        with self._lock:
+            if self._in_flight.pop(item.serial, None) is not None:
+                self._events.appendleft(item)
+            elif channel == "status":
+                self._due = {name: None, **self._due}
+            else:
+                self._measures.appendleft(item)
+
     def done(self, item: Item) -> None:
         """The broker has answered for an item."""
         with self._lock:
@@ -128,13 +153,17 @@ class Bulletin:
 class Pump:
     """Publishes what stands on a bulletin, while the link is up. Belongs to the event loop."""
 
-    def __init__(self, bulletin: Bulletin, client: MqttClient, in_flight: int = 20) -> None:
+    def __init__(
+        self, bulletin: Bulletin, client: MqttClient, in_flight: int = 20, gate: TelemetryGate | None = None
+    ) -> None:
         self._bulletin = bulletin
+        self._gate = gate
         self._client = client
         self._limit = in_flight
         self._wake = asyncio.Event()
         self._is_up = False
         self._unanswered: dict[int, float] = {}
+        self._held = False
 
     def link_up(self) -> None:
         """Begin to publish."""
@@ -150,6 +179,9 @@ class Pump:
     def flush(self) -> None:
         """Publish all that stands there, whatever the limit: the link is about to end."""
         while self._is_up and (item := self._bulletin.take()):
+            if self._gate is not None and not self._gate.admit_telemetry(item.message):
+                self._bulletin.put_back(item)
+                return
             self._send(item)
 
     async def run(self) -> None:
@@ -160,14 +192,27 @@ class Pump:
             while True:
                 await self._wait()
                 self._wake.clear()
-                while self._is_up and len(self._unanswered) < self._limit and (item := self._bulletin.take()):
-                    self._send(item)
+                while self._is_up and len(self._unanswered) < self._limit and not self._waits():
+                    item = self._bulletin.take()
+                    if item is None:
+                        break
+                    # In a thread: what is spent may have to be written down first.
+                    if self._gate is None or await asyncio.to_thread(self._gate.admit_telemetry, item.message):
+                        self._send(item)
+                    else:
+                        self._bulletin.put_back(item)
         finally:
             self._bulletin.listen(_nobody)
 
+    def _waits(self) -> bool:
+        """Tell whether the link is kept for other things: a window is closed, or a budget is used up."""
+        self._held = self._gate is not None and self._gate.telemetry_waits()
+        return self._held
+
     async def _wait(self) -> None:
+        patience = HELD_SECONDS if self._held else UNANSWERED_SECONDS / 2 if self._unanswered else None
         try:
-            async with asyncio.timeout(UNANSWERED_SECONDS / 2 if self._unanswered else None):
+            async with asyncio.timeout(patience):
                 await self._wake.wait()
         except TimeoutError:
             oldest = min(self._unanswered.values(), default=time.monotonic())

@@ -38,7 +38,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from gateway.config import Broker
 from gateway.errors import ConfigError, UplinkError
 from gateway.uplink.backoff import Lane
-from gateway.uplink.endpoint import Endpoint, password_of, tls_context_of
+from gateway.uplink.endpoint import Endpoint, distrust, password_of, tls_context_of
 from gateway.uplink.exchange import (
     PACKET_TOO_LARGE,
     ConnectionLostError,
@@ -51,11 +51,20 @@ from gateway.uplink.exchange import (
     PublishResult,
     Terms,
 )
+from gateway.uplink.network import NetworkBytes, network_bytes
+from gateway.uplink.traffic import Tap
 
 log = structlog.get_logger()
 
 TICK_SECONDS: Final = 1.0
 """The network thread wakes at least so often, to ping and to show that it lives."""
+
+UNANSWERED_SECONDS: Final = 8.0
+"""What was sent may go unanswered by the peer's TCP for so long, then the connection is over.
+
+Left alone, TCP tries for a quarter of an hour, and each pause is as long as the outage was until then: after a link
+that was away for 15 s has healed, nothing would move for another ten. A new connection is there sooner.
+"""
 
 _BUSY_CODES: Final = frozenset({0x88, 0x89, 0x8B, 0x8D, 0x93, 0x96, 0x97, 0x98, 0x9F, 0xA0})
 """Reasons (MQTT 5 §2.4) that pass by themselves; all others from 0x80 need a person."""
@@ -75,12 +84,19 @@ class MqttConnection:
         options: ConnectOptions,
         on_message: Callable[[Incoming], None],
         drops: Drops,
+        *,
+        tap: Tap | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """Nothing is done before `start`. `tap` listens to what passes; the network thread alone uses it."""
         self._broker = broker
         self._endpoint = endpoint
         self._options = options
         self._on_message = on_message
         self._drops = drops
+        self._tap = tap
+        self._clock_ns = clock_ns
+        self.network = NetworkBytes()  # what passed so far, estimated
         self._loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[Terms] = self._loop.create_future()
         self.closed: asyncio.Future[Ending] = self._loop.create_future()
@@ -208,7 +224,9 @@ class MqttConnection:
         try:
             client = self._dial()
             ending = self._serve(client)
-        except (ConfigError, ssl.SSLCertVerificationError) as error:
+        except ssl.SSLCertVerificationError as error:
+            ending = Ending("refused", distrust(error, self._clock_ns()), distrust=True)
+        except ConfigError as error:
             ending = Ending("refused", str(error))
         except ConnectionError as error:
             ending = Ending("busy", _words(error))
@@ -219,7 +237,10 @@ class MqttConnection:
             ending = Ending("busy", f"{type(error).__name__}: {error}")
         finally:
             if client is not None and (sock := client.socket()) is not None:
+                self._look_at_network(sock.fileno())
                 sock.close()
+            if self._tap is not None:
+                self._tap.finish()
             self._post(partial(self._finish, ending))
             self._wake_read.close()
             self._wake_write.close()
@@ -227,13 +248,14 @@ class MqttConnection:
     def _dial(self) -> paho.Client:
         """Connect the socket and send CONNECT; blocks up to the connect time-out, longer where names resolve slowly."""
         options, broker = self._options, self._broker
-        client = paho.Client(
+        client = _CountedClient(
             CallbackAPIVersion.VERSION2,
             client_id=options.client_id,
             clean_session=None if self._is_v5 else options.clean_start,
             protocol=MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
         )
+        client.tap = self._tap
         client.connect_timeout = options.connect_timeout_seconds
         client.max_inflight_messages = options.in_flight
         if broker.username is not None or broker.password_file is not None:
@@ -272,9 +294,13 @@ class MqttConnection:
         poller.register(sock, select.POLLIN)
         handle = sock.fileno()
         heard_at = time.monotonic()
+        look_ns = 0
         patience = self._options.connect_timeout_seconds
         while True:
             self._beat_ns = time.monotonic_ns()
+            if self._beat_ns >= look_ns:
+                look_ns = self._beat_ns + int(TICK_SECONDS * 1e9)
+                self._look_at_network(handle)
             if self._terms is not None or self._stop:
                 self._carry_out(client)
             poller.modify(handle, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
@@ -303,6 +329,10 @@ class MqttConnection:
             if time.monotonic() - heard_at > patience:
                 return Ending("unreachable", f"the broker has been silent for {patience:g} s")
 
+    def _look_at_network(self, handle: int) -> None:
+        if self._tap is not None:
+            self.network = network_bytes(handle)
+
     def _carry_out(self, client: paho.Client) -> None:
         """Hand to paho what the event loop wants, within the server's terms."""
         while self._wishes:
@@ -316,6 +346,8 @@ class MqttConnection:
             self._hand_over(client, *self._waiting.popleft())
         if self._stop and self._ending is None and not client.want_write():
             self._ending = Ending("unreachable", "stopped")
+            if (sock := client.socket()) is not None:
+                self._look_at_network(sock.fileno())
             client.disconnect()  # written with the next round
             client.loop_write()
 
@@ -430,6 +462,24 @@ class MqttConnection:
         self._post(partial(self._receive, Incoming(topic, bytes(message.payload), bool(message.retain))))
 
 
+class _CountedClient(paho.Client):
+    """A paho client that lets a tap hear what it really writes and reads: paho itself counts nothing."""
+
+    tap: Tap | None = None
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        size = super()._sock_send(buf)
+        if self.tap is not None and size > 0:
+            self.tap.passed("out", bytes(buf[:size]))
+        return size
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        data = super()._sock_recv(bufsize)
+        if self.tap is not None:
+            self.tap.passed("in", data)
+        return data
+
+
 def _resolve(future: "asyncio.Future[Any]", outcome: object) -> None:
     if future.done():
         return
@@ -472,6 +522,7 @@ def _tune(_c: paho.Client, _u: object, sock: object) -> None:
     if isinstance(sock, socket.socket):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an event must not wait for a delayed TCP ack
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNANSWERED_SECONDS * 1000))  # RFC 5482
 
 
 def _ignore(_c: paho.Client, _u: object, _s: object) -> None:

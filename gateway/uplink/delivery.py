@@ -12,7 +12,7 @@ link a fresh critical record does not queue behind megabytes already on their wa
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -221,6 +221,16 @@ class Delivery:
             stream.turn += 1
         return ack.mark
 
+    def needs_proof(self, record_class: RecordClass, ack: Ack) -> bool:
+        """Tell whether a mark speaks of rows that are here and that this run has not sent.
+
+        An earlier run has sent them, or a clone of this device has sent others under their numbers.
+        """
+        stream = self._streams[record_class]
+        if not ack.digest or ack.epoch != self._epoch:
+            return False
+        return max(stream.sent_high, stream.confirmed) < ack.mark <= stream.stored_high
+
     def expire(self, now_ns: int) -> tuple[RecordClass, ...]:
         """Send classes back whose acks are overdue; return them."""
         overdue = tuple(name for name, at in self._ack_deadlines() if at <= now_ns)
@@ -233,11 +243,18 @@ class Delivery:
 
     # ---- what to do ----------------------------------------------------------------------------------
 
-    def next_want(self, now_ns: int) -> Want | None:
-        """Return what to read and send now, or None while there is nothing, or no room."""
+    def next_want(self, now_ns: int, held: Collection[RecordClass] = ()) -> Want | None:
+        """Return what to read and send now, or None while there is nothing, or no room.
+
+        Classes that are `held` wait on purpose, so they do not age: once let go, hours of waiting must not put them
+        before a fresh critical record.
+        """
         if not self._connected:
             return None
-        ready = [name for name in CLASSES if self._may_send(name, now_ns)]
+        for name in held:
+            self._streams[name].waiting_since_ns = now_ns
+            self._streams[name].not_before_ns = 0
+        ready = [name for name in CLASSES if name not in held and self._may_send(name, now_ns)]
         if not ready:
             return None
         name = min(ready, key=lambda each: self._rank(each, now_ns))

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from gateway.config import Broker
 from gateway.errors import ConfigError
+from gateway.wire.times import rfc3339
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
@@ -44,6 +45,8 @@ def endpoint_of(broker: Broker) -> Endpoint:
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ConfigError(f"broker url {broker.url!r} has something after the port; write mqtts://host:8883")
     endpoint = Endpoint(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts")
+    if not endpoint.tls and broker.crl_file:
+        raise ConfigError(f"broker url {broker.url!r} has a crl_file but no TLS; write mqtts://")
     if not endpoint.tls:
         if not broker.allow_plaintext and not is_loopback(endpoint.host):
             raise ConfigError(
@@ -76,6 +79,12 @@ def tls_context_of(broker: Broker) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"ca_file {broker.ca_file} of {broker.url}: {error}; name a PEM file") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if broker.crl_file:
+        try:
+            context.load_verify_locations(broker.crl_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"crl_file {broker.crl_file} of {broker.url}: {error}; name a PEM file") from error
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     if broker.certificate_file:
         try:
             context.load_cert_chain(broker.certificate_file, broker.key_file)
@@ -85,6 +94,28 @@ def tls_context_of(broker: Broker) -> ssl.SSLContext:
                 "name a PEM certificate and its unencrypted key"
             ) from error
     return context
+
+
+def distrust(error: ssl.SSLCertVerificationError, wall_ns: int) -> str:
+    """Say why a certificate is not believed, and what to do.
+
+    A clock that is wrong makes good certificates look bad, so its time is told where time is the reason; and a device
+    must not go on without the check because of it.
+    """
+    words = error.verify_message or str(error)
+    match error.verify_code:
+        case 9 | 10 | 11 | 12:  # X509_V_ERR_CERT_NOT_YET_VALID, …_HAS_EXPIRED, and the same of a CRL
+            at = rfc3339(wall_ns)
+            remedy = f"the clock here says {at}: set it if that is wrong, else renew what the broker shows"
+        case 23:  # X509_V_ERR_CERT_REVOKED
+            remedy = "give the broker a new certificate"
+        case 3:  # X509_V_ERR_UNABLE_TO_GET_CRL
+            remedy = "crl_file has no list of this certificate's CA"
+        case _ if "mismatch" in words or "not valid for" in words:
+            remedy = "name the broker in `url` as its certificate does"
+        case _:
+            remedy = "give the CA of the broker as `ca_file`"
+    return f"certificate not believed: {words}; {remedy}"
 
 
 def password_of(broker: Broker) -> str | None:

@@ -30,6 +30,7 @@ class Ending:
     lane: Lane
     reason: str
     code: int | None = None  # the MQTT reason code, where there was one
+    distrust: bool = False  # the broker's certificate was not believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,22 @@ class Outgoing:
         texts = [self.content_type or "", *self.user_properties, *self.user_properties.values()]
         properties = sum(len(text.encode()) + 5 for text in texts)
         return 5 + 2 + len(self.topic.encode()) + 2 + 4 + 5 + properties + len(self.payload)
+
+    def exact_bytes(self, *, is_v5: bool, qos: int) -> int:
+        """Return the size of the packet this makes (MQTT 5 §3.3, MQTT 3.1.1 §3.3)."""
+        length = 2 + len(self.topic.encode()) + (2 if qos else 0) + len(self.payload)
+        if is_v5:
+            properties = 0 if self.content_type is None else 3 + len(self.content_type.encode())
+            properties += 0 if self.expiry_seconds is None else 5
+            for name, value in self.user_properties.items():
+                properties += 5 + len(name.encode()) + len(value.encode())
+            length += _varint_bytes(properties) + properties
+        return 1 + _varint_bytes(length) + length
+
+
+def _varint_bytes(value: int) -> int:
+    """Return how long a variable byte integer is (MQTT 5 §1.5.5)."""
+    return 1 if value < 128 else 2 if value < 16_384 else 3 if value < 2_097_152 else 4
 
 
 @dataclass(frozen=True, slots=True)

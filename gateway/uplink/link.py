@@ -25,6 +25,8 @@ from gateway.uplink.exchange import (
     Terms,
 )
 from gateway.uplink.filters import matches
+from gateway.uplink.network import NetworkBytes
+from gateway.uplink.traffic import Tap
 
 log = structlog.get_logger()
 
@@ -68,6 +70,10 @@ class Presence(Protocol):
         """By the broker, when the connection is lost; made when connecting."""
         ...
 
+    def is_denied_by(self, payload: bytes) -> bool:
+        """Whether a message there says that this client is gone."""
+        ...
+
 
 class Owner(Protocol):
     """What is told to whoever uses the link, on the event loop; nothing here may block or raise."""
@@ -88,6 +94,10 @@ class Owner(Protocol):
 Handler = Callable[[Incoming], None]
 
 
+def _no_tap() -> None:
+    return None
+
+
 @dataclass(slots=True)
 class _Candidate:
     """A broker of the list, and how it has behaved."""
@@ -97,6 +107,7 @@ class _Candidate:
     failures: int = 0
     short_lives: int = 0  # connections in a row that were made and soon lost
     lane: Lane = "unreachable"
+    distrusted: bool = False
     not_before: float = 0.0
 
 
@@ -112,11 +123,12 @@ class MqttClient:
         presence: Presence | None = None,
         backoff: Backoff | None = None,
         fail_back_seconds: float = 300.0,
+        tap: Callable[[], Tap | None] = _no_tap,
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """Check the brokers; nothing is connected yet.
+        """Check the brokers; nothing is connected yet. `tap` makes the listener of each connection.
 
         Raises:
             ConfigError: a broker cannot be used as configured.
@@ -129,10 +141,16 @@ class MqttClient:
         self._presence = presence
         self._backoff = backoff or Backoff()
         self._fail_back_seconds = fail_back_seconds
+        self._tap = tap
+        self._handlers: dict[str, Handler] = {}
+        self._network = NetworkBytes()  # of earlier connections
+        self._present: _Candidate | None = None
+        self._parting = False
+        if presence is not None:
+            self._handlers[presence.topic] = self._contradict
         self._clock_ns = clock_ns
         self._monotonic = monotonic
         self._draw = draw
-        self._handlers: dict[str, Handler] = {}
         self._connection: MqttConnection | None = None
         self._left_behind: list[MqttConnection] = []
         self._terms: Terms | None = None
@@ -146,6 +164,17 @@ class MqttClient:
     def terms(self) -> Terms | None:
         """What the present server granted; None while not connected."""
         return self._terms
+
+    @property
+    def broker(self) -> Broker | None:
+        """The broker of the list that is connected, or was last."""
+        return self._present.broker if self._present is not None else None
+
+    @property
+    def network(self) -> NetworkBytes:
+        """What all connections cost on the network, estimated; zeros without a tap."""
+        connection = self._connection
+        return self._network if connection is None else self._network.plus(connection.network)
 
     def publish(self, message: Outgoing) -> Publication:
         """Put a message in line; its future fails with `ConnectionLostError` if the connection ends first."""
@@ -203,7 +232,10 @@ class MqttClient:
             replace(self._options, will=will),
             self._dispatch,
             self.drops,
+            tap=self._tap(),
+            clock_ns=self._clock_ns,
         )
+        self._present = candidate
         self._connection = connection
         connection.start()
         try:
@@ -212,6 +244,7 @@ class MqttClient:
             return error.ending
         finally:
             if connection.closed.done():
+                self._network = self._network.plus(connection.network)
                 self._connection = self._terms = None
                 if connection.thread_alive:
                     self._left_behind.append(connection)
@@ -260,8 +293,9 @@ class MqttClient:
     async def _fail_back(self, connection: MqttConnection, present: _Candidate) -> None:
         """Leave for a broker further up the list if one takes connections again."""
         for better in self._candidates[: self._candidates.index(present)]:
-            # One that refused us is there all the time: leaving for it would only interrupt what works.
-            if better.lane != "refused" and await _answers(better):
+            # One that refused us is there all the time: leaving for it would only interrupt what works. Whether a
+            # certificate is believed by now, though, the try itself tells.
+            if (better.lane != "refused" or better.distrusted) and await _answers(better):
                 better.not_before = 0.0
                 connection.abandon(Ending("unreachable", f"{better.endpoint} is back"))
                 return
@@ -270,6 +304,7 @@ class MqttClient:
         """Decide when this broker may be tried again."""
         candidate.failures += 1
         candidate.lane = ending.lane
+        candidate.distrusted = ending.distrust
         delay = self._backoff.delay(ending.lane, candidate.failures, self._draw())
         candidate.not_before = self._monotonic() + delay
         if ending.code is None and candidate.short_lives >= SUSPICIOUS_LIVES:
@@ -287,6 +322,7 @@ class MqttClient:
             self._tell("stopped", None, "")
             return
         terms = self._terms
+        self._parting = True
         if terms is not None:
             self._owner.parting()
             if self._presence is not None:
@@ -296,12 +332,23 @@ class MqttClient:
         connection.stop()
         await asyncio.wait({connection.closed}, timeout=GOODBYE_SECONDS)
         connection.abandon(Ending("unreachable", "stopped"))
+        self._network = self._network.plus(connection.network)
         self._connection = self._terms = None
         if terms is not None:
             self._owner.link_down(Ending("unreachable", "stopped"))
         self._tell("stopped", None, "")
 
     # ---- inside --------------------------------------------------------------------------------------
+
+    def _contradict(self, message: Incoming) -> None:
+        """Say again that this client is there, when another connection of it has been said to be gone."""
+        presence = self._presence
+        if presence is None or self._parting or not presence.is_denied_by(message.payload):
+            return
+        # What is retained at the time of the subscription is of an earlier run, and already overwritten.
+        if not message.retained and self._connection is not None:
+            log.info("presence_repeated", broker=self.state.broker)
+            _ignore(self._connection.publish(Outgoing(presence.topic, presence.online(), retain=True)))
 
     def _ask(self, connection: MqttConnection, filters: Sequence[str]) -> None:
         def answered(future: asyncio.Future[tuple[int, ...]]) -> None:

@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import msgspec
 
 from gateway.values import Stored, StoredRun
-from gateway.wire.batch import Packed, pack
-from gateway.wire.messages import Record, RecordBatch
+from gateway.wire.batch import WORTH_COMPRESSING, Packed, pack
+from gateway.wire.messages import INT64_MAX, Record, RecordBatch, Withheld, encode, record_digest
+
+Reason = Literal["unreadable", "too-large"]
+
+_DETAIL_CHARACTERS: Final = 80
+_json: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,8 @@ def load_of(run: StoredRun, limit_bytes: int) -> Load:
     rows = run.rows
     while True:
         packed = _pack(run, rows)
+        if len(rows) == 1 and len(packed.payload) > limit_bytes:
+            packed = _pack(run, rows, compress_from=0)  # a little may be what is missing
         if len(packed.payload) <= limit_bytes:
             return Load(run.epoch, rows[0].seq, rows[-1].seq, len(rows), packed)
         if len(rows) == 1:
@@ -35,7 +43,33 @@ def load_of(run: StoredRun, limit_bytes: int) -> Load:
         rows = rows[: max(1, int(len(rows) * min(share, 0.5)))]
 
 
-def _pack(run: StoredRun, rows: Sequence[Stored]) -> Packed:
+def unreadable(row: Stored) -> str | None:
+    """Say what makes a row impossible to send as it is, or None. One such row would spoil the JSON of its batch."""
+    try:
+        _json.decode(row.body)
+        if not row.body.isascii():
+            row.body.decode("utf-8")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return f"body: {error}"[:_DETAIL_CHARACTERS]
+    if not 0 <= row.recorded_at_ns <= INT64_MAX:
+        return "time: not a time"
+    return None
+
+
+def stand_in(row: Stored, reason: Reason, detail: str = "") -> Stored:
+    """Make what travels in the place of a row, under its number. The same row always makes the same."""
+    body = Withheld(
+        kind=row.kind[:_DETAIL_CHARACTERS],
+        reason=reason,
+        size_bytes=len(row.body) + len(row.blob),
+        digest=record_digest(row.kind, row.body, row.blob),
+        detail=detail,
+    )
+    at_ns = row.recorded_at_ns if 0 <= row.recorded_at_ns <= INT64_MAX else 0
+    return Stored(row.seq, "withheld", at_ns, encode(body))
+
+
+def _pack(run: StoredRun, rows: Sequence[Stored], *, compress_from: int = WORTH_COMPRESSING) -> Packed:
     records = [
         Record(
             seq=row.seq,
@@ -48,4 +82,5 @@ def _pack(run: StoredRun, rows: Sequence[Stored]) -> Packed:
     ]
     # Evictions may have raised the base above rows that were already read.
     base = min(run.base, rows[0].seq)
-    return pack(RecordBatch(epoch=run.epoch, base=base, records=records), [row.blob for row in rows])
+    batch = RecordBatch(epoch=run.epoch, base=base, records=records)
+    return pack(batch, [row.blob for row in rows], compress_from=compress_from)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Literal
 
-from gateway.wire.messages import Availability, encode
+from gateway.wire.errors import MalformedMessageError
+from gateway.wire.messages import Availability, decode, encode
 from gateway.wire.times import rfc3339
 from gateway.wire.topics import Address, topic_for
 
@@ -34,6 +35,17 @@ class GatewayPresence:
     def offline(self) -> bytes:
         """Say that it was lost; the time is when the connection was made, for the broker sends this."""
         return self._message("offline")
+
+    def is_denied_by(self, payload: bytes) -> bool:
+        """Tell whether a message on the topic says that the gateway is gone.
+
+        The gateway may have two connections to one broker, or to brokers that are bridged. The will of the one that
+        is lost, or its farewell, must not be the last word while the other is there.
+        """
+        try:
+            return decode(payload, Availability).state != "online"
+        except MalformedMessageError:
+            return True
 
     def _message(self, state: Literal["online", "stopped", "offline"]) -> bytes:
         return encode(Availability(state=state, at=rfc3339(self._clock_ns()), version=self._version))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Final, Protocol
@@ -18,11 +18,12 @@ import structlog
 
 from gateway.config import Cloud
 from gateway.errors import OutboxError
-from gateway.uplink.bulletin import Bulletin, Pump
+from gateway.uplink.bulletin import Bulletin, BulletinDrops, Pump
 from gateway.uplink.client import Publication
 from gateway.uplink.delivery import Delivery, Limits, Want
 from gateway.uplink.exchange import (
     NO_MATCHING_SUBSCRIBERS,
+    PACKET_TOO_LARGE,
     ConnectionLostError,
     ConnectOptions,
     Ending,
@@ -30,10 +31,14 @@ from gateway.uplink.exchange import (
     Outgoing,
     Terms,
 )
+from gateway.uplink.gate import Gate, LinkMeter
 from gateway.uplink.link import LinkState, MqttClient
-from gateway.uplink.packing import Load, load_of
+from gateway.uplink.network import NetworkBytes
+from gateway.uplink.packetlimit import PacketLimit
+from gateway.uplink.packing import Load
 from gateway.uplink.presence import GatewayPresence
-from gateway.values import StoredRun
+from gateway.uplink.withholding import KeepingStore, Withholding
+from gateway.wire.batch import CONTENT_FRAMED
 from gateway.wire.errors import WireError
 from gateway.wire.messages import CLASSES, Ack, Event, Measure, PipelineStatus, RecordClass, decode
 from gateway.wire.topics import Address, address_of, filter_for, topic_for
@@ -44,22 +49,18 @@ SETTLE_SECONDS: Final = 0.1
 """Patience after a connection for the retained acks: they may save a whole window from being sent again."""
 LOOK_SECONDS: Final = 10.0
 """The store is asked so often what it holds, in case a notification was missed or it was opened anew."""
+HELD_SECONDS: Final = 1.0
+"""While a class waits for its budget or window, the meter is asked so often."""
 PUBACK_SECONDS: Final = 30.0
 """A broker that leaves a batch unanswered for so long is left: only a new connection allows another try."""
-HEADROOM_BYTES: Final = 512
-"""Topic, properties and header of a packet, generously."""
 
 
-class RecordStore(Protocol):
+class RecordStore(KeepingStore, Protocol):
     """What the uplink needs of the outbox. All methods block, and are called from worker threads."""
 
     @property
     def epoch(self) -> str:
         """The random id of the present store file."""
-        ...
-
-    def read(self, record_class: RecordClass, after_seq: int, max_records: int, max_bytes: int) -> StoredRun | None:
-        """Return the next rows after a sequence number, at least one if there is any; None if there is none."""
         ...
 
     def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
@@ -102,6 +103,14 @@ class UplinkStatus:
     ignored_acks: int
     connects: int
     blocked: str  # why a class cannot be sent at all, in words; "" if all can
+    withheld: Mapping[tuple[RecordClass, str], int] = field(default_factory=dict)  # rows replaced, by class and reason
+    conflicts: Mapping[RecordClass, int] = field(default_factory=dict)  # numbers the bridge has for other records
+    bad_topics: int = 0  # messages received without a usable topic
+    overflows: int = 0  # messages received faster than they could be taken
+    dropped_events: int = 0  # of those that are only shown: given up because too many waited
+    dropped_measures: int = 0
+    refused_messages: int = 0  # by the broker
+    network: NetworkBytes = field(default_factory=NetworkBytes)  # estimated; zeros where nothing is metered
 
 
 class Uplink:
@@ -117,8 +126,10 @@ class Uplink:
         version: str = "",
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        on_conflict: Callable[[RecordClass, int], None] | None = None,
+        meter: LinkMeter | None = None,
     ) -> None:
-        """Check the brokers; `run` connects.
+        """Check the brokers; `run` connects. `on_conflict` is told, on the event loop, when `conflicts` has grown.
 
         Raises:
             ConfigError: there is no broker, or one cannot be used as configured.
@@ -137,16 +148,20 @@ class Uplink:
                 puback_timeout_seconds=max(PUBACK_SECONDS, 6 * cloud.ack_timeout_seconds),
             )
         )
+        self._gate = Gate(meter, cloud.brokers, root)
         self._client = MqttClient(
             cloud.brokers,
             ConnectOptions(client_id=f"{root}-{gateway_id}", in_flight=cloud.in_flight),
             self,
             presence=GatewayPresence(gateway_id, root, version, clock_ns),
             fail_back_seconds=cloud.fail_back_seconds,
+            tap=self._gate.tap,
             clock_ns=clock_ns,
         )
         self._bulletin = Bulletin(gateway_id, root) if cloud.publish_events else None
-        self._pump = Pump(self._bulletin, self._client, cloud.in_flight) if self._bulletin is not None else None
+        self._pump = (
+            Pump(self._bulletin, self._client, cloud.in_flight, self._gate) if self._bulletin is not None else None
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._offers_lock = threading.Lock()
         self._offered: set[RecordClass] = set()
@@ -162,7 +177,14 @@ class Uplink:
         self._sent_records: Counter[RecordClass] = Counter()
         self._sent_bytes: Counter[RecordClass] = Counter()
         self._blocked: dict[RecordClass, str] = {}
+        self._held: frozenset[RecordClass] = frozenset()
         self._overdue: set[RecordClass] = set()
+        self._withholding = Withholding(store, gateway_id)
+        self._packet_limit = PacketLimit()
+        self._unanswered: dict[int, int] = {}  # payload bytes by ticket
+        self._unproven: dict[RecordClass, Ack] = {}
+        self._conflicts: dict[RecordClass, int] = {}
+        self._on_conflict = on_conflict
 
     # ---- from any thread -----------------------------------------------------------------------------
 
@@ -214,6 +236,7 @@ class Uplink:
 
     def status(self) -> UplinkStatus:
         """Return how the way to the cloud is."""
+        shown = self._bulletin.drops if self._bulletin is not None else BulletinDrops()
         return UplinkStatus(
             link=self._client.state,
             partition=self.partition,
@@ -232,6 +255,14 @@ class Uplink:
             ignored_acks=self._bad_acks + self._delivery.ignored_acks,
             connects=self._client.connects,
             blocked="; ".join(list(self._blocked.values())),
+            withheld=self._withholding.counts,
+            conflicts=dict(self._conflicts),
+            bad_topics=self._client.drops.bad_topic,
+            overflows=self._client.drops.overflow,
+            dropped_events=shown.events,
+            dropped_measures=shown.measures,
+            refused_messages=shown.refused,
+            network=self._client.network,
         )
 
     @property
@@ -245,8 +276,11 @@ class Uplink:
 
     def link_up(self, terms: Terms) -> None:
         """Called by the client: everything unconfirmed is sent again."""
+        self._gate.link_up(self._client.broker, terms.maximum_qos)
         self._delivery.link_up(terms.receive_maximum, self._monotonic_ns())
+        self._packet_limit.begin(self._client.state.broker)
         self._blocked.clear()
+        self._unproven.clear()
         self._first_ack.clear()
         self._up.set()
         self._wake.set()
@@ -255,8 +289,11 @@ class Uplink:
 
     def link_down(self, ending: Ending) -> None:
         """Called by the client: nothing that was sent will be answered."""
-        del ending
+        if self._packet_limit.ended(ending, max(self._unanswered.values(), default=0)):
+            log.warning("smaller_batches_tried", reason=ending.reason)
+        self._unanswered.clear()
         self._up.clear()
+        self._gate.link_down()
         self._delivery.link_down()
         self._wake.set()
         if self._pump is not None:
@@ -275,6 +312,7 @@ class Uplink:
             await self._settle()
             while self._up.is_set():
                 await self._look()
+                await self._prove()
                 now = self._monotonic_ns()
                 self._take_offers(now)
                 for name in self._delivery.expire(now):
@@ -284,7 +322,8 @@ class Uplink:
                 if self._delivery.is_stuck(now):
                     self._client.reconnect("the broker leaves messages unanswered")
                     break
-                want = self._delivery.next_want(now)
+                self._held = self._gate.held()
+                want = self._delivery.next_want(now, self._held)
                 if want is None:
                     await self._sleep(now)
                 else:
@@ -323,6 +362,8 @@ class Uplink:
     async def _sleep(self, now_ns: int) -> None:
         """Wait until something happens, or until it is time to look again."""
         times = [self._look_at_ns]
+        if self._held:
+            times.append(now_ns + int(HELD_SECONDS * 1e9))
         if (deadline := self._delivery.deadline()) is not None:
             times.append(deadline)
         seconds = max((min(times) - now_ns) / 1e9, 0.001)
@@ -340,9 +381,13 @@ class Uplink:
         terms = self._client.terms
         if terms is None:
             return
-        limit = terms.max_packet_bytes - HEADROOM_BYTES
+        around = Outgoing(self._topics[want.record_class], b"", content_type=CONTENT_FRAMED).packet_bytes
+        limit = self._packet_limit.certain(terms.max_packet_bytes) - around
+        preferred = self._packet_limit.preferred(terms.max_packet_bytes) - around
+        if (room := self._gate.room(want.record_class)) is not None:
+            preferred = min(preferred, max(room - around, 1))
         try:
-            load = await asyncio.to_thread(self._read, want, limit)
+            load = await asyncio.to_thread(self._withholding.load, want, limit, preferred)
         except OutboxError as error:
             self._store_away(error)
             self._delivery.nothing(want)
@@ -361,20 +406,21 @@ class Uplink:
             self._delivery.rejected(want.record_class, None, now)
             return
         self._blocked.pop(want.record_class, None)
+        batch = Outgoing(self._topics[want.record_class], load.packed.payload, content_type=load.packed.content_type)
+        asks = self._gate.asks
+        if asks and not await asyncio.to_thread(self._gate.admit, want.record_class, batch):
+            return  # the class is held from now on
         ticket = self._delivery.sent(want, load.epoch, load.first, load.last, now)
         if ticket is None:
+            if asks:
+                self._gate.not_sent(want.record_class, batch)
             return
         size = len(load.packed.payload)
         self._sent_records[want.record_class] += load.records
         self._sent_bytes[want.record_class] += size
-        publication = self._client.publish(
-            Outgoing(self._topics[want.record_class], load.packed.payload, content_type=load.packed.content_type)
-        )
+        self._unanswered[ticket] = size + around
+        publication = self._client.publish(batch)
         publication.add_done_callback(partial(self._answered, want.record_class, ticket))
-
-    def _read(self, want: Want, limit_bytes: int) -> Load | None:
-        run = self._store.read(want.record_class, want.after_seq, want.max_records, want.max_bytes)
-        return load_of(run, limit_bytes) if run is not None and run.rows else None
 
     def _answered(self, record_class: RecordClass, ticket: int, publication: Publication) -> None:
         """Take the broker's answer to a batch: it moves the clock, and confirms nothing."""
@@ -383,12 +429,17 @@ class Uplink:
         now = self._monotonic_ns()
         error = publication.exception()
         if isinstance(error, ConnectionLostError):
-            self._errors["connection lost"] += 1
-        elif error is not None:
+            self._errors["connection lost"] += 1  # its size is looked at when the link is told to be down
+            return
+        size = self._unanswered.pop(ticket, 0)
+        if error is not None:
             self._refused(record_class, ticket, str(error), now)
         elif (result := publication.result()).failed:
+            if result.code == PACKET_TOO_LARGE and size:
+                self._packet_limit.refused(size)
             self._refused(record_class, ticket, result.reason, now)
         else:
+            self._packet_limit.answered()
             if result.code == NO_MATCHING_SUBSCRIBERS:
                 self._errors[result.reason] += 1
             self._delivery.taken(record_class, ticket, now)
@@ -431,15 +482,59 @@ class Uplink:
         if name is None:
             self._bad_acks += 1
             return
-        mark = self._delivery.acknowledged(name, ack, self._monotonic_ns())
+        self._note_conflicts(name, ack)
+        if self._delivery.needs_proof(name, ack):
+            self._unproven[name] = ack
+        else:
+            self._unproven.pop(name, None)
+            self._take_mark(name, ack)
         self._first_ack.set()
+        self._wake.set()
+
+    async def _prove(self) -> None:
+        """Compare marks of rows that this run has not sent with the rows, before anything is let go or sent."""
+        while self._unproven:
+            name, ack = self._unproven.popitem()
+            try:
+                differs = await asyncio.to_thread(self._withholding.differs, name, ack.mark, ack.digest)
+            except OutboxError as error:
+                # Not believed then: the rows are sent, and what the bridge has already it knows by their numbers.
+                self._store_away(error)
+                continue
+            if differs:
+                log.error(
+                    "mark_of_another",
+                    record_class=name,
+                    mark=ack.mark,
+                    remedy="the cloud has other records under the numbers of this store: it was cloned, or put back "
+                    "from a copy; give each device an id and a state directory of its own",
+                )
+                self._bad_acks += 1
+            else:
+                self._take_mark(name, ack)
+
+    def _note_conflicts(self, name: RecordClass, ack: Ack) -> None:
+        if ack.epoch != self._delivery.epoch or ack.conflicts <= self._conflicts.get(name, 0):
+            return
+        log.error(
+            "identity_in_conflict",
+            record_class=name,
+            conflicts=ack.conflicts,
+            remedy="another device writes under this gateway's id and store; the cloud keeps its records as dead "
+            "letters; give each device an id and a state directory of its own",
+        )
+        self._conflicts[name] = ack.conflicts
+        if self._on_conflict is not None:
+            self._on_conflict(name, ack.conflicts)
+
+    def _take_mark(self, name: RecordClass, ack: Ack) -> None:
+        mark = self._delivery.acknowledged(name, ack, self._monotonic_ns())
         if mark is not None:
             if name in self._overdue:
                 log.info("acks_are_back", record_class=name)
                 self._overdue.discard(name)
             self._marks[name] = (ack.epoch, mark)
             self._marks_due.set()
-        self._wake.set()
 
     async def _confirm_all(self) -> None:
         """Let acknowledged rows go, the latest mark of each class at a time."""

@@ -9,19 +9,22 @@ from click.testing import CliRunner
 from gateway.cli import main
 from gateway.doctor import Diagnosis, examine
 from gateway.doctor.devices import Machine
+from tests.simulators.clips import write_video
 from tests.simulators.releases import write_release
 
 CONFIG = """\
 gateway: {id: dock-7, state_directory: state}
-sources: {cam: {type: camera, device: "rtsp://192.0.2.1/1", username: me, password_file: secret}}
+sources: {cam: {type: camera, device: door.avi}}
 pipelines: {door: {source: cam, model: cat-finder}}
 models: {directories: [models]}
+metrics: {token_file: secret}
 """
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     write_release(tmp_path / "models", "cat-finder", "1.0.0")
+    write_video(tmp_path / "door.avi", frames=3)
     (tmp_path / "state").mkdir()
     (tmp_path / "secret").write_text("pw")
     (tmp_path / "secret").chmod(0o600)
@@ -37,10 +40,11 @@ def found(config_file: Path | None, root: Path) -> dict[str, Diagnosis]:
 def test_all_checks_are_made(config_file: Path) -> None:
     checks = found(config_file, config_file.parent)
     assert list(checks) == [
-        "clock", "memory", "temperature", "load", "python", "sqlite", "tpm", "configuration", "accelerator", "cameras",
-        "disk space", "disk writing", "outbox", "model cat-finder", "brokers",
+        "clock", "memory", "temperature", "load", "python", "sqlite", "tpm", "configuration", "accelerator",
+        "camera cam", "disk space", "disk writing", "outbox", "model cat-finder", "brokers",
     ]  # fmt: skip
     assert checks["model cat-finder"].verdict == "ok"
+    assert checks["camera cam"].verdict == "ok"
     assert checks["configuration"].verdict == "warning"  # no cloud broker
 
 

@@ -151,3 +151,67 @@ def test_a_mistake_elsewhere_does_not_hide_a_contradiction() -> None:
 def test_a_source_with_a_mistake_still_has_its_name() -> None:
     """The pipeline that uses it is right: only one mistake is told."""
     assert [problem.path for problem in check(GOOD.replace("device: /dev/video0", "fps: 5"))] == ["sources.cam"]
+
+
+# ---- metering --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metering", "path", "message"),
+    [
+        (
+            "{features: {records: {windows: [{open: 0 25 * * *, minutes: 5}]}}}",
+            "features.records.windows[0].open",
+            "25",
+        ),
+        ("{features: {records: {windows: [{open: daily, minutes: 5}]}}}", "features.records.windows[0].open", "five"),
+        ("{classes: {bulk: {windows: [{open: 0 0 31 2 *, minutes: 5}]}}}", "classes.bulk.windows[0].open", "never"),
+        ("{features: {records: {budget: {bytes: 50 monkeys, per: day}}}}", "features.records.budget.bytes", "50MB"),
+        ("{features: {records: {budget: {bytes: 0, per: day}}}}", "features.records.budget.bytes", "1 or more"),
+        ("{features: {pictures: {}}}", "features.pictures", "snapshots"),
+        ("{override: [alarm]}", "override[0]", "critical"),
+    ],
+)
+def test_what_is_wrong_with_a_budget_or_a_window_is_told_with_its_place(metering: str, path: str, message: str) -> None:
+    problem = only(f"{GOOD}metering: {metering}\n")
+    assert problem.path == f"metering.{path}"
+    assert message in problem.message + problem.remedy
+
+
+def test_limits_that_never_apply_are_told() -> None:
+    text = GOOD.replace("example.net", 'example.net", metered: false, username: "me').replace(
+        'username: "me"', "keepalive_seconds: 30"
+    )
+    problem = only(f"{text}metering: {{features: {{records: {{}}}}}}\n", "warning")
+    assert "no broker is metered" in problem.message
+    telemetry = only(f"{GOOD}metering: {{features: {{telemetry: {{}}}}}}\n", "warning")
+    assert "publish_events" in telemetry.remedy
+
+
+def test_good_budgets_and_windows_have_no_problems() -> None:
+    window = "{windows: [{open: 0 2 * * 1-5, minutes: 60}]}"
+    metering = f"{{features: {{records: {{budget: {{bytes: 50MB, per: day}}}}, snapshots: {window}}}}}"
+    assert check(f"{GOOD}metering: {metering}\n") == []
+
+
+# ---- beside what is wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first", "second"),
+    [
+        ("model: person-detector", "model: 5", "pipelines.door.model", "pipelines.door.rules[0].zone"),
+        ("source: cam", "source: [cam]", "pipelines.door.source", "pipelines.door.rules[0].zone"),
+        ("    model: person-detector\n", "", "pipelines.door", "pipelines.door.rules[0].zone"),
+    ],
+)
+def test_one_bad_value_does_not_hide_what_is_wrong_with_its_siblings(
+    old: str, new: str, first: str, second: str
+) -> None:
+    found = check(GOOD.replace(old, new).replace("zone: gate", "zone: gaet"))
+    assert {problem.path for problem in found} == {first, second}
+
+
+def test_nothing_is_said_about_what_only_stands_in_for_a_bad_value() -> None:
+    found = check(GOOD.replace("device: /dev/video0", "device: 7"))
+    assert [problem.path for problem in found] == ["sources.cam.device"]

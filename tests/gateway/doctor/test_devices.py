@@ -81,7 +81,8 @@ def test_a_camera_is_looked_for_by_its_name(tmp_path: Path) -> None:
 
 
 def test_cameras_that_are_not_used_are_named(tmp_path: Path) -> None:
-    (found,) = check_cameras(config(), machine(tmp_path, "dev/video0"))
+    nothing = Config(gateway=Gateway(id="a"), sources={}, pipelines={})
+    (found,) = check_cameras(nothing, machine(tmp_path, "dev/video0"))
     assert found.verdict == "skipped"
     assert "/dev/video0" in found.found
 

@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.config import Metrics as MetricsSettings
 from gateway.errors import ConfigError
 from gateway.health.metrics import LATENCY_BUCKETS, Metrics
+from gateway.outbox.rates import Flow
 from gateway.outbox.stats import ClassStats, OutboxStats
+from gateway.report import FeatureReport, HoldReport, LinkUsageReport
 from gateway.values import Inference
 from gateway.wire.messages import Event, ModelRef, PipelineStatus, decode
 
@@ -33,6 +35,12 @@ class Uplink:
     partition: str = "healthy"
     classes: dict[Any, Link] = field(default_factory=dict)
     connects: int = 0
+    withheld: dict[Any, int] = field(default_factory=dict)
+    conflicts: dict[Any, int] = field(default_factory=dict)
+    ignored_acks: int = 0
+    bad_topics: int = 0
+    overflows: int = 0
+    publish_errors: dict[str, int] = field(default_factory=dict)
 
 
 def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
@@ -123,11 +131,60 @@ def test_the_outbox_is_shown_by_class() -> None:
 @pytest.mark.parametrize(("partition", "number"), [("healthy", 0), ("degraded", 1), ("partitioned", 2)])
 def test_the_uplink_is_shown_by_class(partition: str, number: int) -> None:
     metrics = Metrics()
-    metrics.observe_uplink(Uplink(partition, {"bulk": Link(500, 5, 1)}, 2))
+    metrics.observe_uplink(Uplink(partition, {"bulk": Link(500, 5, 1)}, 2, {}, {}, 3, 4, 5, {"Quota exceeded": 6}))
     assert value(metrics, "partition_state") == number
     assert value(metrics, "uplink_bytes_total", **{"class": "bulk"}) == 500
     assert value(metrics, "uplink_resent_batches_total", **{"class": "bulk"}) == 1
     assert value(metrics, "uplink_connects_total") == 2
+    assert value(metrics, "uplink_ignored_acks_total") == 3
+    assert value(metrics, "uplink_dropped_messages_total", reason="bad-topic") == 4
+    assert value(metrics, "uplink_dropped_messages_total", reason="overflow") == 5
+    assert value(metrics, "uplink_publish_errors_total", reason="Quota exceeded") == 6
+
+
+def test_the_link_is_shown_by_its_use() -> None:
+    metrics = Metrics()
+    usage = LinkUsageReport(
+        metered=True,
+        features={
+            "records": FeatureReport(sent_bytes=700, received_bytes=30, budget_bytes=1000, left_bytes=270),
+            "snapshots": FeatureReport(window_open=False),
+        },
+        held={"bulk": HoldReport(reason="window")},
+        network_sent_bytes=900,
+    )
+    metrics.observe_link(usage)
+    metrics.observe_link(usage)
+    assert value(metrics, "sluice_link_bytes_total", feature="records", direction="out") == 700
+    assert value(metrics, "sluice_link_bytes_total", feature="records", direction="in") == 30
+    assert value(metrics, "sluice_link_budget_bytes", feature="records") == 1000
+    assert value(metrics, "sluice_link_budget_left_bytes", feature="records") == 270
+    assert value(metrics, "sluice_link_budget_bytes", feature="snapshots") is None
+    assert value(metrics, "sluice_link_window_open", feature="snapshots") == 0
+    assert value(metrics, "sluice_link_held", **{"class": "bulk"}) == 1
+    assert value(metrics, "sluice_link_held", **{"class": "critical"}) == 0
+    assert value(metrics, "sluice_link_network_bytes_total", direction="out") == 900
+
+
+def test_rates_and_the_forecast_are_shown_by_class_and_direction() -> None:
+    metrics = Metrics()
+    draining = ClassStats(
+        rows=100,
+        disk_bytes=1000,
+        max_rows=1000,
+        max_bytes=10_000,
+        lowest=1,
+        highest=100,
+        oldest_age_seconds=5.0,
+        incoming=Flow(1.0, 10.0),
+        outgoing=Flow(5.0, 50.0),
+        empty_in_seconds=25.0,
+    )
+    metrics.observe_outbox(OutboxStats(epoch="e", classes={"event": draining}, file_bytes=0, wal_bytes=0))
+    assert value(metrics, "outbox_rows_per_second", **{"class": "event", "direction": "in"}) == 1.0
+    assert value(metrics, "outbox_bytes_per_second", **{"class": "event", "direction": "out"}) == 50.0
+    assert value(metrics, "outbox_empty_in_seconds", **{"class": "event"}) == 25.0
+    assert value(metrics, "outbox_full_in_seconds", **{"class": "event"}) == float("inf")
 
 
 # ---- over HTTP -----------------------------------------------------------------------------------

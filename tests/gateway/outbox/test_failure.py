@@ -14,7 +14,8 @@ from gateway.outbox.database import Database
 from gateway.outbox.faults import StoreFaultError
 from gateway.outbox.store import Outbox
 from gateway.values import Receipt
-from tests.gateway.outbox.outbox_kit import event, numbers, opened, settings, until
+from gateway.wire.messages import Notice, decode
+from tests.gateway.outbox.outbox_kit import event, numbers, opened, rows, settings, until
 
 
 class FailingCommit:
@@ -190,3 +191,18 @@ def test_a_limit_on_file_size_loses_nothing(file: Path, program: str) -> None:
     )
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert "stored" in ended.stdout.splitlines()[-1]
+
+
+def test_the_cloud_is_told_that_the_disk_had_failed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+    FailingCommit(monkeypatch, after_commit=False)
+    outbox = Outbox.open(file, settings(), on_failed=lambda _: failed.set())
+    outbox.submit([event(1)])
+    assert failed.wait(20)
+    outbox.reopen()
+    until(lambda: rows(outbox, "critical"))
+    (row,) = rows(outbox, "critical")
+    told = decode(row.body, Notice)
+    assert (told.code, told.severity) == ("store_failed", "error")
+    assert "SQLITE_IOERR_FSYNC" in told.detail
+    outbox.close()

@@ -13,7 +13,8 @@ from gateway.sources.base import ClosableSource, Source, open_source
 from gateway.sources.capture import Backoff, CaptureThread, SourceState
 from gateway.sources.fresh import FreshnessGuard, guard_for
 from gateway.sources.slot import Handoff
-from gateway.values import Capture, Frame
+from gateway.sources.still import StillnessWatch
+from gateway.values import Capture, Frame, SampleBlock
 from tests.simulators.camera import MjpegCamera
 from tests.simulators.clips import picture, write_video
 from tests.simulators.waiting import wait_for
@@ -251,3 +252,31 @@ def test_the_pictures_a_second_are_limited_and_the_rest_is_counted() -> None:
         assert 3 < rate < 6
         assert recorder.thread.drops["rate_limited"] > 20
     camera.unplug()
+
+
+class Samples(ClosableSource):
+    """A sensor that gives one value after the other, a second apart, and then waits."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__("motor")
+        self._values = values
+
+    def captures(self) -> Iterator[Capture]:
+        for second, value in enumerate(self._values):
+            yield SampleBlock("motor", second, second * 1_000_000_000, 1.0, np.array([[value]], np.float32))
+        self._closing.wait()
+
+
+def test_a_sensor_that_stands_still_is_frozen_until_it_moves_and_its_values_are_handed_on() -> None:
+    values = [1.0, 2.0, *[3.0] * 8, 4.0, 5.0]
+    with Recorder(lambda: Samples(values), watch=StillnessWatch(5.0)) as run:
+        wait_for(lambda: len(run.captures) == len(values))
+    assert run.story == ["opening", "streaming", "frozen", "streaming"]
+    assert "channel 0" in run.states[2].error
+
+
+def test_without_the_watch_the_same_sensor_seems_well() -> None:
+    values = [1.0, 2.0, *[3.0] * 8, 4.0, 5.0]
+    with Recorder(lambda: Samples(values)) as run:
+        wait_for(lambda: len(run.captures) == len(values))
+    assert run.story == ["opening", "streaming"]

@@ -10,7 +10,7 @@ from gateway.config import Broker, Cloud
 from gateway.errors import ConfigError
 from gateway.uplink.uplink import Partition, Uplink
 from gateway.wire.batch import unpack
-from gateway.wire.messages import Availability, Event, ModelRef, RecordClass, decode
+from gateway.wire.messages import Availability, Event, ModelRef, RecordClass, Withheld, decode
 from tests.gateway.uplink.waiting import running, until
 from tests.simulators import scripted_broker as wire
 from tests.simulators.record_store import MemoryStore
@@ -105,7 +105,7 @@ async def test_presence_is_retained_with_a_will_and_ends_with_stopped() -> None:
             assert connect.will_topic == "sluice/v1/gw/availability/gateway"
             assert connect.will_retain
             assert decode(connect.will_payload, Availability).state == "offline"
-            assert broker.subscriptions == ["sluice/v1/gw/ack/+"]
+            assert broker.subscriptions == ["sluice/v1/gw/availability/gateway", "sluice/v1/gw/ack/+"]
         states = [decode(payload, Availability) for payload in broker.payloads("availability")]
         assert [each.state for each in states] == ["online", "stopped"]
         assert states[0].version == "1.2.3"
@@ -295,18 +295,141 @@ async def test_payloads_are_cut_to_the_servers_maximum_packet_size() -> None:
         assert committed(broker, "bulk") == [1, 2, 3, 4, 5]
 
 
-async def test_a_record_that_fits_no_packet_blocks_its_class_alone_and_says_so() -> None:
+async def test_a_record_that_fits_no_packet_is_set_aside_and_its_class_goes_on() -> None:
     store = MemoryStore()
     store.put("bulk", 1, blob=bytes(5000))
+    store.put("bulk", 3, blob=bytes(50))
     store.put("event", 20)
     async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 2048)]) as broker:
         uplink = uplink_for(store, broker)
         async with running(uplink.run()):
-            await until(lambda: store.left("event") == 0)
+            await until(lambda: store.empty)
+            assert uplink.status().withheld == {("bulk", "too-large"): 1}
+            assert uplink.partition is Partition.HEALTHY
+        assert committed(broker, "bulk") == [1, 2, 3, 4]
+        told = decode(broker.rows["gw", EPOCH, "bulk", 1], Withheld)
+        assert (told.kind, told.reason, told.size_bytes) == (
+            "event",
+            "too-large",
+            5000 + len('{"n": 1, "class": "bulk"}'),
+        )
+    reason, kept = store.kept["bulk", 1]
+    assert (reason, kept.blob) == ("too-large", bytes(5000))
+
+
+async def test_a_record_once_set_aside_for_its_size_stays_so_with_a_broker_that_would_take_it() -> None:
+    store = MemoryStore()
+    store.put("bulk", 1, blob=bytes(5000))
+    async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 2048)], lose_next_batches=1000) as broker:
+        async with running(uplink_for(store, broker).run()):
+            await until(lambda: store.kept and broker.payloads("records/bulk"))
+        (first, *_) = broker.payloads("records/bulk")
+    async with bridge() as roomy:
+        async with running(uplink_for(store, roomy).run()):
+            await until(lambda: store.empty)
+        assert roomy.payloads("records/bulk") == [first]
+
+
+async def test_a_record_that_cannot_even_be_told_of_blocks_its_class_alone_and_says_so() -> None:
+    store = MemoryStore()
+    store.put("bulk", 1, blob=bytes(5000))
+    async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 160)]) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
             await until(lambda: uplink.status().blocked)
             assert "record 1 of class bulk" in uplink.status().blocked
             assert uplink.partition is Partition.DEGRADED
             assert store.left("bulk") == 1
+
+
+async def test_a_record_that_cannot_be_set_aside_is_not_replaced() -> None:
+    store = MemoryStore()
+    store.put("bulk", 1, blob=bytes(5000))
+    store.keeps = False
+    async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 2048)]) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.refusals >= 2)
+            assert store.left("bulk") == 1
+            store.keeps = True
+            await until(lambda: store.empty)
+
+
+@pytest.mark.parametrize("body", [b'{"n": 2, "cla', b"", b"\x00" * 30, b'{"n": \xff}', b'{"n": "\xff"}', b"{}}"])
+async def test_a_body_that_is_no_json_is_set_aside_and_the_records_around_it_arrive(body: bytes) -> None:
+    store = MemoryStore()
+    store.put("event", 10)
+    store.put("event", 1, body=body)
+    store.put("event", 10)
+    async with bridge() as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.empty)
+            assert uplink.status().withheld == {("event", "unreadable"): 1}
+        assert committed(broker, "event") == list(range(1, 22))
+        told = decode(broker.rows["gw", EPOCH, "event", 11], Withheld)
+        assert (told.reason, told.size_bytes) == ("unreadable", len(body))
+    reason, kept = store.kept["event", 11]
+    assert (reason, kept.body) == ("unreadable", body)
+
+
+async def test_a_packet_refused_as_too_large_without_warning_is_made_smaller() -> None:
+    store = MemoryStore()
+    store.put("event", 300)
+    async with bridge() as broker:
+        broker.script.refuse_above = 2000
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.empty, 30.0)
+        assert committed(broker, "event") == list(range(1, 301))
+
+
+async def test_a_broker_that_cuts_the_connection_at_large_packets_gets_smaller_ones() -> None:
+    store = MemoryStore()
+    store.put("event", 300, body=b'{"text": "%s"}' % bytes(65 + n * 7 % 26 for n in range(400)))
+    async with bridge() as broker:
+        broker.script.cut_above = 3000
+        uplink = uplink_for(store, broker, batch_records=300)
+        async with running(uplink.run()):
+            await until(lambda: store.empty, 60.0)
+        assert committed(broker, "event") == list(range(1, 301))
+        assert store.kept == {}, "a guess is no reason to withhold anything"
+
+
+def clones() -> tuple[MemoryStore, MemoryStore]:
+    """Return two stores of one epoch that have different rows under the same numbers."""
+    one, other = MemoryStore(), MemoryStore()
+    for store, name in ((one, "one"), (other, "other")):
+        for n in range(1, 6):
+            store.put("event", 1, body=b'{"n": %d, "device": "%s"}' % (n, name.encode()))
+    return one, other
+
+
+@pytest.mark.parametrize("digest", [True, False])
+async def test_the_mark_of_a_clone_lets_nothing_go_that_was_not_sent(digest: bool) -> None:
+    """Without the digest in the mark, the rows of the second device would go unsent."""
+    one, other = clones()
+    async with bridge() as broker:
+        broker.script.tell_digests = digest
+        async with running(uplink_for(one, broker).run()):
+            await until(lambda: one.empty)
+        sent = len(broker.payloads("records/event"))
+        async with running(uplink_for(other, broker).run()):
+            await until(lambda: other.empty)
+        assert (len(broker.payloads("records/event")) > sent) == digest
+
+
+async def test_a_conflict_is_told_once_and_shown() -> None:
+    store = MemoryStore()
+    told: list[tuple[str, int]] = []
+    async with bridge() as broker:
+        uplink = Uplink(cloud(broker), "gw", "sluice", store, on_conflict=lambda name, n: told.append((name, n)))
+        async with running(uplink.run()):
+            await until(lambda: broker.subscriptions)
+            for epoch, conflicts in ((EPOCH[::-1], 9), (EPOCH, 2), (EPOCH, 2), (EPOCH, 3)):
+                broker.acknowledge("gw", epoch, "event", 0, conflicts=conflicts)
+            await until(lambda: uplink.status().conflicts == {"event": 3})
+        assert told == [("event", 2), ("event", 3)]
 
 
 async def test_a_session_taken_over_is_not_fought_for() -> None:

@@ -1,0 +1,60 @@
+"""What `gateway config validate` finds in manifests and on the disk, and what does not stop a gateway from starting."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.configload import Problem, load, read
+from tests.simulators.clips import write_video
+from tests.simulators.releases import write_release
+
+CONFIG = """\
+gateway: {id: dock-7, state_directory: .}
+models: {directories: [models]}
+sources: {cam: {type: camera, device: door.avi}}
+pipelines:
+  door:
+    source: cam
+    model: cat-finder
+    rules: [{name: someone, labels: [a, b]}]
+cloud: {brokers: [{url: "mqtts://bridge.example.net"}]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    write_release(tmp_path / "models", "cat-finder", "1.0.0")
+    write_video(tmp_path / "door.avi", frames=3)
+    file = tmp_path / "gateway.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+def changed(file: Path, old: str, new: str) -> list[Problem]:
+    assert old in CONFIG
+    file.write_text(CONFIG.replace(old, new))
+    return read(file, take_stock=True).problems
+
+
+def test_a_complete_configuration_has_no_problems(file: Path) -> None:
+    assert read(file, take_stock=True).problems == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "remedy"),
+    [
+        ("model: cat-finder", "model: cat-fnider", "pipelines.door.model", "did you mean `cat-finder`?"),
+        ("model: cat-finder", "model: cat-finder@2.0.0", "pipelines.door.model", "did you mean `cat-finder`?"),
+        ("labels: [a, b]", "labels: [a, c]", "pipelines.door.rules[0].labels[1]", "it knows a, b"),
+        ("device: door.avi", "device: dor.avi", "sources.cam.device", "name a file"),
+    ],
+)
+def test_what_is_named_and_not_there_is_told_with_its_place(
+    file: Path, old: str, new: str, path: str, remedy: str
+) -> None:
+    (problem,) = changed(file, old, new)
+    assert (problem.path, problem.severity) == (path, "error")
+    assert problem.remedy.startswith(remedy)
+    # A gateway starts all the same: the other pipelines do not wait for this one.
+    assert load(file).gateway.id == "dock-7"
+    assert read(file, require_files=False).problems == []

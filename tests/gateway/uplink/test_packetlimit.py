@@ -1,0 +1,60 @@
+from gateway.uplink.exchange import PACKET_TOO_LARGE, Ending
+from gateway.uplink.packetlimit import CUTS_BELIEVED, SMALLEST_GUESS_BYTES, PacketLimit
+
+ANNOUNCED = 100_000
+CUT = Ending("busy", "connection closed")
+
+
+def begun() -> PacketLimit:
+    limit = PacketLimit()
+    limit.begin("mqtt://one:1883")
+    return limit
+
+
+def test_the_announced_limit_holds_until_something_else_is_known() -> None:
+    limit = begun()
+    assert limit.certain(ANNOUNCED) == limit.preferred(ANNOUNCED) == ANNOUNCED
+
+
+def test_a_refused_size_is_never_tried_again() -> None:
+    limit = begun()
+    limit.refused(5000)
+    limit.refused(4000)
+    limit.refused(9000)
+    assert limit.certain(ANNOUNCED) == limit.preferred(ANNOUNCED) == 3999
+
+
+def test_an_ending_that_names_the_size_is_as_good_as_a_refusal() -> None:
+    limit = begun()
+    assert not limit.ended(Ending("refused", "Packet too large", PACKET_TOO_LARGE), 5000)
+    assert limit.certain(ANNOUNCED) == 4999
+
+
+def test_cuts_in_a_row_make_batches_smaller_and_say_nothing_certain() -> None:
+    limit = begun()
+    assert [limit.ended(CUT, 5000) for _ in range(CUTS_BELIEVED)] == [False, False, True]
+    assert (limit.certain(ANNOUNCED), limit.preferred(ANNOUNCED)) == (ANNOUNCED, 2500)
+    for _ in range(20 * CUTS_BELIEVED):
+        limit.ended(CUT, limit.preferred(ANNOUNCED))
+    assert limit.preferred(ANNOUNCED) == SMALLEST_GUESS_BYTES
+
+
+def test_an_answer_in_between_or_another_reason_is_no_hint_at_sizes() -> None:
+    limit = begun()
+    for _ in range(10):
+        limit.ended(CUT, 5000)
+        limit.ended(CUT, 5000)
+        limit.answered()
+        limit.ended(Ending("unreachable", "silent"), 5000)
+        limit.ended(Ending("busy", "Server busy", 0x89), 5000)
+        limit.ended(CUT, 0)
+    assert limit.preferred(ANNOUNCED) == ANNOUNCED
+
+
+def test_another_broker_begins_with_nothing_known_and_the_same_one_does_not() -> None:
+    limit = begun()
+    limit.refused(5000)
+    limit.begin("mqtt://one:1883")
+    assert limit.certain(ANNOUNCED) == 4999
+    limit.begin("mqtt://two:1883")
+    assert limit.certain(ANNOUNCED) == ANNOUNCED
