@@ -39,7 +39,13 @@ class Commands(click.Group):
         "status": ("gateway.commands.status", "Tell how the running gateway is."),
         "doctor": ("gateway.commands.doctor", "Examine this machine, and say what to do."),
         "outbox": ("gateway.commands.outbox", "Look into the records that wait for the cloud."),
+        "identity": ("gateway.commands.identity", "The one-hour certificate: how it stands, how to enrol."),
+        "qualify-storage": (
+            "gateway.commands.qualify",
+            "Find out whether a medium keeps what it says it has written.",
+        ),
         "models": ("gateway.commands.models", "List and check model releases."),
+        "vault": ("gateway.commands.vault", "Look after the key that protects model weights."),
         "schema": ("gateway.commands.schema", "Print the JSON schemas of the messages."),
     }
 

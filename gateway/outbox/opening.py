@@ -176,7 +176,12 @@ def _open(file: Path, page_limit: int, clocks: Clocks) -> Opened:
         check_tables(db, file)
         database = Database(db, reserve, file, epoch=meta["epoch"], page_limit=page_limit)
         age = AgeClock(_saved_age(meta), clocks)
-        notices = _mark_in_use(database, age, clocks, rolled_back=lost_wal and meta.get("in_use") == "1")
+        rolled_back = lost_wal and meta.get("in_use") == "1"
+        try:
+            notices = _mark_in_use(database, age, clocks, rolled_back=rolled_back)
+        except StoreFullError:
+            database.checkpoint("RESTART")  # then the log is written from its beginning, in the blocks it has
+            notices = _mark_in_use(database, age, clocks, rolled_back=rolled_back)
     except (OutboxError, sqlite3.Error):
         db.close()
         reserve.close()

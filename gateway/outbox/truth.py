@@ -32,12 +32,15 @@ def forget(file: Path) -> None:
         StoreFaultError: the disk still fails.
         StoreFullError: it is full, and even what is in memory has no room.
     """
-    wal = file.with_name(file.name + "-wal")
+    wal, shm = file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")
+    for name in (wal, shm):
+        if name.is_dir():
+            raise DamagedStoreError(f"{name}: a directory stands in its place")
     if not wal.exists():
         return
     for name in (wal, file):
         _drop(name)
-    _void_index(file.with_name(file.name + "-shm"))
+    _void_index(shm)
 
 
 def _drop(name: Path) -> None:

@@ -19,6 +19,7 @@ from cloud_bridge.training.synth import loops, machine
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.litert import LiteRtBackend
 from gateway.inference.model import Model, open_model
+from gateway.inference.plain import open_plain
 from gateway.preprocess.preparation import preparation_for
 from gateway.values import Window
 from gateway.wire.manifest import LogBands, Reconstruction, WindowInput
@@ -103,7 +104,7 @@ def test_process_meets_what_it_is_shipped_for() -> None:
 
 def opened(name: str) -> Model:
     found = ReleaseStore([SHIPPED]).find(name)
-    return open_model(found, found.manifest.artefacts[0], LiteRtBackend(), preparation_for)
+    return open_model(found, found.manifest.artefacts[0], LiteRtBackend(), preparation_for, open_weights=open_plain)
 
 
 def window(samples: np.ndarray, sequence: int, rate_hz: float) -> Window:
