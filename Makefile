@@ -83,7 +83,10 @@ format: setup ## Format the code and fix what can be fixed
 bench: setup ## Measure on this machine [ARGS=]
 	@$(PY) -m tests.bench $(ARGS)
 
-test-chaos: setup ## Kill, cut and fill things many times over [ARGS=]
+# Without one of these packages, or without root, the experiments that need it skip themselves and say why.
+test-chaos: setup ## Kill, cut and fill things many times over [ARGS=--minutes 60 -k soak]
+	-@sh hil/loopback/system-packages.sh iproute2 nftables libfaketime faketime strace fuse3 e2fsprogs postgresql \
+		qemu-system-x86 qemu-utils
 	@$(PY) -m pytest tests/chaos -m chaos $(ARGS)
 
 test-image: setup ## Boot the appliance image under QEMU and update it [ARGS=]

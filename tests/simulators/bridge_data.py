@@ -10,13 +10,17 @@ from dataclasses import replace
 import numpy as np
 
 from cloud_bridge.errors import StoreError
-from cloud_bridge.store.base import RecordFilter
+from cloud_bridge.store.base import RecordFilter, RollupFilter
 from cloud_bridge.values import (
     Counts,
     DeadLetter,
     Gap,
+    GapPlace,
     GatewayState,
+    LetterPlace,
     PipelineState,
+    Rollup,
+    Spread,
     StoredEvent,
     StoredLetter,
     StoredRecord,
@@ -60,6 +64,7 @@ class BridgeData:
         self._streams: dict[StreamKey, Stream] = {}
         self._gaps: list[Gap] = []
         self._letters: list[StoredLetter] = []
+        self._rollups: list[Rollup] = []
 
     # knobs
 
@@ -105,7 +110,42 @@ class BridgeData:
         with self._lock:
             self._change += 1
             key = StreamKey(gateway, EPOCH, "bulk")
-            self._gaps.insert(0, Gap(key, first, last, "eviction", reason, self.now_ns))
+            place = GapPlace(self.now_ns, 1, len(self._gaps) + 1)
+            self._gaps.insert(0, Gap(key, first, last, "eviction", reason, self.now_ns, place=place))
+
+    def put_lost_store(self, gateway: str, epoch: str, detail: str = "damaged") -> None:
+        """Note that a device has put a store aside of which nothing ever came."""
+        with self._lock:
+            self._change += 1
+            place = GapPlace(self.now_ns, 1, len(self._gaps) + 1)
+            key = StreamKey(gateway, epoch, "")
+            self._gaps.insert(0, Gap(key, 1, 0, "quarantine", detail, self.now_ns, is_open=True, place=place))
+
+    def put_rollup(self, gateway: str, pipeline: str, label: str, events: int, *, grain_seconds: int = 3600) -> None:
+        """Sum something up, in the present hour or day."""
+        nothing = Spread(0, None, None, None)
+        with self._lock:
+            self._change += 1
+            self._rollups.append(
+                Rollup(
+                    gateway=gateway,
+                    grain_seconds=grain_seconds,
+                    pipeline=pipeline,
+                    label=label,
+                    start_s=self.now_ns // SECOND_NS // grain_seconds * grain_seconds,
+                    events=events,
+                    updates=0,
+                    score=Spread(events, 0.25, 0.5, 0.75),
+                    measures=0,
+                    inferences=0,
+                    findings=0,
+                    level=nothing,
+                    latency_ms=nothing,
+                    dropped=0,
+                    raw_bytes=0,
+                    sent_bytes=0,
+                )
+            )
 
     def put_letter(self, reason: str, topic: str, payload: bytes, detail: str = "not JSON") -> None:
         """Keep a dead letter."""
@@ -134,6 +174,7 @@ class BridgeData:
         pipeline: str | None = None,
         label: str | None = None,
         since_ns: int | None = None,
+        until_ns: int | None = None,
         before_id: int | None = None,
     ) -> list[StoredEvent]:
         """Return the newest events."""
@@ -146,6 +187,7 @@ class BridgeData:
             and pipeline in (None, stored.event.pipeline)
             and label in (None, stored.event.label)
             and (since_ns is None or stored.received_at_ns >= since_ns)
+            and (until_ns is None or stored.received_at_ns < until_ns)
             and (before_id is None or stored.id < before_id)
         ][:limit]
 
@@ -165,6 +207,7 @@ class BridgeData:
             and wanted.record_class in (None, row.key.record_class)
             and wanted.kind in (None, row.kind)
             and (wanted.since_ns is None or row.received_at_ns >= wanted.since_ns)
+            and (wanted.until_ns is None or row.received_at_ns < wanted.until_ns)
             and (wanted.before_id is None or row.id < wanted.before_id)
         ][:limit]
 
@@ -181,10 +224,27 @@ class BridgeData:
         with self._reading():
             return [self._streams[key] for key in sorted(self._streams)]
 
-    def gaps(self, *, gateway: str | None = None, limit: int = 1000) -> list[Gap]:
+    def gaps(
+        self,
+        *,
+        gateway: str | None = None,
+        source: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: GapPlace | None = None,
+        limit: int = 1000,
+    ) -> list[Gap]:
         """Return the latest gaps."""
         with self._reading():
-            return [gap for gap in self._gaps if gateway in (None, gap.key.gateway)][:limit]
+            return [
+                gap
+                for gap in self._gaps
+                if gateway in (None, gap.key.gateway)
+                and source in (None, gap.source)
+                and (since_ns is None or gap.noted_at_ns >= since_ns)
+                and (until_ns is None or gap.noted_at_ns < until_ns)
+                and (before is None or (gap.place is not None and gap.place < before))
+            ][:limit]
 
     def counts(self) -> Counts:
         """Return the sums."""
@@ -198,10 +258,45 @@ class BridgeData:
                 deleted=0,
             )
 
-    def dead_letters(self, *, limit: int = 100, reason: str | None = None) -> list[StoredLetter]:
+    def dead_letters(
+        self,
+        *,
+        limit: int = 100,
+        reason: str | None = None,
+        gateway: str | None = None,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        before: LetterPlace | None = None,
+    ) -> list[StoredLetter]:
         """Return the latest dead letters."""
         with self._reading():
-            return [stored for stored in self._letters if reason in (None, stored.letter.reason)][:limit]
+            return [
+                stored
+                for stored in self._letters
+                if reason in (None, stored.letter.reason)
+                and (gateway is None or (stored.letter.key is not None and stored.letter.key.gateway == gateway))
+                and (since_ns is None or stored.last_at_ns >= since_ns)
+                and (until_ns is None or stored.last_at_ns < until_ns)
+                and (before is None or stored.place < before)
+            ][:limit]
+
+    def rollups(self, wanted: RollupFilter, *, limit: int = 1000) -> list[Rollup]:
+        """Return the latest rollups."""
+        with self._reading():
+            found = sorted(
+                self._rollups, key=lambda one: (one.start_s, one.gateway, one.pipeline, one.label), reverse=True
+            )
+        return [
+            one
+            for one in found
+            if one.grain_seconds == wanted.grain_seconds
+            and wanted.gateway in (None, one.gateway)
+            and wanted.pipeline in (None, one.pipeline)
+            and wanted.label in (None, one.label)
+            and (wanted.since_s is None or one.start_s >= wanted.since_s)
+            and (wanted.until_s is None or one.start_s < wanted.until_s)
+            and (wanted.before is None or (one.start_s, one.gateway, one.pipeline, one.label) < wanted.before)
+        ][:limit]
 
     def change_counter(self) -> int:
         """Return how often something changed."""

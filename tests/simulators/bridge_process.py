@@ -28,9 +28,9 @@ class BridgeProcess:
         self.database = directory / "bridge.db"
         self.store = store or f"sqlite:///{self.database}"
         self.log = directory / "bridge.log"
-        self._file = directory / "bridge.yaml"
+        self.file = directory / "bridge.yaml"
         self._module = module
-        self._file.write_text(
+        self.file.write_text(
             f"brokers: [{{url: '{broker}'}}]\nstore: {{url: '{self.store}'}}\nconsole: {{enabled: false}}\n"
             f"ingest: {{client_id: '{client_id}', session_expiry_seconds: {expiry}, workers: {workers}}}\n"
         )
@@ -39,12 +39,17 @@ class BridgeProcess:
     def start(self) -> None:
         said = self._connections()
         root = Path(__file__).resolve().parents[2]
-        command = [sys.executable, "-m", self._module, "run", "--config", str(self._file)]
+        command = [sys.executable, "-m", self._module, "run", "--config", str(self.file)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", "--", *command], stdout=log, stderr=log, cwd=root
             )
         wait_for(lambda: self._connections() > said, seconds=30, what=f"the bridge is connected, see {self.log}")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:

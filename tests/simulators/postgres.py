@@ -66,6 +66,14 @@ class PostgresServer:
             # Its children notice; the next start waits for them, else it refuses the shared memory.
             wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.split()), seconds=20)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and all its children, e.g. SIGSTOP: it neither answers nor ends."""
+        if self._process is not None:
+            command = ["pgrep", "-P", str(self._process.pid)]
+            children = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+            for pid in (self._process.pid, *map(int, children.split())):
+                os.kill(pid, number)
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)  # "fast": clients are sent away

@@ -17,6 +17,9 @@ class MemoryStore:
         self.fail = False
         self.reads = 0
         self.acknowledged: list[tuple[RecordClass, str, int]] = []
+        self.keeps = True  # False: nothing can be set aside
+        self.refusals = 0
+        self.kept: dict[tuple[RecordClass, int], tuple[str, Stored]] = {}
         self._lock = threading.Lock()
         self._rows: dict[RecordClass, dict[int, Stored]] = {name: {} for name in CLASSES}
         self._next: dict[RecordClass, int] = dict.fromkeys(CLASSES, 1)
@@ -77,6 +80,16 @@ class MemoryStore:
             if not rows:
                 return None
             return StoredRun(record_class, self.epoch, self._base[record_class], tuple(rows))
+
+    def set_aside(self, record_class: RecordClass, epoch: str, row: Stored, reason: str, gateway: str) -> None:
+        self._check()
+        if not self.keeps:
+            self.refusals += 1
+            raise OutboxError("no room to set it aside")
+        self.kept[record_class, row.seq] = (reason, row)
+
+    def aside(self, record_class: RecordClass, epoch: str) -> frozenset[int]:
+        return frozenset(n for (name, n), (why, _) in self.kept.items() if name == record_class and why == "too-large")
 
     def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
         self._check()

@@ -5,6 +5,7 @@ library under test. It can also play the cloud bridge: commit records, then ackn
 """
 
 import asyncio
+import os
 import ssl
 import struct
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from gateway.wire.batch import unpack
-from gateway.wire.messages import Ack, RecordClass, encode
+from gateway.wire.messages import Ack, RecordClass, encode, record_digest
 from gateway.wire.topics import Address, address_of, topic_for
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 1, 2, 3, 4, 8, 9, 12, 13, 14
@@ -174,6 +175,8 @@ class Script:
     puback: int = 0
     withhold_pubacks: bool = False
     lose_next_pubacks: int = 0
+    refuse_above: int | None = None  # payload bytes; more is answered with 0x95
+    cut_above: int | None = None  # payload bytes; more ends the connection without a word
     puback_unknown_mids: bool = False  # before the right one
     suback: int = 1
     answer_pings: bool = True
@@ -186,6 +189,7 @@ class Script:
     lose_next_batches: int = 0  # PUBACK them, then forget them, as brokers do
     lose_next_acks: int = 0
     withhold_acks: bool = False
+    tell_digests: bool = True
 
 
 @dataclass
@@ -216,6 +220,7 @@ class ScriptedBroker:
         self.packets: list[int] = []  # kinds received, in order
         self.retained: dict[str, bytes] = {}
         self.rows: dict[tuple[str, str, RecordClass, int], bytes] = {}  # as a bridge: what is committed
+        self.digests: dict[tuple[str, str, RecordClass, int], str] = {}
         self.order: dict[RecordClass, list[int]] = {}  # as a bridge: in which order rows came, first time only
         self.duplicates = 0
         self.marks: dict[tuple[str, str, RecordClass], int] = {}
@@ -261,6 +266,11 @@ class ScriptedBroker:
         """Publish to all connections, whatever they subscribed to."""
         for peer in self._peers:
             self._write(peer, publish_packet(peer.level, topic, payload, retain=retain, qos=qos, dup=dup))
+
+    def send_below_tls(self, data: bytes) -> None:
+        """Send bytes to all connections as they are, past the encryption."""
+        for peer in self._peers:
+            os.write(peer.writer.get_extra_info("socket").fileno(), data)
 
     def send_raw(self, data: bytes) -> None:
         """Send bytes to all connections."""
@@ -398,13 +408,16 @@ class ScriptedBroker:
                 return False
         if script.close_after_publishes is not None and peer.publishes > script.close_after_publishes:
             return False
+        if script.cut_above is not None and len(message.payload) > script.cut_above:
+            return False
+        refused = script.refuse_above is not None and len(message.payload) > script.refuse_above
         if qos == 1:
-            self._puback(peer, message)
-        if script.is_bridge and "/records/" in topic and script.puback < 0x80:
+            self._puback(peer, message, 0x95 if refused else script.puback)
+        if script.is_bridge and "/records/" in topic and script.puback < 0x80 and not refused:
             self._commit(message)
         return True
 
-    def _puback(self, peer: _Peer, message: Published) -> None:
+    def _puback(self, peer: _Peer, message: Published, code: int) -> None:
         script = self.script
         if script.withhold_pubacks or peer.silent:
             return
@@ -414,10 +427,10 @@ class ScriptedBroker:
         if script.puback_unknown_mids:
             self._write(peer, packet(PUBACK, 0, struct.pack("!H", (message.mid + 20_000) % 65_536 or 1)))
         body = struct.pack("!H", message.mid)
-        if peer.level == 5 and script.puback:
-            body += bytes([script.puback]) + b"\0"
+        if peer.level == 5 and code:
+            body += bytes([code]) + b"\0"
         self._write(peer, packet(PUBACK, 0, body))
-        if script.puback < 0x80:
+        if code < 0x80:
             self.on_puback(message)
 
     def _commit(self, message: Published) -> None:
@@ -437,6 +450,7 @@ class ScriptedBroker:
                 self.duplicates += 1
             else:
                 self.rows[key] = bytes(record.body) + bytes(blob)
+                self.digests[key] = record_digest(record.kind, bytes(record.body), bytes(blob))
                 self.order.setdefault(name, []).append(record.seq)
         mark = max(self.marks.get(stream, 0), batch.base - 1)
         while (*stream, mark + 1) in self.rows:
@@ -449,10 +463,11 @@ class ScriptedBroker:
             return
         self.acknowledge(address.gateway, batch.epoch, name, mark)
 
-    def acknowledge(self, gateway: str, epoch: str, name: RecordClass, mark: int) -> None:
+    def acknowledge(self, gateway: str, epoch: str, name: RecordClass, mark: int, conflicts: int = 0) -> None:
         """Publish an ack, retained."""
         topic = topic_for(Address(gateway, "ack", name), self.root)
-        payload = encode(Ack(epoch=epoch, mark=mark, at="2026-01-01T00:00:00.000Z"))
+        digest = self.digests.get((gateway, epoch, name, mark), "") if self.script.tell_digests else ""
+        payload = encode(Ack(epoch=epoch, mark=mark, at="2026-01-01T00:00:00.000Z", digest=digest, conflicts=conflicts))
         self.retained[topic] = payload
         for peer in self._peers:
             if any(_matches(each, topic) for each in peer.filters):

@@ -1,0 +1,110 @@
+"""The power goes at any moment: what was acknowledged is there when it comes back."""
+
+import subprocess
+from pathlib import Path
+
+from tests.chaos.experiment import Experiment
+from tests.chaos.storage import outbox_oracle
+from tests.chaos.storage.campaign import bridge_judge, cut_everywhere, outbox_judge, record
+from tests.chaos.storage.conftest import MakeDisk
+from tests.chaos.storage.cuts import DiskLog, PowerCut, mounted, workplace
+from tests.chaos.storage.fusedisk import MARK
+from tests.chaos.storage.outbox_oracle import Verdict
+from tests.chaos.storage.outbox_victim import SETTINGS
+
+OPENS_WITHIN_SECONDS = 2.0
+
+
+def test_c14_no_power_cut_loses_an_acknowledged_record_of_the_outbox(
+    experiment: Experiment, fuse_disk: MakeDisk
+) -> None:
+    disk = fuse_disk()
+    record(
+        disk,
+        "outbox_victim",
+        "state/outbox.db",
+        seed=experiment.seed,
+        rounds=1200,
+        ends=("kill", "kill", "close", "kill"),
+    )
+    disk.close()
+    said = outbox_oracle.promises_of(DiskLog(disk.log).marks())
+    assert len(said.receipts) > 4000
+    assert min(said.marks.values()) > 0
+    outcome = cut_everywhere(experiment, disk, outbox_judge, experiment.scaled(500, 3000))
+    assert outcome.clean == outcome.points, outcome.first_fault
+    assert outcome.torn_sectors > 0
+    assert outcome.slowest_open_seconds < OPENS_WITHIN_SECONDS
+
+
+def test_c14_control_a_store_that_syncs_only_at_checkpoints_loses(experiment: Experiment, fuse_disk: MakeDisk) -> None:
+    disk = fuse_disk()
+    record(
+        disk, "outbox_victim", "state/outbox.db", "--careless", seed=experiment.seed, rounds=1200, ends=("kill", "kill")
+    )
+    disk.close()
+    outcome = cut_everywhere(experiment, disk, outbox_judge, 200, stop_at_loss=True)
+    assert outcome.lost > 0, "synchronous=NORMAL has lost nothing: the experiment sees nothing"
+
+
+def test_c14_a_second_cut_while_the_store_recovers_from_the_first_loses_nothing(
+    experiment: Experiment, fuse_disk: MakeDisk
+) -> None:
+    disk = fuse_disk()
+    record(disk, "outbox_victim", "state/outbox.db", seed=experiment.seed, rounds=600, ends=("kill",))
+    disk.close()
+    log = DiskLog(disk.log)
+    cut = PowerCut(disk.base, log)
+    for point in log.points(experiment.random, experiment.scaled(5, 40)):
+        left = experiment.directory / "left.img"
+        cut.image(point, left, experiment.random)
+        said = outbox_oracle.promises_of(log.marks(point))
+        again = fuse_disk(base=left)
+        record(again, "outbox_victim", "state/outbox.db", seed=experiment.seed + 7, rounds=0, ends=("close",))
+        again.close()
+
+        def judge(place: Path, _: DiskLog, __: int, said: outbox_oracle.Promises = said) -> Verdict:
+            return outbox_oracle.judge(place / "state/outbox.db", SETTINGS, said)
+
+        outcome = cut_everywhere(experiment, again, judge, 12)
+        assert outcome.clean == outcome.points, f"first cut at {point}, {outcome.first_fault}"
+
+
+def test_c14_no_power_cut_puts_a_mark_of_the_bridge_ahead_of_its_rows(
+    experiment: Experiment, fuse_disk: MakeDisk
+) -> None:
+    disk = fuse_disk(size_mib=48)
+    record(disk, "bridge_victim", "bridge/bridge.db", seed=experiment.seed, rounds=250, ends=("kill", "close", "kill"))
+    disk.close()
+    outcome = cut_everywhere(experiment, disk, bridge_judge, experiment.scaled(120, 700))
+    assert outcome.clean == outcome.points, outcome.first_fault
+    assert outcome.slowest_open_seconds < OPENS_WITHIN_SECONDS
+
+
+def test_c14_control_a_bridge_that_syncs_only_at_checkpoints_loses(experiment: Experiment, fuse_disk: MakeDisk) -> None:
+    disk = fuse_disk(size_mib=48)
+    record(disk, "bridge_victim", "bridge/bridge.db", "--careless", seed=experiment.seed, rounds=250, ends=("kill",))
+    disk.close()
+    outcome = cut_everywhere(experiment, disk, bridge_judge, 150, stop_at_loss=True)
+    assert outcome.lost > 0, "synchronous=NORMAL has lost nothing: the experiment sees nothing"
+
+
+def test_c14_the_replayed_disk_holds_what_was_synced_and_may_miss_what_was_not(
+    experiment: Experiment, fuse_disk: MakeDisk
+) -> None:
+    disk = fuse_disk()
+    (disk.mountpoint / "synced").write_bytes(b"a" * 10_000)
+    subprocess.run(["sync", "-f", str(disk.mountpoint)], check=True)
+    disk.mark("synced")
+    (disk.mountpoint / "later").write_bytes(b"b" * 10_000)
+    disk.close()
+    log = DiskLog(disk.log)
+    (marked,) = (at for at, step in enumerate(log.steps) if step.kind == MARK)
+    kept: list[bool] = []
+    for point in (marked + 1, len(log.steps)):  # the second: after the unmounting, which syncs
+        with workplace() as place:
+            PowerCut(disk.base, log).image(point, place / "one", experiment.random)
+            with mounted(place / "one", place / "mounted") as mountpoint:
+                assert (mountpoint / "synced").read_bytes() == b"a" * 10_000
+                kept.append((mountpoint / "later").exists())
+    assert kept == [False, True]
