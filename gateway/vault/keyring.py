@@ -1,0 +1,245 @@
+"""The keys on disk: a vault key that only the key store opens, and content keys wrapped under it.
+
+    <state>/vault/current                     the number of the generation that counts
+    <state>/vault/generations/<n>/vault.key   the vault key, sealed by the key store
+                                  recipient.key   the X25519 secret that grants are addressed to, sealed likewise
+                                  recipient.pub   its public half
+                                  keys/<release>.json   a content key, wrapped under the vault key
+
+A change of the vault key makes a whole new generation and then moves `current` in one step: at every moment one of
+the two is complete, so a power cut costs nothing. A content key is wrapped with XChaCha20-Poly1305, and
+release, name, version and lease are authenticated with it.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import nacl.exceptions
+from nacl.public import PrivateKey, SealedBox
+from nacl.secret import Aead
+
+from gateway.vault.aead import KEY_BYTES
+from gateway.vault.container import key_id
+from gateway.vault.errors import KeyMissingError, KeyStoreError, VaultError, WrongKeyError
+from gateway.vault.files import put_in_place, remove_directory, sync_directory, write_durably
+from gateway.vault.keystore import KeyStore
+from gateway.wire.manifest import Sha256
+
+_CURRENT: Final = "current"
+_GENERATIONS: Final = "generations"
+_VAULT_KEY: Final = "vault.key"
+_RECIPIENT_KEY: Final = "recipient.key"
+_RECIPIENT_PUBLIC: Final = "recipient.pub"
+_KEYS: Final = "keys"
+_ANEW: Final = "`gateway vault init --anew` begins again; content keys then come back with the next grants"
+
+
+class WrappedKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A content key as it lies on disk."""
+
+    release: Sha256  # of the release's manifest.json
+    label: str  # `name version`, for people; may be empty
+    key: Sha256  # `key_id` of the content key
+    lease_until_ns: int | None  # UTC; None: without end
+    wrapped: bytes
+
+    @property
+    def bound(self) -> bytes:
+        """What is authenticated with the key."""
+        fields = (self.release, self.label, self.key, self.lease_until_ns)
+        return b"sluice wrapped content key v1" + msgspec.json.encode(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    """A content key, opened."""
+
+    release: str
+    label: str
+    lease_until_ns: int | None
+    secret: bytes
+
+
+class Keyring:
+    """The generations of one vault. The caller holds the vault's lock: exclusive for everything that changes."""
+
+    def __init__(self, directory: Path, store: KeyStore) -> None:
+        self._directory = directory
+        self._store = store
+
+    @property
+    def generation(self) -> int | None:
+        """Which generation counts; None before `create`.
+
+        Raises:
+            VaultError: the file that says so cannot be read.
+        """
+        file = self._directory / _CURRENT
+        try:
+            return int(file.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise VaultError(
+                f"{file} is damaged: {error}; write the number of the newest complete directory of "
+                f"{self._directory / _GENERATIONS} into it, or: {_ANEW}"
+            ) from error
+
+    def create(self) -> None:
+        """Draw a vault key and a recipient key, and seal both."""
+        self._install(secrets.token_bytes(KEY_BYTES), bytes(PrivateKey.generate()), ())
+
+    def replace(self, *, vault_key: bytes | None = None) -> None:
+        """Make a new generation with all content keys.
+
+        Args:
+            vault_key: default the present one; new secrets are drawn only when another one is given.
+        """
+        present, recipient = self._unsealed(_VAULT_KEY), self._unsealed(_RECIPIENT_KEY)
+        content = tuple(self._opened(wrapped, present) for wrapped in self.wrapped_keys())
+        if vault_key is None:
+            self._install(present, recipient, content)
+        else:
+            self._install(vault_key, bytes(PrivateKey.generate()), content)
+
+    def check(self) -> None:
+        """Unseal both secrets and open every content key, and throw them away."""
+        vault_key = self._unsealed(_VAULT_KEY)
+        public = bytes(PrivateKey(self._unsealed(_RECIPIENT_KEY)).public_key)
+        if public != self.recipient():
+            raise VaultError(f"the recipient's public key does not belong to its secret: {_ANEW}")
+        for wrapped in self.wrapped_keys():
+            self._opened(wrapped, vault_key)
+
+    def recipient(self) -> bytes:
+        """Return the X25519 public key that grants must be addressed to; needs no unsealing."""
+        return self._read(self._here() / _RECIPIENT_PUBLIC)
+
+    def open_grant(self, wrapped: bytes) -> bytes:
+        """Open a sealed box that is addressed to `recipient`.
+
+        Raises:
+            WrongKeyError: it is addressed to somebody else, or damaged.
+            KeyStoreError: the key store does not give the secret out.
+        """
+        try:
+            content_key = SealedBox(PrivateKey(self._unsealed(_RECIPIENT_KEY))).decrypt(wrapped)
+        except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError, nacl.exceptions.TypeError) as error:
+            raise WrongKeyError("the grant is not addressed to this device, or damaged: attest again") from error
+        if len(content_key) != KEY_BYTES:
+            raise WrongKeyError(f"the grant holds {len(content_key)} bytes, a content key has {KEY_BYTES}")
+        return content_key
+
+    def put(self, content: ContentKey) -> None:
+        """Wrap and keep a content key; replaces the one of the same release."""
+        wrapped = _wrapped(content, self._unsealed(_VAULT_KEY))
+        write_durably(self._here() / _KEYS / f"{content.release}.json", msgspec.json.encode(wrapped))
+
+    def find(self, release: str) -> WrappedKey:
+        """Return the wrapped content key of a release.
+
+        Raises:
+            KeyMissingError: there is none.
+        """
+        file = self._here() / _KEYS / f"{release}.json"
+        if not file.exists():
+            raise KeyMissingError(
+                f"there is no key for the release {release[:12]}… on this device: it comes with a grant from the "
+                "bridge, or with `gateway vault import` of the plain release"
+            )
+        return _decoded(file, self._read(file))
+
+    def open(self, wrapped: WrappedKey) -> ContentKey:
+        """Open a content key.
+
+        Raises:
+            KeyStoreError: the key store does not give the vault key out.
+            WrongKeyError: the file was changed.
+        """
+        return self._opened(wrapped, self._unsealed(_VAULT_KEY))
+
+    def wrapped_keys(self) -> Iterator[WrappedKey]:
+        """Yield all content keys, by release."""
+        for file in sorted((self._here() / _KEYS).glob("*.json")):
+            yield _decoded(file, self._read(file))
+
+    def remove_leftovers(self) -> None:
+        """Remove generations that do not count, finished or not."""
+        kept = str(self.generation)
+        for directory in (self._directory / _GENERATIONS).glob("*"):
+            if directory.name != kept:
+                remove_directory(directory)
+
+    def forget(self) -> None:
+        """Give everything up: first that there is a generation, then the generations."""
+        (self._directory / _CURRENT).unlink(missing_ok=True)
+        sync_directory(self._directory)
+        self.remove_leftovers()
+
+    def _install(self, vault_key: bytes, recipient: bytes, content: Sequence[ContentKey]) -> None:
+        number = (self.generation or 0) + 1
+        generations = self._directory / _GENERATIONS
+        partial = generations / f"{number}.partial"
+        self.remove_leftovers()
+        try:
+            (partial / _KEYS).mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            raise VaultError(f"{partial} cannot be made: {error.strerror or error}") from error
+        write_durably(partial / _VAULT_KEY, self._store.seal(vault_key))
+        write_durably(partial / _RECIPIENT_KEY, self._store.seal(recipient))
+        write_durably(partial / _RECIPIENT_PUBLIC, bytes(PrivateKey(recipient).public_key))
+        for each in content:
+            wrapped = msgspec.json.encode(_wrapped(each, vault_key))
+            write_durably(partial / _KEYS / f"{each.release}.json", wrapped)
+        put_in_place(partial, generations / str(number))
+        sync_directory(self._directory)  # in which `generations` may be new
+        write_durably(self._directory / _CURRENT, b"%d\n" % number)
+        self.remove_leftovers()
+
+    def _here(self) -> Path:
+        number = self.generation
+        if number is None:
+            raise KeyStoreError("this device has no vault yet: run `gateway vault init`")
+        return self._directory / _GENERATIONS / str(number)
+
+    def _unsealed(self, name: str) -> bytes:
+        return self._store.unseal(self._read(self._here() / name))
+
+    def _opened(self, wrapped: WrappedKey, vault_key: bytes) -> ContentKey:
+        try:
+            secret = Aead(vault_key).decrypt(wrapped.wrapped, wrapped.bound)
+        except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError) as error:
+            raise WrongKeyError(
+                f"the key of the release {wrapped.release[:12]}… on disk was changed or is damaged; a new grant "
+                "replaces it"
+            ) from error
+        return ContentKey(wrapped.release, wrapped.label, wrapped.lease_until_ns, secret)
+
+    @staticmethod
+    def _read(file: Path) -> bytes:
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise VaultError(f"{file} cannot be read: {error.strerror}; {_ANEW}") from error
+
+
+def _wrapped(content: ContentKey, vault_key: bytes) -> WrappedKey:
+    bare = WrappedKey(
+        release=content.release,
+        label=content.label,
+        key=key_id(content.secret),
+        lease_until_ns=content.lease_until_ns,
+        wrapped=b"",
+    )
+    return msgspec.structs.replace(bare, wrapped=bytes(Aead(vault_key).encrypt(content.secret, bare.bound)))
+
+
+def _decoded(file: Path, document: bytes) -> WrappedKey:
+    try:
+        return msgspec.json.decode(document, type=WrappedKey)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WrongKeyError(f"{file} is damaged: {error}; a new grant replaces it") from error

@@ -1,0 +1,185 @@
+"""Releases whose weights lie sealed: `<state>/models/<name>/<version>/`.
+
+Manifest, golden inputs and everything else lies there as it came; each artefact lies as `<file>.sealed` alone. The
+manifest is the signed one of the plain release, so nothing about it changes by sealing.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gateway.vault.aead import Algorithm
+from gateway.vault.container import Contents, Sealer, chunks_of, new_header
+from gateway.vault.errors import DamagedContainerError, VaultError
+from gateway.vault.files import put_in_place, remove_directory, sync_directory
+from gateway.vault.weights import header_of
+from gateway.wire.errors import MalformedManifestError
+from gateway.wire.manifest import MANIFEST_FILE, Artefact, ModelManifest, read_manifest
+
+SEALED_SUFFIX: Final = ".sealed"
+_PARTIAL_SUFFIX: Final = ".partial"  # no semantic version, so nobody takes it for a release
+_MANIFEST_MAX_BYTES: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseDirectory:
+    """A release on disk, plain or sealed."""
+
+    directory: Path
+    manifest: ModelManifest
+    digest: str  # SHA-256 of manifest.json, which names the digests of all other files
+
+    @property
+    def label(self) -> str:
+        """`name version`, for messages."""
+        return f"{self.manifest.name} {self.manifest.version}"
+
+    def sealed_file(self, artefact: Artefact) -> Path:
+        """Return where an artefact lies sealed."""
+        return self.directory / (artefact.file + SEALED_SUFFIX)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether every artefact lies there sealed."""
+        return all(self.sealed_file(artefact).is_file() for artefact in self.manifest.artefacts)
+
+
+def read_release(directory: Path) -> ReleaseDirectory:
+    """Read the manifest of a release.
+
+    Raises:
+        VaultError: there is none, or it cannot be used.
+    """
+    file = directory / MANIFEST_FILE
+    try:
+        with file.open("rb") as opened:
+            document = opened.read(_MANIFEST_MAX_BYTES)
+        return ReleaseDirectory(directory, read_manifest(document), hashlib.sha256(document).hexdigest())
+    except OSError as error:
+        raise VaultError(
+            f"{file} cannot be read: {error.strerror or error}; name the directory of a release"
+        ) from error
+    except MalformedManifestError as error:
+        raise VaultError(f"{file}: {error}") from error
+
+
+class SealedStore:
+    """The sealed releases of this device."""
+
+    def __init__(self, directory: Path) -> None:
+        """Take `<state>/models`; made when something is put in."""
+        self.directory = directory
+
+    def releases(self) -> Iterator[ReleaseDirectory]:
+        """Yield what is there, by name and version; what cannot be read is left out."""
+        for manifest in sorted(self.directory.glob(f"*/*/{MANIFEST_FILE}")):
+            if not manifest.parent.name.endswith(_PARTIAL_SUFFIX):
+                with contextlib.suppress(VaultError):
+                    yield read_release(manifest.parent)
+
+    def put(self, plain: ReleaseDirectory, content_key: bytes, algorithm: Algorithm) -> ReleaseDirectory:
+        """Seal a plain release into the store; the plain one stays where it is.
+
+        Raises:
+            VaultError: a file is not what the manifest says, or this version is there with another manifest.
+        """
+        return self._install(plain, lambda to: _seal_into(plain, to, content_key, algorithm))
+
+    def take(self, sealed: ReleaseDirectory) -> ReleaseDirectory:
+        """Copy a release that came sealed into the store.
+
+        Raises:
+            VaultError: it is not complete, or this version is there with another manifest.
+        """
+        return self._install(sealed, lambda to: _copy_into(sealed, to))
+
+    def _install(self, release: ReleaseDirectory, fill: Callable[[Path], None]) -> ReleaseDirectory:
+        target = self.directory / release.manifest.name / release.manifest.version
+        if target.exists():
+            there = read_release(target)
+            if there.digest != release.digest:
+                raise VaultError(
+                    f"{target} holds another {release.label}: a version is never changed, choose a new one"
+                )
+            if there.is_sealed:
+                return there
+        partial = target.with_name(target.name + _PARTIAL_SUFFIX)
+        try:
+            remove_directory(partial)
+            partial.mkdir(parents=True)
+            fill(partial)
+            remove_directory(target)  # only ever one that was not complete
+            put_in_place(partial, target)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise VaultError(f"{partial}: {error.strerror or error}") from error
+        return read_release(target)
+
+
+def _seal_into(plain: ReleaseDirectory, to: Path, content_key: bytes, algorithm: Algorithm) -> None:
+    for artefact in plain.manifest.artefacts:
+        _seal_file(plain, artefact, to / (artefact.file + SEALED_SUFFIX), content_key, algorithm)
+    _copy_the_rest(plain, to)
+
+
+def _seal_file(plain: ReleaseDirectory, artefact: Artefact, to: Path, content_key: bytes, algorithm: Algorithm) -> None:
+    """Seal one artefact, and check it against the manifest on the way."""
+    contents = Contents(
+        name=plain.manifest.name,
+        version=plain.manifest.version,
+        release=plain.digest,
+        file=artefact.file,
+        sha256=artefact.sha256,
+        size_bytes=artefact.size_bytes,
+    )
+    source = plain.directory / artefact.file
+    sealer = Sealer(new_header(contents, content_key, algorithm), content_key)
+    digest = hashlib.sha256()
+    left = artefact.size_bytes
+    with source.open("rb") as file, to.open("xb") as sealed:
+        if os.fstat(file.fileno()).st_size != artefact.size_bytes:
+            raise VaultError(f"{source} has not the size that the manifest says: fetch the release again")
+        sealed.write(sealer.start)
+        while left:
+            block = file.read(min(_BLOCK_BYTES, left))
+            if not block:
+                raise VaultError(f"{source} became shorter while it was read")
+            digest.update(block)
+            left -= len(block)
+            for chunk in chunks_of(memoryview(block)):
+                sealed.write(sealer.seal(chunk))
+        sealed.flush()
+        os.fsync(sealed.fileno())
+    if digest.hexdigest() != artefact.sha256:
+        raise VaultError(f"{source} is not the file of this release (digest): fetch the release again")
+
+
+def _copy_into(sealed: ReleaseDirectory, to: Path) -> None:
+    for artefact in sealed.manifest.artefacts:
+        source = sealed.sealed_file(artefact)
+        header = header_of(source)
+        if (header.release, header.file, header.sha256) != (sealed.digest, artefact.file, artefact.sha256):
+            raise DamagedContainerError(f"{source} belongs to another release: fetch the release again")
+        _copy(source, to / source.name)
+    _copy_the_rest(sealed, to)
+
+
+def _copy_the_rest(release: ReleaseDirectory, to: Path) -> None:
+    """Copy everything but weights."""
+    weights = {artefact.file for artefact in release.manifest.artefacts}
+    for source in sorted(release.directory.iterdir()):
+        if source.is_file() and source.name not in weights and not source.name.endswith(SEALED_SUFFIX):
+            _copy(source, to / source.name)
+
+
+def _copy(source: Path, to: Path) -> None:
+    with source.open("rb") as file, to.open("xb") as copy:
+        shutil.copyfileobj(file, copy, _BLOCK_BYTES)
+        copy.flush()
+        os.fsync(copy.fileno())

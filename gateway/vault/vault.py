@@ -1,0 +1,372 @@
+"""The vault of one device: the key store, the keys and the sealed releases together.
+
+    <state>/vault/    keys (`keyring`), the floor of the clock, what belongs to the key store
+    <state>/models/   sealed releases (`store`)
+
+Nothing secret is kept in memory between calls: each opening of weights asks the key store anew, so it is refused as
+soon as the machine's state is not an approved one any more. What was opened before stays usable.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+import structlog
+
+from gateway.config import Vault as VaultSettings
+from gateway.vault.aead import KEY_BYTES, this_machines_algorithm
+from gateway.vault.approvals import read_approvals, read_key_file
+from gateway.vault.errors import DamagedContainerError, KeyMissingError, VaultConfigError, VaultError
+from gateway.vault.files import locked, write_durably
+from gateway.vault.hardening import Hardening, hardening
+from gateway.vault.keyring import ContentKey, Keyring
+from gateway.vault.keystore import KeyStore, KeyStoreStatus
+from gateway.vault.lease import (
+    FLOOR_STEP_NS,
+    NANOSECONDS_A_DAY,
+    effective_now_ns,
+    remaining_seconds,
+    require_lease,
+)
+from gateway.vault.software import APPLIANCE_MARKER, SoftwareKeyStore
+from gateway.vault.store import ReleaseDirectory, SealedStore, read_release
+from gateway.vault.tpm.connection import Connection
+from gateway.vault.tpm.identity import TpmIdentity
+from gateway.vault.tpm.keystore import TpmKeyStore
+from gateway.vault.weights import SealedWeights, header_of, open_sealed
+from gateway.wire.manifest import Artefact
+
+log = structlog.get_logger()
+
+_FLOOR: Final = "clock.json"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatus:
+    """A content key on this device."""
+
+    release: str
+    label: str
+    lease_until_ns: int | None
+    remaining_seconds: float | None  # None: without end
+
+
+@dataclass(frozen=True, slots=True)
+class VaultStatus:
+    """How the vault is."""
+
+    initialised: bool
+    generation: int | None
+    store: KeyStoreStatus
+    keys: tuple[KeyStatus, ...]
+    releases: tuple[str, ...]  # sealed ones in the store, `name version`
+    hardening: Hardening  # of the process that asks
+    problems: tuple[str, ...]
+
+
+class Vault:
+    """Opens and changes the vault. Calls block and may be made from any thread or program; a lock keeps them apart."""
+
+    def __init__(
+        self,
+        store: KeyStore,
+        state_directory: Path,
+        *,
+        lease_days: float,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Take parts; `open` makes them from the configuration.
+
+        Args:
+            store: seals and unseals.
+            state_directory: the gateway's.
+            lease_days: how long a grant lasts that does not say.
+            now_ns: the wall clock, UTC.
+        """
+        self.store = store
+        self.releases = SealedStore(state_directory / "models")
+        self._directory = state_directory / "vault"
+        self._keyring = Keyring(self._directory, store)
+        self._lease_ns = int(lease_days * NANOSECONDS_A_DAY)
+        self._now_ns = now_ns
+
+    @classmethod
+    def open(
+        cls,
+        settings: VaultSettings,
+        state_directory: Path,
+        *,
+        now_ns: Callable[[], int] = time.time_ns,
+        appliance_marker: Path = APPLIANCE_MARKER,
+    ) -> Self:
+        """Open the vault that a configuration describes; the TPM is not touched yet.
+
+        Raises:
+            VaultConfigError: it cannot be used as configured.
+        """
+        store = open_key_store(settings, state_directory, appliance_marker=appliance_marker)
+        return cls(store, state_directory, lease_days=settings.lease_days, now_ns=now_ns)
+
+    # ---- the vault itself ------------------------------------------------------------------------
+
+    def initialise(self, *, anew: bool = False) -> None:
+        """Prepare the key store and seal a new vault key; does nothing where there is one.
+
+        Args:
+            anew: give up the vault that is there. Its content keys are lost, until grants bring them again.
+
+        Raises:
+            KeyStoreError: the key store cannot be prepared.
+        """
+        with self._locked(exclusive=True):
+            if anew:
+                self._keyring.forget()
+                self.store.forget()
+            if self._keyring.generation is None:
+                self.store.provision()
+                self._keyring.create()
+                log.info("vault_initialised", level=self.store.level)
+
+    def check(self) -> None:
+        """Unseal everything and throw it away.
+
+        Raises:
+            PolicyRefusedError: the machine is not in an approved state; says in what it differs.
+            VaultError: something else is wrong.
+        """
+        with self._locked():
+            self._keyring.check()
+
+    def rotate(self) -> None:
+        """Change the vault key and the recipient key. Grants that were made before and not taken yet come too late."""
+        with self._locked(exclusive=True):
+            self._keyring.replace(vault_key=secrets.token_bytes(KEY_BYTES))
+            log.info("vault_rotated", level=self.store.level, generation=self._keyring.generation)
+
+    def reseal(self) -> None:
+        """Seal the same keys anew, e.g. for another policy key. The present state must be an approved one."""
+        with self._locked(exclusive=True):
+            self._keyring.replace()
+            log.info("vault_resealed", level=self.store.level, generation=self._keyring.generation)
+
+    def advance_counter(self) -> int:
+        """Make older images worthless; see `TpmKeyStore.advance`. Call it when a new image has proved itself.
+
+        Raises:
+            VaultError: there is no counter, or no approval for the step.
+        """
+        if not isinstance(self.store, TpmKeyStore):
+            raise VaultError("level software has no counter")
+        with self._locked(exclusive=True):
+            return self.store.advance()
+
+    def status(self) -> VaultStatus:
+        """Tell how the vault is. A TPM that does not answer is part of the answer."""
+        problems: list[str] = []
+        keys: list[KeyStatus] = []
+        generation: int | None = None
+        with self._locked():
+            try:
+                generation = self._keyring.generation
+                now_ns = effective_now_ns(self._now_ns(), self._floor_ns())
+                if generation is not None:
+                    keys = [
+                        KeyStatus(
+                            key.release, key.label, key.lease_until_ns, remaining_seconds(key.lease_until_ns, now_ns)
+                        )
+                        for key in self._keyring.wrapped_keys()
+                    ]
+            except VaultError as error:
+                problems.append(str(error))
+            problems += [
+                f"the lease for {key.label or key.release[:12]} has ended" for key in keys if key.remaining_seconds == 0
+            ]
+            store = self.store.status()
+        if generation is None and not problems:
+            problems.append("this device has no vault yet: run `gateway vault init`")
+        problems += [reason for reason in store.reasons if reason not in problems]
+        return VaultStatus(
+            initialised=generation is not None,
+            generation=generation,
+            store=store,
+            keys=tuple(keys),
+            releases=tuple(release.label for release in self.releases.releases()),
+            hardening=hardening(),
+            problems=tuple(problems),
+        )
+
+    # ---- keys ------------------------------------------------------------------------------------
+
+    def recipient(self) -> bytes:
+        """Return the X25519 public key (32 bytes) that the bridge addresses content keys to.
+
+        Raises:
+            KeyStoreError: the vault is not initialised.
+        """
+        with self._locked():
+            return self._keyring.recipient()
+
+    def accept_grant(
+        self,
+        release: str,
+        wrapped: bytes,
+        lease_until_ns: int | None = None,
+        *,
+        label: str = "",
+        bridge_now_ns: int | None = None,
+    ) -> None:
+        """Take a content key from the bridge, wrap it under the vault key and keep it.
+
+        Args:
+            release: SHA-256 of the release's manifest.json, hex.
+            wrapped: a libsodium sealed box to `recipient`, 80 bytes.
+            lease_until_ns: until when the key may be used, UTC; None: for the configured number of days.
+            label: `name version`, for people.
+            bridge_now_ns: the bridge's clock, from an authenticated answer. It becomes the floor of this device's,
+                also when that had run ahead.
+
+        Raises:
+            WrongKeyError: the grant is not addressed to this device.
+            KeyStoreError: the key store does not answer, or refuses.
+        """
+        with self._locked(exclusive=True):
+            secret = self._keyring.open_grant(wrapped)
+            if bridge_now_ns is not None:
+                self._set_floor(bridge_now_ns)
+            until_ns = lease_until_ns if lease_until_ns is not None else self._time_ns() + self._lease_ns
+            self._keyring.put(ContentKey(_digest(release), label, until_ns, secret))
+        log.info("content_key_accepted", release=release, label=label, lease_until_ns=until_ns)
+
+    # ---- releases --------------------------------------------------------------------------------
+
+    def import_release(self, directory: Path) -> ReleaseDirectory:
+        """Put a release into the store: a plain one is sealed, a sealed one is taken as it is.
+
+        A plain release gets a content key of its own, without a lease; the plain files stay where they are.
+
+        Raises:
+            VaultError: it is not what its manifest says; or it is sealed, and its key is not on this device.
+        """
+        release = read_release(directory)
+        with self._locked(exclusive=True):
+            if release.is_sealed:
+                key = self._keyring.open(self._keyring.find(release.digest))
+                for artefact in release.manifest.artefacts:
+                    open_sealed(release.sealed_file(artefact), key.secret, sha256=artefact.sha256).close()
+                stored = self.releases.take(release)
+            else:
+                stored = self.releases.put(release, self._own_key(release), this_machines_algorithm())
+        log.info("release_stored", model=release.label, directory=str(stored.directory))
+        return stored
+
+    def open_weights(self, directory: Path, artefact: Artefact) -> SealedWeights:
+        """Decrypt an artefact of a sealed release into memory.
+
+        Args:
+            directory: of the release.
+            artefact: from its verified manifest; the plaintext must have this digest.
+
+        Raises:
+            KeyMissingError: no key was granted for this release.
+            LeaseEndedError: the bridge must be heard again.
+            PolicyRefusedError: the machine is not in an approved state.
+            KeyStoreUnavailableError: the TPM does not answer in time.
+            DamagedContainerError: the file is not what it should be.
+        """
+        release = read_release(directory)
+        file = release.sealed_file(artefact)
+        header = header_of(file)
+        if header.release != release.digest:
+            raise DamagedContainerError(f"{file} belongs to another release than the manifest beside it")
+        with self._locked(exclusive=True):  # the clock's floor may be written
+            wrapped = self._keyring.find(release.digest)
+            require_lease(release.label, wrapped.lease_until_ns, self._time_ns())
+            key = self._keyring.open(wrapped)
+        return open_sealed(file, key.secret, sha256=artefact.sha256)
+
+    def _own_key(self, release: ReleaseDirectory) -> bytes:
+        """Return the content key of a release, drawn and kept if there is none. Durable before anything is sealed."""
+        try:
+            return self._keyring.open(self._keyring.find(release.digest)).secret
+        except KeyMissingError:
+            secret = secrets.token_bytes(KEY_BYTES)
+            self._keyring.put(ContentKey(release.digest, release.label, None, secret))
+            return secret
+
+    # ---- the clock -------------------------------------------------------------------------------
+
+    def _time_ns(self) -> int:
+        """Return the time that counts for leases, and remember it now and then."""
+        floor_ns = self._floor_ns()
+        now_ns = effective_now_ns(self._now_ns(), floor_ns)
+        if now_ns - floor_ns >= FLOOR_STEP_NS:
+            self._set_floor(now_ns)
+        return now_ns
+
+    def _floor_ns(self) -> int:
+        try:
+            return msgspec.json.decode((self._directory / _FLOOR).read_bytes(), type=int)
+        except FileNotFoundError:
+            return 0
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            # Without a floor the wall clock alone counts: worse than with one, better than no weights.
+            log.warning("vault_clock_floor_unreadable", file=str(self._directory / _FLOOR))
+            return 0
+
+    def _set_floor(self, now_ns: int) -> None:
+        write_durably(self._directory / _FLOOR, msgspec.json.encode(now_ns))
+
+    def _locked(self, *, exclusive: bool = False) -> AbstractContextManager[None]:
+        return locked(self._directory / "lock", exclusive=exclusive)
+
+
+def open_key_store(
+    settings: VaultSettings, state_directory: Path, *, appliance_marker: Path = APPLIANCE_MARKER
+) -> KeyStore:
+    """Return the key store of the configured level.
+
+    Raises:
+        VaultConfigError: it cannot be used as configured; there is no falling back to a lower level.
+    """
+    directory = state_directory / "vault"
+    if settings.level == "software":
+        return SoftwareKeyStore(directory, appliance_marker=appliance_marker)
+    if settings.policy_key_file is None:
+        raise VaultConfigError(
+            "vault.level tpm needs vault.policy_key_file: the public key whose signed policies say in which states of "
+            "this machine the key is given out; `gateway vault policy keygen` makes one"
+        )
+    key = read_key_file(settings.policy_key_file)
+    policies = settings.policy_directory
+    return TpmKeyStore(
+        open_connection(settings), directory, key, lambda: read_approvals(policies, key), pcrs=settings.pcrs
+    )
+
+
+def open_connection(settings: VaultSettings) -> Connection:
+    """Return the connection to the configured TPM; nothing is opened yet."""
+    return Connection(settings.tcti, seconds=settings.timeout_seconds)
+
+
+def tpm_identity(settings: VaultSettings) -> TpmIdentity:
+    """Return what the configured TPM proves to the bridge.
+
+    Raises:
+        VaultConfigError: the level is software: there is nothing that could sign a quote.
+    """
+    if settings.level != "tpm":
+        raise VaultConfigError(
+            "vault.level software has no TPM: it cannot quote, and a bridge must allow it explicitly"
+        )
+    return TpmIdentity(open_connection(settings))
+
+
+def _digest(text: str) -> str:
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise VaultError(f"{text[:80]!r} is no SHA-256 of a manifest")
+    return text

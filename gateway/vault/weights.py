@@ -1,0 +1,204 @@
+"""Sealed weights, decrypted into anonymous memory that a runtime opens like a file.
+
+The plaintext exists in one place: a memfd (memfd_create(2)), locked against swap where the process may, left out of
+core dumps, and sealed against writing before anybody gets to see it. Nothing is written to a file system.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from gateway.vault.aead import PREFIX_BYTES
+from gateway.vault.container import (
+    FIXED_BYTES,
+    MAX_HEADER_BYTES,
+    ContainerHeader,
+    Opening,
+    expected_bytes,
+    read_header,
+    size_complaint,
+)
+from gateway.vault.errors import DamagedContainerError, VaultError
+from gateway.vault.memory import PlaintextMemory, scratch
+
+_START_BYTES: Final = FIXED_BYTES + MAX_HEADER_BYTES + max(PREFIX_BYTES.values())
+_BLOCK_BYTES: Final = 1 << 20
+_BLOCKS: Final = 4  # so many may wait for the digest
+
+
+class SealedWeights:
+    """The plaintext of one artefact, in memory, until `close`.
+
+    A runtime that has opened `path` keeps its own mapping, so the weights may be closed once it is loaded.
+    """
+
+    def __init__(self, header: ContainerHeader, memory: PlaintextMemory) -> None:
+        """Take memory that is filled and sealed."""
+        self.header = header
+        self.locked = memory.locked  # kept out of swap
+        self._memory = memory
+        self._mapping: mmap.mmap | None = None
+
+    @property
+    def fd(self) -> int:
+        """A read-only descriptor, to be inherited by a child process."""
+        self._require_open()
+        return self._memory.fd
+
+    @property
+    def path(self) -> str:
+        """A path for runtimes that want one; of use to this process only."""
+        return f"/proc/self/fd/{self.fd}"
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes themselves, read-only. Let go of it before `close`."""
+        self._require_open()
+        if self._memory.size_bytes == 0:
+            return memoryview(b"")
+        if self._mapping is None:
+            self._mapping = self._memory.map()
+        return memoryview(self._mapping)
+
+    def close(self) -> None:
+        """Give the memory back; may be called twice.
+
+        Raises:
+            BufferError: somebody still holds a `view`.
+        """
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+        self._memory.close()
+
+    def _require_open(self) -> None:
+        if self._memory.fd < 0:
+            raise VaultError(f"the weights {self.header.file} are closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def header_of(container: Path) -> ContainerHeader:
+    """Read the header of a container, without any key: nothing of it is authenticated.
+
+    Raises:
+        DamagedContainerError: it cannot be read, or is none.
+    """
+    try:
+        with container.open("rb") as file:
+            return read_header(file.read(_START_BYTES))[0]
+    except OSError as error:
+        raise DamagedContainerError(f"{container} cannot be read: {error.strerror or error}") from error
+    except DamagedContainerError as error:
+        raise _at(container, error) from error
+
+
+def open_sealed(container: Path, content_key: bytes, *, sha256: str | None = None) -> SealedWeights:
+    """Decrypt a container into memory, chunk by chunk, and compare the digest of the plaintext.
+
+    Args:
+        container: the file.
+        content_key: 32 bytes.
+        sha256: of the plaintext, as a signed manifest says; default: what the container's own header says.
+
+    Raises:
+        DamagedContainerError: the file cannot be read, is not authentic, or holds something else.
+        WrongKeyError: it is sealed with another key.
+        VaultError: there is no memory for it.
+    """
+    try:
+        with container.open("rb", buffering=0) as file:
+            return _open(file, content_key, sha256)
+    except DamagedContainerError as error:
+        raise _at(container, error) from error
+    except OSError as error:
+        raise DamagedContainerError(f"{container} cannot be read: {error.strerror or error}") from error
+
+
+def _open(file: FileIO, content_key: bytes, sha256: str | None) -> SealedWeights:
+    opening = Opening(file.read(_START_BYTES), content_key)
+    found = os.fstat(file.fileno()).st_size
+    # Compared before any memory is taken: nobody's header makes this process ask for a terabyte.
+    if found != expected_bytes(opening):
+        raise DamagedContainerError(size_complaint(opening, found))
+    memory = PlaintextMemory(opening.header.file, opening.header.size_bytes)
+    with contextlib.ExitStack() as undo:
+        undo.callback(memory.close)
+        file.seek(opening.body_offset)
+        digest = _fill(opening, file, memory)
+        if digest != opening.header.sha256 or digest != (sha256 or digest):
+            wanted = sha256 or opening.header.sha256
+            raise DamagedContainerError(
+                f"the plaintext has the digest {digest[:12]}…, the manifest says {wanted[:12]}…"
+            )
+        memory.seal()
+        undo.pop_all()
+    return SealedWeights(opening.header, memory)
+
+
+def _fill(opening: Opening, file: FileIO, memory: PlaintextMemory) -> str:
+    """Decrypt block by block; returns the digest of the plaintext, which another core works out meanwhile.
+
+    A block stays in the caches while it is decrypted, copied and hashed: with 100 MB that is what takes the time.
+    """
+    header = opening.header
+    chunks = max(1, min(_BLOCK_BYTES // header.sealed_chunk_bytes, header.chunks))
+    sealed = memoryview(bytearray(chunks * header.sealed_chunk_bytes))
+    turns = itertools.cycle([_Turn(scratch(chunks * header.chunk_bytes)) for _ in range(min(_BLOCKS, header.chunks))])
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1, "weights-digest") as hasher:
+        while not opening.is_complete:
+            turn = next(turns)
+            if turn.hashed is not None:
+                turn.hashed.result()
+            filled = _read_block(file, sealed)
+            if filled == 0:
+                raise DamagedContainerError("the file became shorter while it was read")
+            with memoryview(turn.block) as room:
+                size = opening.decrypt(sealed[:filled], room)
+                with room[:size] as plain:
+                    memory.append(plain)
+            turn.hashed = hasher.submit(_hash, digest, turn.block, size)
+    return digest.hexdigest()
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A block of plaintext that is used again and again, and the hashing of what it held last."""
+
+    block: mmap.mmap
+    hashed: Future[None] | None = None
+
+
+def _hash(digest: "hashlib._Hash", block: mmap.mmap, size: int) -> None:
+    with memoryview(block) as whole, whole[:size] as plain:
+        digest.update(plain)
+
+
+def _read_block(file: FileIO, block: memoryview) -> int:
+    """Fill the block as far as the file goes; a file that shrinks meanwhile gives a chunk cut short."""
+    filled = 0
+    while filled < len(block):
+        count = file.readinto(block[filled:])
+        if not count:
+            break
+        filled += count
+    return filled
+
+
+def _at(container: Path, error: DamagedContainerError) -> DamagedContainerError:
+    return DamagedContainerError(f"{container}: {error}; fetch the release again")

@@ -1,0 +1,122 @@
+"""The vault survives being killed in front of every sync and rename, at level software.
+
+The experiment C23 does the same with a TPM, and in front of every other call that changes the disk.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from nacl.public import PublicKey, SealedBox
+
+from gateway.config import Vault as VaultSettings
+from gateway.vault.store import read_release
+from gateway.vault.vault import Vault
+from gateway.wire.manifest import Artefact
+from tests.gateway.vault import kills
+from tests.gateway.vault.device import NEVER, Clock, plain_release
+
+pytestmark = pytest.mark.skipif(bool(kills.missing()), reason=kills.missing())
+
+HERE = ("fsync", "rename")
+WEIGHTS = bytes(range(256)) * 300
+
+
+def open_vault(root: Path) -> Vault:
+    return Vault.open(VaultSettings(level="software"), root / "device", now_ns=Clock(), appliance_marker=NEVER)
+
+
+@pytest.fixture
+def artefact(tmp_path: Path) -> Artefact:
+    _, artefacts = plain_release(tmp_path / "plain", {"model.tflite": WEIGHTS})
+    return artefacts[0]
+
+
+def opens(vault: Vault, root: Path, artefact: Artefact) -> None:
+    with vault.open_weights(root / "device/models/probe/1.0.0", artefact) as weights:
+        assert bytes(weights.view) == WEIGHTS
+
+
+@pytest.mark.parametrize("change", ["rotate", "reseal"])
+def test_killed_anywhere_in_a_change_of_keys_all_releases_still_open(
+    tmp_path: Path, artefact: Artefact, change: str
+) -> None:
+    vault = open_vault(tmp_path)
+    vault.initialise()
+    vault.import_release(tmp_path / "plain/probe/1.0.0")
+    points = 0
+    for point in kills.kill_points(kills.victim(change, tmp_path), HERE):
+        after = open_vault(tmp_path)
+        after.check()
+        opens(after, tmp_path, artefact)
+        points += 1
+        assert after.status().generation is not None, point
+    assert points >= 12
+    # What the killed ones have left is gone after one that got through.
+    assert len(list((tmp_path / "device/vault/generations").iterdir())) == 1
+    assert list((tmp_path / "device").rglob("*.part")) == []
+
+
+def test_killed_anywhere_in_making_it_it_is_made_by_trying_again(tmp_path: Path) -> None:
+    points = 0
+    for _ in kills.kill_points(kills.victim("init", tmp_path), HERE):
+        after = open_vault(tmp_path)
+        if after.status().initialised:
+            after.check()
+        after.initialise()
+        after.check()
+        shutil.rmtree(tmp_path / "device")
+        points += 1
+    assert points >= 12
+
+
+def test_killed_anywhere_in_an_import_the_release_is_there_whole_or_not_at_all(
+    tmp_path: Path, artefact: Artefact
+) -> None:
+    vault = open_vault(tmp_path)
+    vault.initialise()
+    points = 0
+    for _ in kills.kill_points(kills.victim("import", tmp_path), HERE):
+        after = open_vault(tmp_path)
+        for release in after.releases.releases():
+            assert release.is_sealed
+            opens(after, tmp_path, artefact)
+        after.import_release(tmp_path / "plain/probe/1.0.0")
+        opens(after, tmp_path, artefact)
+        shutil.rmtree(tmp_path / "device/models")
+        for key in (tmp_path / "device/vault/generations").glob("*/keys/*.json"):
+            key.unlink()
+        points += 1
+    assert points >= 8
+
+
+def test_killed_anywhere_in_taking_a_grant_the_old_or_the_new_key_is_there(tmp_path: Path) -> None:
+    vault = open_vault(tmp_path)
+    vault.initialise()
+    wrapped = bytes(SealedBox(PublicKey(vault.recipient())).encrypt(bytes(32)))
+    vault.accept_grant("0" * 64, wrapped)
+    (tmp_path / "grant").write_text(f"{'0' * 64} {wrapped.hex()}")
+    for _ in kills.kill_points(kills.victim("grant", tmp_path), HERE):
+        open_vault(tmp_path).check()
+        assert [key.release for key in open_vault(tmp_path).status().keys] == ["0" * 64]
+
+
+def test_a_vault_that_replaced_its_key_in_place_would_be_caught(tmp_path: Path, artefact: Artefact) -> None:
+    """The control: a change of keys without generations, killed between the vault key and the content keys."""
+    vault = open_vault(tmp_path)
+    vault.initialise()
+    vault.import_release(tmp_path / "plain/probe/1.0.0")
+    here = tmp_path / "device/vault/generations/1"
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "device", other / "device")
+    subprocess.run(
+        kills.victim("rotate", other),
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    shutil.copy(other / "device/vault/generations/2/vault.key", here / "vault.key")
+    with pytest.raises(Exception, match="was changed or is damaged"):
+        open_vault(tmp_path).check()
+    assert read_release(tmp_path / "device/models/probe/1.0.0").is_sealed

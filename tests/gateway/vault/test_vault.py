@@ -1,0 +1,301 @@
+"""The whole vault, at both levels: one suite."""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from nacl.public import PrivateKey, PublicKey, SealedBox
+
+from gateway.config import Vault as VaultSettings
+from gateway.vault.aead import GCM
+from gateway.vault.container import Contents, sealed
+from gateway.vault.errors import (
+    DamagedContainerError,
+    KeyMissingError,
+    KeyStoreError,
+    LeaseEndedError,
+    VaultError,
+    WrongKeyError,
+)
+from gateway.vault.lease import NANOSECONDS_A_DAY
+from gateway.vault.store import SealedStore, read_release
+from gateway.vault.vault import Vault
+from tests.gateway.vault.device import NEVER, Clock, Device, plain_release, some_weights
+from tests.simulators import swtpm
+
+DAY_NS = NANOSECONDS_A_DAY
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+Opener = Callable[[], Vault]
+
+
+@pytest.fixture(params=["software", "tpm"])
+def reopen(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, policy_private: EllipticCurvePrivateKey
+) -> Iterator[Opener]:
+    """Give what opens the vault as a new process would."""
+    if request.param == "software":
+        settings = VaultSettings(level="software")
+        yield lambda: Vault.open(settings, tmp_path / "device", now_ns=clock, appliance_marker=NEVER)
+        return
+    if reason := swtpm.missing():
+        pytest.skip(reason)
+    with swtpm.Swtpm(tmp_path) as running:
+        device = Device(tmp_path, running.tcti, policy_private, clock=clock)
+        device.initialised()
+        yield device.vault
+
+
+@pytest.fixture
+def vault(reopen: Opener) -> Vault:
+    opened = reopen()
+    opened.initialise()
+    return opened
+
+
+def grant_for(vault: Vault, content_key: bytes) -> bytes:
+    return bytes(SealedBox(PublicKey(vault.recipient())).encrypt(content_key))
+
+
+def fleet_release(tmp_path: Path, weights: bytes, content_key: bytes, version: str = "2.0.0") -> Path:
+    """Seal a release as the build side does."""
+    plain, _ = plain_release(tmp_path / "build", {"model.tflite": weights}, version=version)
+    return SealedStore(tmp_path / "fleet").put(read_release(plain), content_key, GCM).directory
+
+
+def test_an_imported_release_lies_sealed_and_opens_again(vault: Vault, reopen: Opener, tmp_path: Path) -> None:
+    weights = {"model-int8.tflite": some_weights(), "model-edge.tflite": b"small"}
+    plain, artefacts = plain_release(tmp_path / "plain", weights)
+    stored = vault.import_release(plain)
+    assert stored.directory == tmp_path / "device/models/probe/1.0.0"
+    names = {file.name for file in stored.directory.iterdir()}
+    assert names == {"manifest.json", "CARD.md", "model-int8.tflite.sealed", "model-edge.tflite.sealed"}
+    for artefact in artefacts:
+        with reopen().open_weights(stored.directory, artefact) as opened:
+            assert bytes(opened.view) == weights[artefact.file]
+    sealed = b"".join(file.read_bytes() for file in stored.directory.iterdir())
+    assert weights["model-int8.tflite"][1000:1032] not in sealed
+
+
+def test_importing_twice_changes_nothing(vault: Vault, tmp_path: Path) -> None:
+    plain, _ = plain_release(tmp_path / "plain", {"model.tflite": some_weights(1000)})
+    first = vault.import_release(plain)
+    before = {file: file.read_bytes() for file in first.directory.iterdir()}
+    assert vault.import_release(plain) == first
+    assert {file: file.read_bytes() for file in first.directory.iterdir()} == before
+
+
+def test_a_version_is_never_replaced_by_something_else(vault: Vault, tmp_path: Path) -> None:
+    plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"first"})
+    stored = vault.import_release(plain)
+    other, _ = plain_release(tmp_path / "other", {"model.tflite": b"second"})
+    with pytest.raises(VaultError, match=r"holds another probe 1\.0\.0"):
+        vault.import_release(other)
+    with vault.open_weights(stored.directory, artefacts[0]) as opened:
+        assert bytes(opened.view) == b"first"
+
+
+def test_a_plain_release_that_is_not_what_its_manifest_says_is_not_taken(vault: Vault, tmp_path: Path) -> None:
+    plain, _ = plain_release(tmp_path / "plain", {"model.tflite": b"as released"})
+    (plain / "model.tflite").write_bytes(b"as changed!")
+    with pytest.raises(VaultError, match="not the file of this release"):
+        vault.import_release(plain)
+    (plain / "model.tflite").write_bytes(b"longer than released")
+    with pytest.raises(VaultError, match="size"):
+        vault.import_release(plain)
+    assert list(vault.releases.releases()) == []
+
+
+def test_one_ciphertext_serves_every_device_that_was_granted_the_key(vault: Vault, tmp_path: Path) -> None:
+    weights, content_key = some_weights(), secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, weights, content_key)
+    release = read_release(fleet)
+    with pytest.raises(KeyMissingError, match="it comes with a grant"):
+        vault.import_release(fleet)
+    vault.accept_grant(release.digest, grant_for(vault, content_key), label=release.label)
+    stored = vault.import_release(fleet)
+    assert (stored.directory / "model.tflite.sealed").read_bytes() == (fleet / "model.tflite.sealed").read_bytes()
+    with vault.open_weights(stored.directory, release.manifest.artefacts[0]) as opened:
+        assert bytes(opened.view) == weights
+
+
+def test_a_grant_for_another_device_is_refused(vault: Vault) -> None:
+    other = PrivateKey.generate().public_key
+    with pytest.raises(WrongKeyError, match="not addressed to this device"):
+        vault.accept_grant("0" * 64, bytes(SealedBox(other).encrypt(bytes(32))))
+    with pytest.raises(WrongKeyError, match="not addressed to this device"):
+        vault.accept_grant("0" * 64, b"too short")
+    with pytest.raises(WrongKeyError, match="holds 16 bytes"):
+        vault.accept_grant("0" * 64, grant_for(vault, bytes(16)))
+    with pytest.raises(VaultError, match="is no SHA-256"):
+        vault.accept_grant("../../etc/passwd", grant_for(vault, bytes(32)))
+    # The control: the same to this device is taken.
+    vault.accept_grant("0" * 64, grant_for(vault, bytes(32)))
+
+
+def test_another_key_than_the_releases_own_does_not_open_it(vault: Vault, tmp_path: Path) -> None:
+    fleet = fleet_release(tmp_path, b"weights", secrets.token_bytes(32))
+    release = read_release(fleet)
+    vault.accept_grant(release.digest, grant_for(vault, secrets.token_bytes(32)))
+    with pytest.raises(WrongKeyError, match="is sealed with the content key"):
+        vault.open_weights(fleet, release.manifest.artefacts[0])
+
+
+def test_a_lease_lasts_offline_and_then_ends_with_a_clear_word(
+    vault: Vault, reopen: Opener, clock: Clock, tmp_path: Path
+) -> None:
+    content_key = secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, b"weights", content_key)
+    release = read_release(fleet)
+    artefact = release.manifest.artefacts[0]
+    until_ns = clock.now_ns + 3 * DAY_NS
+    vault.accept_grant(release.digest, grant_for(vault, content_key), until_ns, label=release.label)
+    clock.now_ns += 2 * DAY_NS
+    running = reopen().open_weights(fleet, artefact)
+    clock.now_ns += 2 * DAY_NS
+    with pytest.raises(LeaseEndedError, match=r"the lease for probe 2\.0\.0 ended at .* must attest itself"):
+        reopen().open_weights(fleet, artefact)
+    assert bytes(running.view) == b"weights"  # what runs goes on
+    # Setting the clock back gives no more time, once the later time was seen.
+    clock.now_ns -= 3 * DAY_NS
+    with pytest.raises(LeaseEndedError):
+        reopen().open_weights(fleet, artefact)
+    assert any("has ended" in problem for problem in vault.status().problems)
+    # A new grant does; it also brings the bridge's time.
+    vault.accept_grant(release.digest, grant_for(vault, content_key), until_ns, bridge_now_ns=clock.now_ns)
+    reopen().open_weights(fleet, artefact).close()
+    running.close()
+
+
+def test_a_grant_without_an_end_lasts_ninety_days(vault: Vault, clock: Clock, tmp_path: Path) -> None:
+    content_key = secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, b"weights", content_key)
+    release = read_release(fleet)
+    vault.accept_grant(release.digest, grant_for(vault, content_key))
+    clock.now_ns += 90 * DAY_NS - 1
+    vault.open_weights(fleet, release.manifest.artefacts[0]).close()
+    clock.now_ns += 1
+    with pytest.raises(LeaseEndedError):
+        vault.open_weights(fleet, release.manifest.artefacts[0])
+
+
+def test_a_clock_that_had_run_ahead_is_mended_by_the_bridge(vault: Vault, clock: Clock, tmp_path: Path) -> None:
+    content_key = secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, b"weights", content_key)
+    release = read_release(fleet)
+    artefact = release.manifest.artefacts[0]
+    right_ns = clock.now_ns
+    vault.accept_grant(release.digest, grant_for(vault, content_key), right_ns + 90 * DAY_NS)
+    clock.now_ns += 20_000 * DAY_NS  # a dead battery: the year 2079
+    with pytest.raises(LeaseEndedError):
+        vault.open_weights(fleet, artefact)
+    clock.now_ns = right_ns + DAY_NS
+    with pytest.raises(LeaseEndedError):
+        vault.open_weights(fleet, artefact)
+    vault.accept_grant(
+        release.digest, grant_for(vault, content_key), right_ns + 90 * DAY_NS, bridge_now_ns=clock.now_ns
+    )
+    vault.open_weights(fleet, artefact).close()
+
+
+@pytest.mark.parametrize("field", ["lease_until_ns", "label", "release", "wrapped"])
+def test_a_key_file_that_was_edited_on_the_disk_is_refused(
+    vault: Vault, clock: Clock, tmp_path: Path, field: str
+) -> None:
+    content_key = secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, b"weights", content_key)
+    release = read_release(fleet)
+    vault.accept_grant(release.digest, grant_for(vault, content_key), clock.now_ns + DAY_NS, label="probe 2.0.0")
+    (file,) = (tmp_path / "device/vault/generations").glob(f"*/keys/{release.digest}.json")
+    document = file.read_text()
+    changed = {
+        "lease_until_ns": document.replace(str(clock.now_ns + DAY_NS), str(clock.now_ns + 99 * DAY_NS)),
+        "label": document.replace("probe 2.0.0", "probe 3.0.0"),
+        "release": document.replace(release.digest, "1" * 64),
+        "wrapped": document.replace('"wrapped":"', '"wrapped":"AAAA'),
+    }[field]
+    assert changed != document
+    file.write_text(changed)
+    with pytest.raises(WrongKeyError, match="was changed or is damaged"):
+        vault.open_weights(fleet, release.manifest.artefacts[0])
+    file.write_text(document)
+    vault.open_weights(fleet, release.manifest.artefacts[0]).close()
+
+
+@pytest.mark.parametrize("change", ["rotate", "reseal"])
+def test_content_keys_survive_a_change_of_the_vault_key(
+    vault: Vault, reopen: Opener, tmp_path: Path, change: str
+) -> None:
+    plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"weights"})
+    stored = vault.import_release(plain)
+    recipient = vault.recipient()
+    before = (tmp_path / "device/vault/generations/1/vault.key").read_bytes()
+    for number in (2, 3):
+        getattr(vault, change)()
+        assert vault.status().generation == number
+    assert not (tmp_path / "device/vault/generations/1").exists()
+    assert (tmp_path / "device/vault/generations/3/vault.key").read_bytes() != before
+    assert (vault.recipient() == recipient) is (change == "reseal")
+    with reopen().open_weights(stored.directory, artefacts[0]) as opened:
+        assert bytes(opened.view) == b"weights"
+    vault.check()
+
+
+def test_a_manifest_beside_the_weights_of_another_release_is_refused(vault: Vault, tmp_path: Path) -> None:
+    plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"weights"})
+    stored = vault.import_release(plain)
+    manifest = stored.directory / "manifest.json"
+    manifest.write_text(manifest.read_text() + " ")
+    with pytest.raises(DamagedContainerError, match=r"another release than the manifest"):
+        vault.open_weights(stored.directory, artefacts[0])
+
+
+def test_weights_of_a_sealed_release_are_bound_to_the_digest_of_the_manifest(vault: Vault, tmp_path: Path) -> None:
+    """Somebody with the content key cannot put other weights under a release's name."""
+    content_key = secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, b"genuine", content_key)
+    release = read_release(fleet)
+    vault.accept_grant(release.digest, grant_for(vault, content_key))
+    forged = Contents("probe", "2.0.0", release.digest, "model.tflite", hashlib.sha256(b"forged!").hexdigest(), 7)
+    (fleet / "model.tflite.sealed").write_bytes(sealed(forged, content_key, b"forged!", GCM))
+    with pytest.raises(DamagedContainerError, match="the manifest says"):
+        vault.open_weights(fleet, release.manifest.artefacts[0])
+
+
+def test_beginning_anew_gives_up_what_was_there(vault: Vault, tmp_path: Path) -> None:
+    plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"weights"})
+    stored = vault.import_release(plain)
+    vault.initialise()  # changes nothing
+    vault.open_weights(stored.directory, artefacts[0]).close()
+    vault.initialise(anew=True)
+    with pytest.raises(KeyMissingError):
+        vault.open_weights(stored.directory, artefacts[0])
+    vault.check()
+
+
+def test_before_it_is_made_everything_says_so(tmp_path: Path) -> None:
+    vault = Vault.open(VaultSettings(level="software"), tmp_path, appliance_marker=NEVER)
+    for call in (vault.check, vault.rotate, vault.reseal, vault.recipient):
+        with pytest.raises(KeyStoreError, match="run `gateway vault init`"):
+            call()
+    found = vault.status()
+    assert not found.initialised
+    assert "run `gateway vault init`" in found.problems[0]
+
+
+def test_a_damaged_pointer_to_the_generation_says_what_to_do(tmp_path: Path) -> None:
+    vault = Vault.open(VaultSettings(level="software"), tmp_path, appliance_marker=NEVER)
+    vault.initialise()
+    (tmp_path / "vault/current").write_text("x")
+    with pytest.raises(VaultError, match="write the number of the newest complete directory"):
+        vault.check()
+    (tmp_path / "vault/current").write_text("1\n")
+    vault.check()
