@@ -1,5 +1,6 @@
 """HTTP: the console and the metrics, each on a socket of its own."""
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Iterator
@@ -8,23 +9,36 @@ from contextlib import contextmanager
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cloud_bridge.errors import BridgeError
 
 log = structlog.get_logger()
 
 _GRACE_SECONDS = 3
+_REQUEST_SECONDS = 10.0
 
 
 class HttpServer:
     """Serves one application until stopped."""
 
-    def __init__(self, name: str, app: ASGIApp, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        request_seconds: float = _REQUEST_SECONDS,
+    ) -> None:
+        """Prepare. request_seconds: a connection on which the head of a request takes longer to come is closed."""
         self._name = name
         self._scheme = "https" if tls else "http"
         self._address = (host, port)
         config = uvicorn.Config(
             app,
+            http=type("_Impatient", (_ImpatientHttp,), {"seconds": request_seconds}),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -64,6 +78,38 @@ class HttpServer:
             where = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
             log.info("listening", what=self._name, url=where)
             await self._server.serve(sockets=[listening])
+
+
+class _ImpatientHttp(H11Protocol):
+    """Closes connections on which no request comes: a few hundred would keep everybody else out for ever."""
+
+    seconds = _REQUEST_SECONDS
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch(self) -> None:
+        """Wait for a head that has not ended, from its first byte on and however it trickles in."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None and not cycle.response_complete:
+            self._forget()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.seconds, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Server(uvicorn.Server):

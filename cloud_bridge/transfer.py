@@ -61,7 +61,7 @@ class Chunk:
 
 def read_lines(lines: Iterable[bytes], gateway: str | None, *, first_line: int = 1) -> Chunk:
     """Decode some lines; `gateway` is for lines that do not name theirs."""
-    found: dict[StreamKey, dict[int, tuple[Record, bytes]]] = {}
+    found: dict[StreamKey, list[dict[int, tuple[Record, bytes]]]] = {}
     bad: list[str] = []
     number = first_line - 1
     for number, line in enumerate(lines, start=first_line):
@@ -72,9 +72,14 @@ def read_lines(lines: Iterable[bytes], gateway: str | None, *, first_line: int =
         except (MalformedMessageError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             bad.append(f"line {number}: {error}")
             continue
-        found.setdefault(key, {})[record.seq] = (record, blob)
+        layers = found.setdefault(key, [])
+        # A number that comes again goes into another arrival: whether it is the same record the store finds out.
+        layer = next((layer for layer in layers if record.seq not in layer), None)
+        if layer is None:
+            layers.append(layer := {})
+        layer[record.seq] = (record, blob)
     arrivals, notes = [], []
-    for key, by_seq in found.items():
+    for key, by_seq in ((key, layer) for key, layers in found.items() for layer in layers):
         pairs = [by_seq[seq] for seq in sorted(by_seq)]
         # A file says nothing about what the device still holds, so the base stays 1.
         arrival, noted = arrival_of(key, 1, [r for r, _ in pairs], [b for _, b in pairs], "import")

@@ -91,8 +91,8 @@ def check_claim(tx: Transaction, claim_id: str, gateway: str, now_ns: int) -> Cl
     return claim
 
 
-def use_claim(tx: Transaction, claim_id: str, gateway: str, now_ns: int) -> None:
-    """Use a claim up; of two devices that try at once, one succeeds.
+def use_claim(tx: Transaction, claim_id: str, gateway: str, now_ns: int) -> Claim:
+    """Use a claim up and return it; of two devices that try at once, one succeeds.
 
     Raises:
         RefusedError: as `check_claim`.
@@ -100,6 +100,9 @@ def use_claim(tx: Transaction, claim_id: str, gateway: str, now_ns: int) -> None
     sql = "UPDATE identity_claims SET used_ns = ? WHERE id = ? AND gateway = ? AND used_ns IS NULL AND expires_ns > ?"
     if not tx.change(sql, (now_ns, claim_id, gateway, now_ns)):
         check_claim(tx, claim_id, gateway, now_ns)
+        raise RefusedError("claim-unknown", "this claim was announced anew meanwhile; enrol again")
+    ((*row,),) = tx.rows(f"SELECT {_COLUMNS} FROM identity_claims WHERE id = ?", (claim_id,))  # noqa: S608  # constants
+    return _claim(tuple(row))
 
 
 def _claim(row: tuple[object, ...]) -> Claim:

@@ -127,8 +127,11 @@ class ListenerCertificate:
     def _is_good(self, now: datetime) -> bool:
         try:
             certificate = x509.load_pem_x509_certificate(self._file.read_bytes())
-        except (OSError, ValueError):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._file, self._key_file)
+        except (FileNotFoundError, ssl.SSLError, ValueError):  # also when the power went between the two files
             return False
+        except OSError as error:
+            raise IdentityError(f"{self._file} and {self._key_file}: {error}") from error
         fresh = (certificate.not_valid_after_utc - now).total_seconds() > self._seconds / 2
         ours = certificate.issuer == self._identities.ca.services.certificate.subject
         return (

@@ -106,7 +106,7 @@ class ContentKeys:
             IdentityError: one cannot be decrypted: the file with the key over the keys is another one.
         """
         with self._database.transaction(durable=False) as tx:  # it only reads
-            return self._read(tx)
+            return self.read(tx)
 
     def revoke(self, release: str) -> None:
         """Stop giving a key out. Devices that have it keep it until their lease ends.
@@ -119,14 +119,8 @@ class ContentKeys:
             if not tx.change(sql, (self._clock(), release)):
                 raise IdentityError(f"{release} has no content key")
 
-    def wrap_for(self, gateway: str, recipient: bytes) -> list[Grant]:
-        """Wrap every key that a device may have for its X25519 public key; the caller has attested the device.
-
-        Raises:
-            RefusedError: `recipient-unfit`.
-            IdentityError: a key cannot be decrypted.
-        """
-        box = sealed_box(recipient)
+    def wrap_for(self, gateway: str, box: "SealedBox[PublicKey]", keys: Sequence[ContentKey]) -> list[Grant]:
+        """Wrap every one of some keys that a device may have, see `sealed_box`; the caller has attested the device."""
         until_ns = self._clock() + self._lease_ns
         return [
             Grant(
@@ -136,11 +130,12 @@ class ContentKeys:
                 lease_until=rfc3339(until_ns),
                 lease_until_ns=until_ns,
             )
-            for key in self.all()
+            for key in keys
             if key.is_for(gateway)
         ]
 
-    def _read(self, tx: Transaction) -> list[ContentKey]:
+    def read(self, tx: Transaction) -> list[ContentKey]:
+        """Return all keys by release, within a transaction; raises as `all`."""
         keys = []
         sql = f"SELECT {_COLUMNS} FROM identity_keys ORDER BY release"  # noqa: S608  # constants
         for release, digest, sealed, gateways, created_ns, revoked_ns in tx.rows(sql):

@@ -23,7 +23,7 @@ from cloud_bridge.store.opening import password_of, sqlite_path
 FILE_NAME: Final = "identity.db"
 _BUSY_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5
-_MIGRATION_LOCK: Final = 0x51_1C_E6
+_MIGRATION_LOCK: Final = 0x51_1C_E8
 
 Row = tuple[Any, ...]
 
@@ -87,6 +87,7 @@ class SqliteDatabase:
         self._path = path
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._synchronous = ""  # as the connection is set
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Transaction]:
@@ -94,7 +95,7 @@ class SqliteDatabase:
         with self._lock:
             try:
                 connection = self._opened()
-                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._set_synchronous(connection, "FULL" if durable else "NORMAL")
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield _SqliteTransaction(connection)
@@ -107,6 +108,11 @@ class SqliteDatabase:
                 self._close()  # after an I/O error a connection is not trusted further
                 raise StoreError(f"{self._path}: {error}") from error
 
+    def _set_synchronous(self, connection: sqlite3.Connection, wanted: str) -> None:
+        if wanted != self._synchronous:
+            connection.execute(f"PRAGMA synchronous = {wanted}")
+            self._synchronous = wanted
+
     def close(self) -> None:
         """See Database."""
         with self._lock:
@@ -116,6 +122,7 @@ class SqliteDatabase:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._synchronous = ""
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -66,17 +66,26 @@ def find_device(tx: Transaction, gateway: str) -> Device | None:
     return _device(rows[0]) if rows else None
 
 
+def hold_device(tx: Transaction, gateway: str) -> Device | None:
+    """Return a device, and keep others from changing it until this transaction ends."""
+    tx.change("UPDATE identity_devices SET gateway = gateway WHERE gateway = ?", (gateway,))
+    return find_device(tx, gateway)
+
+
 def list_devices(tx: Transaction) -> list[Device]:
     """Return all devices by name."""
     return [_device(row) for row in tx.rows(f"SELECT {_COLUMNS} FROM identity_devices ORDER BY gateway")]  # noqa: S608
 
 
 def put_device(tx: Transaction, device: Device) -> None:
-    """Keep a device that was enrolled; takes the place of one with the same name."""
-    tx.change("DELETE FROM identity_devices WHERE gateway = ?", (device.gateway,))
+    """Keep a device that was enrolled; takes the place of one with the same name.
+
+    The row stays the same one, so that somebody who waits to revoke the device finds it.
+    """
+    others = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS.split(", ")[1:])
     tx.change(
         f"INSERT INTO identity_devices ({_COLUMNS})"  # noqa: S608  # constants
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (gateway) DO UPDATE SET {others}",
         (
             device.gateway,
             device.level,
@@ -169,20 +178,22 @@ def revoked_certificates(tx: Transaction, now_ns: int) -> list[Revoked]:
 
 def due_cuts(tx: Transaction, now_ns: int, limit: int) -> list[Cut]:
     """Return connections that must end now, those of revoked devices first."""
-    rows = tx.rows(
-        "SELECT id, gateway FROM identity_cuts WHERE due_ns <= ? ORDER BY due_ns, id LIMIT ?", (now_ns, limit)
+    revoked = tx.rows(
+        "SELECT c.id, c.gateway, '', d.certified_until_ns, d.revoked_ns FROM identity_cuts c"
+        " LEFT JOIN identity_devices d ON d.gateway = c.gateway WHERE c.due_ns <= ? ORDER BY c.due_ns, c.id LIMIT ?",
+        (now_ns, limit),
     )
-    cuts = [Cut(str(cut_id), str(gateway), "", banned=True) for cut_id, gateway in rows]
-    rows = tx.rows(
-        "SELECT c.serial, c.gateway, d.certified_until_ns, d.revoked_ns FROM identity_certificates c"
+    expired = tx.rows(
+        "SELECT '', c.gateway, c.serial, d.certified_until_ns, d.revoked_ns FROM identity_certificates c"
         " LEFT JOIN identity_devices d ON d.gateway = c.gateway"
         " WHERE c.cut_ns IS NULL AND c.not_after_ns <= ? ORDER BY c.not_after_ns, c.serial LIMIT ?",
-        (now_ns, limit - len(cuts)),
+        (now_ns, limit - len(revoked)),
     )
-    for serial, gateway, until_ns, revoked_ns in rows:
-        banned = until_ns is None or revoked_ns is not None or int(until_ns) <= now_ns
-        cuts.append(Cut("", str(gateway), str(serial), banned=banned))
-    return cuts
+    return [
+        # Where another device has taken the name over, it is that one that must not be told to be absent.
+        Cut(str(cut_id), str(gateway), str(serial), banned=until_ns is None or gone is not None or until_ns <= now_ns)
+        for cut_id, gateway, serial, until_ns, gone in (*revoked, *expired)
+    ]
 
 
 def settle_cut(tx: Transaction, cut: Cut, now_ns: int) -> None:

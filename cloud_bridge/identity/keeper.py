@@ -72,6 +72,7 @@ class Keeper:
         self._listed_at: datetime | None = None
         self._pruned_ns = 0
         self._troubles: dict[str, str] = {}
+        self._half_done: dict[tuple[str, str], set[int]] = {}  # at which brokers a cut was made that waits for others
 
     def stop(self) -> None:
         """Ask `run` to return."""
@@ -132,29 +133,44 @@ class Keeper:
             return
         with self._database.transaction() as tx:
             cuts = due_cuts(tx, now_ns, _CUTS_A_ROUND)
-        self._metrics.cuts_waiting.set(len(cuts))
-        for at, cut in enumerate(cuts):
+        waiting = {(cut.id, cut.serial) for cut in cuts}
+        self._half_done = {name: done for name, done in self._half_done.items() if name in waiting}
+        self._metrics.cuts_waiting.set(len(waiting))
+        away: dict[int, str] = {}
+        for cut in cuts:
             if self._stopping.is_set():
                 return
-            self._cut(cut, now_ns)
-            with self._database.transaction() as tx:
-                settle_cut(tx, cut, now_ns)
-            self._metrics.cuts_waiting.set(len(cuts) - at - 1)
+            if self._cut(cut, now_ns, away):
+                with self._database.transaction() as tx:
+                    settle_cut(tx, cut, now_ns)
+                waiting.discard((cut.id, cut.serial))
+                self._metrics.cuts_waiting.set(len(waiting))
+        if away:
+            raise BrokerError("; ".join(away.values()))
 
-    def _cut(self, cut: Cut, now_ns: int) -> None:
+    def _cut(self, cut: Cut, now_ns: int, away: dict[int, str]) -> bool:
+        """End a connection at every broker, at each of them once; return whether all have done it.
+
+        A broker that is `away` is asked once in a round: the others must not wait for it again and again.
+        """
         takeover = Takeover(cut.gateway, cut.banned, rfc3339(now_ns), self._root)
-        failures = []
-        for cutter in self._cutters:  # all of them, also when one cannot be reached
+        done = self._half_done.setdefault((cut.id, cut.serial), set())
+        for at, cutter in enumerate(self._cutters):
+            if at in done or at in away:
+                continue
             try:
                 cutter.cut(takeover)
+                done.add(at)
             except BrokerError as error:
-                failures.append(str(error))
-        if failures:
-            raise BrokerError("; ".join(failures))
+                away[at] = str(error)
+        if len(done) < len(self._cutters):
+            return False
+        del self._half_done[cut.id, cut.serial]
         why = "expired" if cut.serial else "revoked"
         self._metrics.cut.labels(why).inc()
         if cut.banned:
             log.info("mqtt_session_cut", gateway=cut.gateway, why=why)
+        return True
 
     def _prune(self, now_ns: int) -> None:
         with self._database.transaction() as tx:

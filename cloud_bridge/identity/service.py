@@ -32,6 +32,7 @@ from cloud_bridge.identity.database import Database, Transaction
 from cloud_bridge.identity.devices import (
     Device,
     find_device,
+    hold_device,
     note_certificate,
     put_device,
     revoke_certificates,
@@ -195,7 +196,7 @@ class IdentityService:
             if isinstance(session, RefusedError):
                 raise session
             key = csr_key(request.csr)
-            sealed_box(request.recipient)
+            box = sealed_box(request.recipient)
             attested, state = self._judge(session, request, states)
             life = life_from(
                 utc(now_ns),
@@ -212,7 +213,8 @@ class IdentityService:
             )
             with self._database.transaction() as tx:
                 self._keep(tx, session, device, issued, now_ns)
-            grants = self._keys.wrap_for(request.gateway, request.recipient)
+                keys = self._keys.read(tx)
+            grants = self._keys.wrap_for(request.gateway, box, keys)
         self._metrics.attested.labels(device.level).inc()
         not_after_ns = int(issued.not_after.timestamp()) * 1_000_000_000
         return Granted(
@@ -344,15 +346,14 @@ class IdentityService:
         pending = session.pending
         until_ns = int(issued.not_after.timestamp()) * 1_000_000_000
         device = replace(device, certified_until_ns=until_ns)
-        known = find_device(tx, device.gateway)
         if pending.purpose == "renew":
             if not update_device(tx, device):
-                _check_not_revoked(known)
+                _check_not_revoked(find_device(tx, device.gateway))
                 raise RefusedError(
                     "other-tpm", f"{device.gateway} was enrolled anew meanwhile; ask for a new challenge"
                 )
         else:
-            self._enrolled(tx, pending, known, device, now_ns)
+            self._enrolled(tx, pending, device, now_ns)
         if device.clock_off_ns is not None and abs(device.clock_off_ns) > _CLOCK_OFF_NS:
             seconds = round(device.clock_off_ns / 1e9)
             detail = "the device's clock is off; it should take the time of the answer as its own"
@@ -361,15 +362,23 @@ class IdentityService:
                 log.warning("identity_clock_off", gateway=device.gateway, seconds=seconds)
         note_certificate(tx, device.gateway, issued, now_ns)
 
-    def _enrolled(self, tx: Transaction, pending: Pending, known: Device | None, device: Device, now_ns: int) -> None:
+    def _enrolled(self, tx: Transaction, pending: Pending, device: Device, now_ns: int) -> None:
+        """Keep a device. What `enrol` has found may have changed since: all of it is looked at again."""
+        known = hold_device(tx, device.gateway)
         if pending.claim is not None:
-            use_claim(tx, pending.claim, device.gateway, now_ns)
+            claim = use_claim(tx, pending.claim, device.gateway, now_ns)
             kind = "enrolled" if known is None else "replaced"
             if known is not None:
+                if not claim.replaces:
+                    raise RefusedError(
+                        "other-tpm",
+                        f"{device.gateway} was enrolled meanwhile, and this claim is for a"
+                        " name that is free; enrol again",
+                    )
                 revoke_certificates(tx, device.gateway, now_ns)
         else:
             # It was the known device when the session was opened; it must still be.
-            if known is None or known.ek_digest != pending.ek_digest:
+            if known is None or not _is_still(known, pending):
                 raise RefusedError("other-tpm", f"{device.gateway} was enrolled anew meanwhile; enrol again")
             _check_not_revoked(known)
             kind = "re-enrolled"
@@ -409,6 +418,14 @@ def _same_hardware(known: Device, request: EnrolRequest, endorsement: _Endorseme
     if request.level == "software":
         return request.ak_public == known.ak_public
     return endorsement.digest == known.ek_digest
+
+
+def _is_still(known: Device, pending: Pending) -> bool:
+    if known.level != pending.level:
+        return False
+    if known.level == "software":
+        return known.ak_public == pending.ak_public
+    return known.ek_digest == pending.ek_digest
 
 
 def _device(session: Session, request: AttestRequest, now_ns: int) -> Device:

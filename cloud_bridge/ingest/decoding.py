@@ -36,6 +36,7 @@ MAX_NUMBER: Final = 2**53 - 1
 """The highest sequence number and time that every JSON reader and every database can hold."""
 
 _MAX_KIND: Final = 64
+_MAX_NAME: Final = 512
 
 
 @dataclass(slots=True)
@@ -151,8 +152,8 @@ def arrival_of(
         if isinstance(message, Withheld):
             detail = f"{message.reason}: {message.kind} of {message.size_bytes} bytes is kept on the gateway"
             notes.append(_note("withheld", detail, key, record.seq, body=body, topic=topic))
-        pipeline = message.pipeline if isinstance(message, Event | Measure | Evidence) else None
-        index = message if isinstance(message, Event | Evidence | Eviction) or _names_a_store(message) else None
+        pipeline = message.pipeline if isinstance(message, (Event, Measure, Evidence)) else None
+        index = message if isinstance(message, (Event, Evidence, Eviction)) or _names_a_store(message) else None
         rows.append(Row(record.seq, kind, pipeline, record.recorded_at_ns, body, blob, index))
     return Arrival(key, base, tuple(rows), reindex), notes
 
@@ -190,5 +191,7 @@ def _names_a_store(message: Message | None) -> TypeGuard[Notice]:
 
 
 def _check_text(*texts: str) -> None:
-    if any("\0" in text or len(text) > 512 for text in texts):
-        raise MalformedMessageError("a name has a NUL character, or is longer than 512")
+    # In bytes: two names stand in one index, and PostgreSQL takes 2704 bytes there.
+    for text in texts:
+        if len(text) > _MAX_NAME or "\0" in text or not (text.isascii() or len(text.encode()) <= _MAX_NAME):
+            raise MalformedMessageError(f"a name has a NUL character, or is longer than {_MAX_NAME} bytes")

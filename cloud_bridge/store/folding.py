@@ -30,10 +30,14 @@ class Folding(SqlReader):
         if horizon <= through:
             return Rolled()
         rows = self._rows(rolling.SLICE, (through, horizon, limit))
-        buckets = rolling.fold((gateway, kind, bytes(body)) for _, gateway, kind, body in rows if body is not None)
+        folded = [(gateway, kind, bytes(body)) for _, gateway, kind, body in rows if body is not None]
+        buckets = rolling.fold(folded)
         reached = rows[-1][0] if len(rows) == limit else horizon
 
         def put(tx: Transaction) -> Rolled:
+            # A stand-in may have given way to its record since it was read: then the slice is read again next time.
+            if tx.rows(rolling.FOLDABLE, (through, reached)) != [(len(folded),)]:
+                return Rolled()
             moved = tx.change("UPDATE rollup_state SET through_id = ? WHERE through_id = ?", (reached, through))
             if not moved:
                 return Rolled()

@@ -121,11 +121,17 @@ def drop(connection: Connection, part: Part) -> int:
             connection.execute(f"SET LOCAL lock_timeout = '{_DROP_WAIT}'")
             # Nothing is written into a month that is over; this makes sure of it while the rows are counted.
             connection.execute(f"LOCK TABLE {table} IN SHARE MODE")
-            counted = connection.execute(
-                "UPDATE streams SET deleted = deleted + n FROM"
-                f" (SELECT stream, count(*) AS n FROM {table} GROUP BY stream) gone"
-                " WHERE gone.stream = streams.id RETURNING n"
-            ).fetchall()
+            counted = connection.execute(f"SELECT stream, count(*) FROM {table} GROUP BY stream").fetchall()
+            gone = [list(column) for column in zip(*counted, strict=True)] or [[], []]
+            # In the order of those who write them, and only now: they wait for the rest of this transaction.
+            connection.execute(
+                "SELECT id FROM streams WHERE id = ANY(%s) ORDER BY gateway, epoch, class FOR UPDATE", (gone[0],)
+            )
+            connection.execute(
+                "UPDATE streams SET deleted = deleted + n FROM unnest(%s::bigint[], %s::bigint[]) AS gone(stream, n)"
+                " WHERE gone.stream = streams.id",
+                gone,
+            )
             connection.execute(
                 f"DELETE FROM evidence e USING {table} r WHERE r.stream = e.stream AND r.seq = e.seq"
                 " AND r.kind = 'evidence'"
@@ -135,7 +141,7 @@ def drop(connection: Connection, part: Part) -> int:
     except pg.LockNotAvailable as error:
         log.warning("partition_in_use", partition=table, error=str(error).strip(), consequence="dropped next time")
         return 0
-    removed = sum(int(count) for (count,) in counted)
+    removed = sum(int(count) for _, count in counted)
     log.info("partition_dropped", partition=table, records=removed)
     return removed
 

@@ -36,7 +36,12 @@ _CONNECT_SECONDS: Final = 5
 _MIGRATION_LOCK: Final = 0x51_1C_E5
 """Key of the advisory lock under which one process makes the tables while the others wait."""
 
-_REFUSED: Final = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+_REFUSED: Final = (
+    *(psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError),
+    pg.ProgramLimitExceeded,  # such as a key that is too long for an index
+)
+_NOT_SET_UP: Final = "42"
+"""SQLSTATEs that begin so are about tables and rights: no fault of what is written."""
 
 _WRITERS_LOCK: Final = 0x51_1C_E7
 """Key of the advisory lock that writers of records share: who has it alone knows that no id below is still to come."""
@@ -209,6 +214,8 @@ class PostgresStore(Folding):
         try:
             yield
         except _REFUSED as error:
+            if (error.sqlstate or "").startswith(_NOT_SET_UP):
+                raise StoreError(f"{self._name}: {error}") from error
             raise StoreRefusedError(f"{self._name}: {error}") from error
         except (OverflowError, UnicodeError, ValueError) as error:
             raise StoreRefusedError(f"{self._name}: {error}") from error

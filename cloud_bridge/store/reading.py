@@ -13,7 +13,7 @@ import msgspec
 
 from cloud_bridge.store import listing
 from cloud_bridge.store.base import RecordFilter, RollupFilter
-from cloud_bridge.store.lines import Condition, by_ids, event_line, merged_ids, record_line, where
+from cloud_bridge.store.lines import Condition, Line, by_ids, event_line, merged_ids, record_line, where
 from cloud_bridge.values import (
     Counts,
     Gap,
@@ -94,9 +94,33 @@ class SqlReader:
             chosen, values = where([("gateway = ?", gateway), ("pipeline = ?", pipeline), ("label = ?", label)])
             found = self._rows(f"SELECT gateway, pipeline, label FROM event_lines{chosen}", values)
             lines = [event_line(*line) for line in found]
-            ids = merged_ids(self._rows, "events", lines, bounds, limit=limit, newest_first=True)
-            rows = by_ids(self._rows, _EVENT, ids)
+            rows = self._page(_EVENT, ("events", lines, bounds), limit=limit, newest_first=True)
         return [_event(row) for row in rows]
+
+    def _page(
+        self,
+        select: str,
+        chosen: tuple[str, Sequence[Line], Sequence[Condition]],
+        *,
+        limit: int,
+        newest_first: bool,
+    ) -> list[tuple[Any, ...]]:
+        """Return the first rows of some lines of a table.
+
+        What retention has taken, or the body of, must not shorten a page: a short one says that the list ends.
+        """
+        table, lines, bounds = chosen
+        beyond: list[Condition] = []
+        rows: list[tuple[Any, ...]] = []
+        ask = limit
+        while len(rows) < limit:
+            ids = merged_ids(self._rows, table, lines, [*bounds, *beyond], limit=ask, newest_first=newest_first)
+            rows += by_ids(self._rows, select, ids)
+            if len(ids) < ask:
+                break
+            beyond = [("r.id < ?" if newest_first else "r.id > ?", ids[-1])]
+            ask = min(2 * ask, max(limit, _MIXED_IDS))
+        return rows[:limit]
 
     def event(self, event_id: str, gateway: str | None = None) -> StoredEvent | None:
         """See Reader."""
@@ -129,10 +153,8 @@ class SqlReader:
             order = "DESC" if newest_first else "ASC"
             rows = self._rows(f"{select}{text} ORDER BY r.id {order} LIMIT ?", (*values, limit))
         else:
-            ids = merged_ids(
-                self._rows, "stream_records", self._lines(wanted), bounds, limit=limit, newest_first=newest_first
-            )
-            rows = by_ids(self._rows, select, ids)
+            chosen = ("stream_records", self._lines(wanted), bounds)
+            rows = self._page(select, chosen, limit=limit, newest_first=newest_first)
         return [_record(row) for row in rows]
 
     def _lines(self, wanted: RecordFilter) -> list[tuple[str, tuple[Any, ...]]]:

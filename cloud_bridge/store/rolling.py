@@ -29,6 +29,9 @@ SLICE: Final = (
 )
 """Id, gateway, kind and, where it is folded, the body of the next records."""
 
+FOLDABLE: Final = "SELECT count(*) FROM stream_records WHERE id > ? AND id <= ? AND kind IN ('event', 'measure')"
+"""How many records of a slice are folded."""
+
 # One device must not be able to stop the sums of all others with a number or a name that a database refuses.
 _MAX_TEXT: Final = 512
 _MAX_NS: Final = 2**63
@@ -128,7 +131,7 @@ _measures: Final = msgspec.json.Decoder(_Measure)
 
 def _is_text(*texts: str) -> bool:
     """Tell whether every database can hold it."""
-    return all(len(text) <= _MAX_TEXT and text.isprintable() for text in texts)
+    return all(len(text) <= _MAX_TEXT and text.isprintable() and len(text.encode()) <= _MAX_TEXT for text in texts)
 
 
 def _held(count: int) -> int:

@@ -10,13 +10,16 @@ their next batch which numbers it will never see.
 """
 
 import fcntl
+import itertools
 import os
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any, Final, TypeVar
@@ -248,6 +251,9 @@ class SqliteStore(SqliteReader, Folding):
         except (OverflowError, UnicodeError, ValueError) as error:  # values that SQLite cannot hold
             self._roll_back(connection, None)
             raise StoreRefusedError(f"{self.path}: {error}") from error
+        except BaseException:  # a mistake of ours must not leave the one connection inside a transaction
+            self._roll_back(connection, None)
+            raise
         self._dirty_pages += _PAGES_A_COMMIT + (connection.total_changes - changes) // _CHANGES_A_PAGE
         if self._dirty_pages >= _CHECKPOINT_PAGES:
             self._checkpoint(connection)
@@ -409,6 +415,26 @@ _OVER: Final = (
 )
 
 
+_ROWS_AT_ONCE: Final = (400, 80, 16)
+"""So many rows in one statement: 400 of 11 columns are far below the 32,766 parameters that SQLite takes.
+
+For each step of a statement Python lets go of its lock, and waits up to 5 ms to have it back while the threads beside
+it decode; with one step for each row that was most of the time of an ingest with two workers.
+"""
+_INSERTED: Final = re.compile(r"VALUES (\([?, ]+\))")
+_INSERT_RECORD: Final = (
+    "INSERT INTO stream_records (stream, seq, kind, pipeline, recorded_at_ns, received_at_ns, body, blob)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream, seq) DO NOTHING"
+)
+
+
+@lru_cache(maxsize=64)
+def _for_rows(sql: str, rows: int) -> str:
+    """Return an INSERT of one row as one of several; "" for another statement."""
+    found = _INSERTED.search(sql)
+    return "" if found is None else f"{sql[: found.end()]}{f', {found[1]}' * (rows - 1)}{sql[found.end() :]}"
+
+
 class _SqliteTransaction:
     """See writing.Transaction. `streams` outlives it; it is emptied when a transaction is rolled back."""
 
@@ -423,8 +449,7 @@ class _SqliteTransaction:
         return self._connection.execute(sql, parameters).rowcount
 
     def change_many(self, sql: str, parameters: Sequence[Sequence[Any]]) -> None:
-        if parameters:
-            self._connection.executemany(sql, parameters)
+        self._change_each(sql, parameters)
 
     def open_streams(self, keys: Sequence[StreamKey]) -> dict[StreamKey, int]:
         for key in keys:
@@ -451,8 +476,16 @@ class _SqliteTransaction:
 
     def insert_records(self, rows: Sequence[SqlRow]) -> int:
         # The key only confirms what the spans have told already.
-        return self._connection.executemany(
-            "INSERT INTO stream_records (stream, seq, kind, pipeline, recorded_at_ns, received_at_ns, body, blob)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream, seq) DO NOTHING",
-            rows,
-        ).rowcount
+        return self._change_each(_INSERT_RECORD, rows)
+
+    def _change_each(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        changed = at = 0
+        for count in _ROWS_AT_ONCE:
+            many = _for_rows(sql, count) if len(rows) - at >= count else ""
+            while many and len(rows) - at >= count:
+                values = list(itertools.chain.from_iterable(rows[at : at + count]))
+                changed += self._connection.execute(many, values).rowcount
+                at += count
+        if at < len(rows):
+            changed += self._connection.executemany(sql, rows[at:]).rowcount
+        return changed

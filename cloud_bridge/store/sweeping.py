@@ -26,7 +26,8 @@ def sweep_records(tx: Transaction, limits: Limits, limit: int, table: str) -> in
     """Remove old records from the front of each stream; returns how many."""
     through = rolled_through(tx, limits)
     removed = 0
-    for stream, record_class in tx.rows("SELECT id, class FROM streams ORDER BY id"):
+    # In the order in which those who write take them: else they could wait for each other in a circle.
+    for stream, record_class in tx.rows("SELECT id, class FROM streams ORDER BY gateway, epoch, class"):
         if removed < limit and record_class in limits.before_ns:
             removed += _sweep_stream(tx, (table, stream), limits.before_ns[record_class], through, limit - removed)
     return removed

@@ -66,6 +66,7 @@ class _Work:
     fresh: list[Row] = field(default_factory=list)
     indexed: list[Row] = field(default_factory=list)
     again: list[Row] = field(default_factory=list)  # their numbers are known
+    in_place: set[int] = field(default_factory=set)  # numbers of records that took the place of their stand-ins
     conflicts: int = 0
     received: int = 0
     given_up: int = 0
@@ -151,6 +152,7 @@ def _compare(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey
                 (WITHHELD, *key, row.seq),
             )
             work.indexed.append(row)
+            work.in_place.add(row.seq)
     return conflicts
 
 
@@ -309,18 +311,21 @@ def _fold_late(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamK
             continue
         fresh = {row.seq for row in work.fresh}
         for row in work.indexed:
-            if row.seq not in fresh and row.kind in rolling.FOLDED_KINDS and _is_folded(tx, ids[key], row.seq):
+            if row.seq in fresh or row.kind not in rolling.FOLDED_KINDS:
+                continue
+            if _was_passed_over(tx, key.gateway, ids[key], row.seq, in_place=row.seq in work.in_place):
                 late.append((key.gateway, row.kind, row.body))
     tx.change_many(rolling.UPSERT, rolling.rows_of(rolling.fold(late)))
 
 
-def _is_folded(tx: Transaction, stream: int, seq: int) -> bool:
-    return bool(
-        tx.rows(
-            "SELECT 1 FROM stream_records WHERE stream = ? AND seq = ? AND id <= (SELECT through_id FROM rollup_state)",
-            (stream, seq),
-        )
+def _was_passed_over(tx: Transaction, gateway: str, stream: int, seq: int, *, in_place: bool) -> bool:
+    """Tell whether its turn is over, and added nothing: what the list of events cannot use the sums often can."""
+    found = tx.rows(
+        "SELECT kind, body FROM stream_records"
+        " WHERE stream = ? AND seq = ? AND id <= (SELECT through_id FROM rollup_state)",
+        (stream, seq),
     )
+    return bool(found) and (in_place or not rolling.fold((gateway, kind, bytes(body)) for kind, body in found))
 
 
 def _write_events(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey, int], now_ns: int) -> None:
@@ -363,17 +368,18 @@ def _write_evidence(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[St
 
 def _write_fleet(tx: Transaction, intake: Intake) -> None:
     availability = dict(intake.availability)  # the last of each gateway
+    # All of them in one statement, by name: one after the other, two writers could wait for each other in a circle.
+    tx.change_many(
+        "INSERT INTO gateways (gateway, seen_at_ns) VALUES (?, ?) ON CONFLICT (gateway) DO UPDATE SET seen_at_ns ="
+        " CASE WHEN excluded.seen_at_ns = 0 THEN gateways.seen_at_ns ELSE excluded.seen_at_ns END",
+        [(name, intake.received_at_ns * (name in intake.seen)) for name in sorted(intake.seen | availability.keys())],
+    )
     tx.change_many(
         "INSERT INTO gateways (gateway, state, at, version) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (gateway) DO UPDATE SET state = excluded.state, at = excluded.at,"
         # A will was written before the version could have changed, and may carry none.
         " version = CASE WHEN excluded.version = '' THEN gateways.version ELSE excluded.version END",
         [(name, said.state, said.at, said.version) for name, said in sorted(availability.items())],
-    )
-    tx.change_many(
-        "INSERT INTO gateways (gateway, seen_at_ns) VALUES (?, ?)"
-        " ON CONFLICT (gateway) DO UPDATE SET seen_at_ns = excluded.seen_at_ns",
-        [(name, intake.received_at_ns) for name in sorted(intake.seen)],
     )
     statuses = {(name, status.pipeline): status for name, status in intake.statuses}
     tx.change_many(

@@ -38,6 +38,13 @@ def test_lines_in_any_order_and_twice_are_imported_once(store: Store) -> None:
     assert store.counts().events == 3
 
 
+def test_two_records_of_one_number_in_one_file_are_both_kept(store: Store) -> None:
+    other = line(2, body=json.loads(encode(event("other"))))
+    outcome = store.ingest(read_lines([line(1), line(2), line(3), other, line(3)], None).intake(1))
+    assert (outcome.inserted, outcome.duplicates, len(outcome.conflicts)) == (3, 1, 1)
+    assert store.counts().dead_letters == {"conflict": 1}
+
+
 def test_an_import_does_not_say_that_older_records_will_never_come(store: Store) -> None:
     store.ingest(read_lines([line(10)], None).intake(1))
     assert store.gaps() == []

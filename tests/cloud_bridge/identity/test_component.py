@@ -25,7 +25,7 @@ from cloud_bridge.identity.approvals import Approval, approve
 from cloud_bridge.identity.claims import Claim, add_claim, id_of_token, new_token
 from cloud_bridge.identity.component import IdentityComponent, ListenerCertificate, open_identities
 from cloud_bridge.identity.errors import IdentityError
-from cloud_bridge.identity.issuer import utc
+from cloud_bridge.identity.issuer import key_pem, new_key, utc
 from cloud_bridge.identity.states import BootState
 from gateway.wire.identity import PATH_TRUST, Trust
 from gateway.wire.messages import decode
@@ -196,13 +196,13 @@ def test_the_listeners_certificate_is_renewed_without_a_restart(tmp_path: Path) 
     identities.database.close()
 
 
-def _served(context: ssl.SSLContext, authority: bytes) -> dict[str, object]:
+def _served(context: ssl.SSLContext, authority: bytes, name: str = "bridge.example") -> dict[str, object]:
     """Shake hands in memory; return the certificate that was shown. Times are not looked at."""
     trusting = ssl.create_default_context(cadata=authority.decode())
     trusting.verify_flags |= 0x200000  # X509_V_FLAG_NO_CHECK_TIME: the clock of the test is another
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = context.wrap_bio(to_server, to_client, server_side=True)
-    client = trusting.wrap_bio(to_client, to_server, server_hostname="bridge.example")
+    client = trusting.wrap_bio(to_client, to_server, server_hostname=name)
     for _ in range(5):
         for side in (client, server):
             try:
@@ -212,6 +212,16 @@ def _served(context: ssl.SSLContext, authority: bytes) -> dict[str, object]:
     found = client.getpeercert()
     assert found is not None
     return dict(found)
+
+
+def test_a_key_that_was_renewed_without_its_certificate_is_made_anew_with_it(tmp_path: Path) -> None:
+    identities = open_identities(config_at(tmp_path), Clock())
+    ListenerCertificate(identities)
+    # As after a power cut between the two files.
+    (tmp_path / "id" / "listener-key.pem").write_bytes(key_pem(new_key()))
+    certificate = ListenerCertificate(identities)
+    assert _served(certificate.context, identities.ca.services_pem, "localhost")
+    identities.database.close()
 
 
 def test_a_changed_name_makes_a_new_certificate_at_the_next_start(tmp_path: Path) -> None:

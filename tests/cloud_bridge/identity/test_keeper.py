@@ -154,6 +154,41 @@ def test_a_broker_that_is_away_gets_its_cuts_when_it_is_back(desk: Desk) -> None
     assert registry.get_sample_value("bridge_identity_cuts_waiting") == 0
 
 
+def test_one_broker_that_is_away_keeps_no_revoked_device_alive_at_another(desk: Desk) -> None:
+    here, away = FakeCutter(), FakeCutter(away=True)
+    keeper, _ = keeper_of(desk, None, away, here)
+    for name in ("dock-7", "dock-8", "dock-9"):
+        desk.enrolled(name)
+        desk.revoke(name)
+    keeper.round()
+    assert {one.gateway for one in here.done} == {"dock-7", "dock-8", "dock-9"}
+
+
+def test_a_device_is_cut_once_for_a_certificate_also_while_another_broker_is_away(desk: Desk) -> None:
+    here, away = FakeCutter(), FakeCutter(away=True)
+    keeper, _ = keeper_of(desk, None, here, away)
+    device = desk.enrolled()
+    desk.clock.pass_seconds(1800)
+    device.renew()
+    desk.clock.pass_seconds(1801)
+    for _ in range(5):
+        keeper.round()
+        desk.clock.pass_seconds(2)
+    assert len(here.done) == 1
+    away.away = False
+    keeper.round()
+    assert (len(here.done), len(away.done)) == (1, 1)
+
+
+def test_the_device_that_takes_a_name_over_is_not_told_to_be_absent(desk: Desk) -> None:
+    cutter = FakeCutter()
+    keeper, _ = keeper_of(desk, None, cutter)
+    desk.enrolled()
+    desk.device().enrol(desk.token("dock-7", replace=True))
+    keeper.round()
+    assert [one.banned for one in cutter.done] == [False]
+
+
 def test_without_anybody_to_cut_nothing_piles_up(desk: Desk) -> None:
     keeper, _ = keeper_of(desk)
     desk.enrolled()

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,9 @@ from nacl.exceptions import CryptoError
 from cloud_bridge.identity.attestation import key_digest
 from cloud_bridge.identity.claims import Claim, add_claim, id_of_ek
 from cloud_bridge.identity.database import Database
+from cloud_bridge.identity.devices import find_device, hold_device, put_device, revoke_device
 from cloud_bridge.identity.endorsement import TrustedRoots, spki_of
+from cloud_bridge.identity.errors import RefusedError
 from cloud_bridge.identity.issuer import utc
 from gateway.wire.identity import PATH_TRUST, AttestRequest, Trust, binding
 from gateway.wire.messages import decode
@@ -357,6 +360,38 @@ def test_of_two_devices_that_use_one_claim_at_once_one_enrols(desk: Desk) -> Non
     assert refusal_of(lambda: second.attest(challenges[1])) == "claim-used"
 
 
+def test_of_two_claims_for_one_name_the_second_does_not_take_it_from_the_device_that_has_it_now(desk: Desk) -> None:
+    first, second = desk.device(), desk.device()
+    desk.approve_state_of(first)
+    challenges = first.open_enrolment(desk.token("dock-7")), second.open_enrolment(desk.token("dock-7"))
+    first.attest(challenges[0])
+    assert refusal_of(lambda: second.attest(challenges[1])) == "other-tpm"
+    first.renew()
+    # The control: what is refused is the taking over, which an operator can allow.
+    challenge = second.open_enrolment(desk.token("dock-7", replace=True))
+    second.attest(challenge)
+
+
+def test_a_challenge_from_before_a_revocation_does_not_undo_it(desk: Desk) -> None:
+    first, second = desk.device(), desk.device()
+    desk.approve_state_of(first)
+    early = second.open_enrolment(desk.token("dock-7"))
+    first.enrol(desk.token("dock-7"))
+    desk.revoke("dock-7")
+    assert refusal_of(lambda: second.attest(early)) in {"other-tpm", "revoked-device"}
+    assert refusal_of(first.renew) == "revoked-device"
+
+
+def test_a_software_device_that_was_replaced_meanwhile_does_not_come_back_with_an_old_challenge(tmp_path: Path) -> None:
+    with desk_at(tmp_path, allow_software=True) as desk:
+        first, second = desk.software_device(), desk.software_device()
+        first.enrol(desk.token("dev-1"))
+        early = first.open_enrolment()
+        second.enrol(desk.token("dev-1", replace=True))
+        assert refusal_of(lambda: first.attest(early)) == "other-tpm"
+        second.renew()
+
+
 def test_a_claim_is_kept_as_a_digest_only(desk: Desk) -> None:
     token = desk.token("dock-7")
     with desk.db.transaction() as tx:
@@ -550,3 +585,36 @@ def test_no_request_shows_in_an_event(desk: Desk) -> None:
 def test_an_attest_request_holds_every_field_that_the_quote_binds() -> None:
     names = {field.name for field in msgspec.structs.fields(AttestRequest)}
     assert names >= {"csr", "recipient", "gateway", "session"}
+
+
+# ---- at the same instant -----------------------------------------------------------------------------
+
+
+def test_a_revocation_that_waits_for_an_enrolment_finds_the_device(database: Database, tmp_path: Path) -> None:
+    with desk_at(tmp_path, database=database) as desk, ThreadPoolExecutor(1) as threads:
+        desk.enrolled()
+        with database.transaction() as tx:
+            device = hold_device(tx, "dock-7")
+            assert device is not None
+            revoked = threads.submit(desk.revoke, "dock-7")
+            with pytest.raises(TimeoutError):
+                revoked.result(0.3)
+            put_device(tx, device)  # as the same TPM does when it enrols again
+        revoked.result()
+        with database.transaction() as tx:
+            found = find_device(tx, "dock-7")
+        assert found is not None
+        assert found.revoked_ns is not None
+
+
+def test_an_enrolment_that_waits_for_a_revocation_does_not_undo_it(database: Database, tmp_path: Path) -> None:
+    with desk_at(tmp_path, database=database) as desk, ThreadPoolExecutor(1) as threads:
+        device = desk.enrolled()
+        request = device.proof(device.open_enrolment())
+        with database.transaction() as tx:
+            revoke_device(tx, "dock-7", "stolen", desk.clock())
+            attested = threads.submit(desk.service.attest, request, "192.0.2.7")
+            with pytest.raises(TimeoutError):
+                attested.result(0.3)
+        with pytest.raises(RefusedError, match="revoked"):
+            attested.result()

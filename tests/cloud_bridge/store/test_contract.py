@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -245,6 +246,29 @@ def test_a_slice_of_retention_is_no_longer_than_asked(store: Store) -> None:
     take(store, batch(*(record(n) for n in range(1, 101))), at=1)
     assert store.sweep(Limits({"event": 10}), 30).records == 30
     assert seqs(store)[0] == 31
+
+
+def test_names_as_long_as_can_be_stop_nobody(store: Store) -> None:
+    # Each sign takes three bytes, and none of them repeats: an index of PostgreSQL holds 2704 bytes of a row.
+    def name(first: int) -> str:
+        return "".join(chr(first + 7 * at % 9973) for at in range(512))
+
+    odd = msgspec.structs.replace(event(), pipeline=name(0x4E00), label=name(0x5001))
+    assert take(store, batch(record(1, odd), record(2, event("e2")))).marks == {KEY: 2}
+    assert seqs(store) == [1, 2]
+    store.roll_up(100)
+    assert store.rollup_backlog() == 0
+
+
+@pytest.mark.parametrize("count", [15, 16, 17, 95, 97, 399, 401, 499, 1000])
+def test_a_batch_of_any_length_is_written_whole_and_once(store: Store, count: int) -> None:
+    known = count // 3
+    take(store, batch(*(record(n, event(f"e{n}")) for n in range(1, known + 1))))
+    outcome = take(store, batch(*(record(n, event(f"e{n}")) for n in range(1, count + 1))))
+    assert (outcome.inserted, outcome.duplicates, outcome.marks) == (count - known, known, {KEY: count})
+    assert seqs(store) == list(range(1, count + 1))
+    assert store.counts().events == count
+    assert store.check() == []
 
 
 def test_many_threads_write_the_same_stream_and_each_record_is_there_once(store: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cloud_bridge.cursors import BadCursorError, cursor_of, place_of
 from cloud_bridge.store import rolling
-from cloud_bridge.store.base import RecordFilter, Store
+from cloud_bridge.store.base import Limits, RecordFilter, Store
 from cloud_bridge.store.lines import event_line, merged_ids, record_line, where
 from cloud_bridge.store.postgres import PostgresStore
 from cloud_bridge.store.sqlite import SqliteStore
@@ -73,6 +73,16 @@ def test_a_time_range_holds_what_was_received_in_it(store: Store) -> None:
     assert [one.event.event_id for one in events] == ["e8", "e7", "e6", "e5"]
     assert store.events(since_ns=99 * SECOND) == []
     assert store.received_since(15 * SECOND) == 5
+
+
+def test_a_page_of_events_is_full_although_retention_has_taken_the_bodies_of_some(store: Store) -> None:
+    for number in range(1, 7):
+        take(store, batch(record(number, event(f"c{number}")), base=number), "critical", at=number)
+        take(store, batch(record(number, event(f"e{number}")), base=number), "event", at=number)
+    store.sweep(Limits({"event": 6}), 100)  # events stay as long as the longer of both classes
+    assert [one.event.event_id for one in store.events(pipeline="camera", limit=4)] == ["e6", "c6", "c5", "c4"]
+    found = [one.event.event_id for one in store.events(pipeline="camera", limit=100)]
+    assert found == ["e6", "c6", "c5", "c4", "c3", "c2", "c1"]
 
 
 def test_gaps_are_paged_and_filtered(store: Store) -> None:

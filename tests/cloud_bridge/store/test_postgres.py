@@ -1,12 +1,16 @@
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from cloud_bridge.errors import StoreError
+from cloud_bridge.store.base import Limits
 from cloud_bridge.store.postgres import PostgresStore
 from cloud_bridge.store.schema import POSTGRES
 from cloud_bridge.values import Arrival, Intake, Row, StreamKey
+from gateway.wire.messages import Availability
 from tests.simulators.postgres import PostgresServer, binaries
 from tests.simulators.samples import EPOCH
 
@@ -78,3 +82,55 @@ def test_two_processes_that_start_together_make_the_tables_once(postgres: Postgr
     assert stores[0]._rows("SELECT version FROM sluice_schema ORDER BY version") == versions
     for store in stores:
         store.close()
+
+
+def test_a_right_that_is_missing_is_no_fault_of_the_records(postgres: PostgresServer) -> None:
+    store = PostgresStore(postgres.make("rights"))
+    store.ingest(rows(1, 5))
+    store._with(lambda connection: connection.execute("ALTER TABLE lines RENAME TO lines_kept"))
+    with pytest.raises(StoreError):
+        store.ingest(rows(6, 8))
+    store._with(lambda connection: connection.execute("ALTER TABLE lines_kept RENAME TO lines"))
+    assert store.ingest(rows(6, 8)).marks == {KEY: 8}
+    store.close()
+
+
+def test_workers_that_hear_of_the_same_gateways_do_not_wait_in_a_circle(postgres: PostgresServer) -> None:
+    store = PostgresStore(postgres.make("circle"))
+    names = [f"g{number}" for number in range(40)]
+    said = Availability(state="online", at="")
+
+    def hear(worker: int) -> None:
+        for turn in range(60):
+            # The first worker of a broker hears of availability too.
+            availability = tuple((name, said) for name in names[turn % 40 :]) if worker == 0 else ()
+            store.ingest(Intake(turn, availability=availability, seen=frozenset(names)))
+
+    store.ingest(Intake(1, seen=frozenset(names)))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(hear, range(4)))
+    store.close()
+
+
+@pytest.mark.parametrize("whole_months", [True, False])
+def test_retention_and_ingest_take_streams_in_the_same_order(postgres: PostgresServer, *, whole_months: bool) -> None:
+    url = postgres.make(f"order{int(whole_months)}")
+    store = PostgresStore(url, whole_months=whole_months)
+    first, last = KEY._replace(gateway="a"), KEY._replace(gateway="z")
+    for key in (last, first):  # so that the order of their ids is not that of their names
+        store.ingest(Intake(1, (Arrival(key, 1, (Row(1, "notice", None, 1, b"{}"),)),)))
+    locked = "SELECT 1 FROM streams WHERE gateway = %s FOR UPDATE"
+    with psycopg.connect(url) as writer, ThreadPoolExecutor(1) as threads:
+        writer.execute(locked, ("a",))
+        swept = threads.submit(store.sweep, Limits({"event": 10**18}), 100)
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        deadline = time.monotonic() + 10
+        while writer.execute(waiting).fetchall() == [(0,)]:
+            assert time.monotonic() < deadline
+        writer.execute("SET LOCAL lock_timeout = '500ms'")
+        writer.execute(locked, ("z",))  # what retention does not have yet
+        writer.commit()
+        assert swept.result().records == 2
+    store.close()

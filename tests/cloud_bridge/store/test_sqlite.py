@@ -48,6 +48,15 @@ def test_a_commit_is_synced_and_only_one_connection_writes(store: SqliteStore) -
         SqliteStore(store.path)
 
 
+def test_a_mistake_in_the_middle_of_a_transaction_does_not_spoil_the_next(store: SqliteStore) -> None:
+    def mistaken(_transaction: object) -> None:
+        raise KeyError("a mistake")
+
+    with pytest.raises(KeyError):
+        store._write(mistaken)
+    assert store.ingest(rows(1, 3)).marks
+
+
 def test_the_file_is_free_again_after_closing(store: SqliteStore) -> None:
     store.ingest(rows(1, 3))
     store.close()
