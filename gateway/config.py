@@ -17,6 +17,10 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=4096)]
 TcpPort = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+ByteCount = (
+    Annotated[int, msgspec.Meta(ge=1)]
+    | Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)? ?(B|kB|KB|MB|GB|KiB|MiB|GiB)$")]
+)
 TimeOfDay = Annotated[str, msgspec.Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
 KIB = 1024
@@ -66,6 +70,7 @@ class IioSource(_Section, frozen=True, kw_only=True, tag="iio"):
     rate_hz: Annotated[float, msgspec.Meta(gt=0)]
     buffered: bool = False
     block_samples: Count | None = None
+    frozen_after_seconds: Seconds | None = 300.0  # a channel with the very same value for so long is a fault; null: not
 
 
 class ModbusRegister(_Section, frozen=True, kw_only=True):
@@ -87,6 +92,7 @@ class ModbusSource(_Section, frozen=True, kw_only=True, tag="modbus"):
     registers: list[ModbusRegister]
     rate_hz: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1.0
     timeout_seconds: Seconds = 2.0
+    frozen_after_seconds: Seconds | None = None  # a register with the very same value for so long is a fault
 
 
 class SerialSource(_Section, frozen=True, kw_only=True, tag="serial"):
@@ -97,6 +103,7 @@ class SerialSource(_Section, frozen=True, kw_only=True, tag="serial"):
     channels: Count = 1
     rate_hz: Annotated[float, msgspec.Meta(gt=0)]
     silent_after_seconds: Seconds = 10.0
+    frozen_after_seconds: Seconds | None = None  # a column with the very same value for so long is a fault
 
 
 class MqttSource(_Section, frozen=True, kw_only=True, tag="mqtt"):
@@ -104,9 +111,11 @@ class MqttSource(_Section, frozen=True, kw_only=True, tag="mqtt"):
 
     topic: str
     fields: list[str] | None = None
+    sequence_field: str | None = None  # a counter or time of the leaf: a message with the same one again is dropped
     channels: Count = 1
     rate_hz: Annotated[float, msgspec.Meta(gt=0)]
     silent_after_seconds: Seconds = 60.0
+    frozen_after_seconds: Seconds | None = None  # a value that stays the very same for so long is a fault
 
 
 HealthChannel = Literal["load", "memory_used", "memory_pressure", "cpu_pressure", "temperature", "disk_used"]
@@ -195,11 +204,14 @@ class Broker(_Section, frozen=True, kw_only=True):
     username: str | None = None
     password_file: Path | None = None
     ca_file: Path | None = None
+    crl_file: Path | None = None  # revoked certificates of the broker's CA; a list that is out of date refuses too
     certificate_file: Path | None = None
     key_file: Path | None = None
     protocol: Literal["5", "3.1.1"] = "5"
     keepalive_seconds: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
     allow_plaintext: bool = False  # for a network you trust: mqtt:// to a host that is not this one
+    identity: bool = False  # show the certificate of `identity`, and believe whom it believes; needs mqtts
+    metered: bool | None = None  # whether `metering` applies on the way to it; null: unless another broker says true
 
 
 class Cloud(_Section, frozen=True, kw_only=True):
@@ -215,6 +227,55 @@ class Cloud(_Section, frozen=True, kw_only=True):
     drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0  # a clean stop waits so long for an empty outbox
 
 
+Feature = Literal["records", "snapshots", "model_downloads", "telemetry"]
+FEATURES: tuple[Feature, ...] = ("records", "snapshots", "model_downloads", "telemetry")
+Period = Literal["hour", "day", "month"]
+
+
+class Budget(_Section, frozen=True, kw_only=True):
+    """How many bytes may pass in a period of the gateway's time zone, both directions together.
+
+    What MQTT carries is counted: whole packets with topic and properties. TLS, TCP and IP come on top (see
+    `link_network_bytes` among the metrics).
+    """
+
+    bytes: ByteCount  # a number, or 500kB, 50MB, 1.5GB (powers of ten), 64KiB, 8MiB (powers of two)
+    per: Period
+
+
+class LinkWindow(_Section, frozen=True, kw_only=True):
+    """A stretch of time in which something may be sent, in the gateway's time zone."""
+
+    open: str  # when it begins, as in crontab(5): `0 2 * * *` is at 02:00 each day
+    minutes: Annotated[int, msgspec.Meta(ge=1, le=10_080)]  # how long it stays open
+
+
+class FeatureMetering(_Section, frozen=True, kw_only=True):
+    """What one use of the link may cost, and when."""
+
+    budget: Budget | None = None  # null: no limit
+    windows: list[LinkWindow] = []  # none: always open
+
+
+class ClassWindows(_Section, frozen=True, kw_only=True):
+    """The windows of one class of records, instead of those of its feature."""
+
+    windows: list[LinkWindow]
+
+
+class Metering(_Section, frozen=True, kw_only=True):
+    """What the way to the cloud may carry, where that costs money; nothing is limited unless it is said here.
+
+    `snapshots` are the records of class `bulk`, `records` those of all other classes; `telemetry` is what
+    `cloud.publish_events` shows; `model_downloads` are new releases.
+    """
+
+    features: dict[Feature, FeatureMetering] = {}
+    classes: dict[RecordClass, ClassWindows] = {}
+    override: tuple[RecordClass, ...] = ("critical",)  # sent whatever the budget and the windows say, and counted
+    snapshots_beyond_budget: Literal["wait", "drop"] = "wait"  # drop: what the budget cannot carry is not kept
+
+
 class HomeAssistant(_Section, frozen=True, kw_only=True):
     """Home Assistant MQTT discovery; off unless wished."""
 
@@ -224,9 +285,13 @@ class HomeAssistant(_Section, frozen=True, kw_only=True):
 
 
 class Local(_Section, frozen=True, kw_only=True):
-    """The broker on the site, for people, programs and leaf sensors."""
+    """The broker on the site, for people, programs and leaf sensors.
+
+    It keeps what leaf sensors publish while the gateway is away, up to `session_expiry_seconds` and its own limits.
+    """
 
     broker: Broker | None = None
+    session_expiry_seconds: Annotated[int, msgspec.Meta(ge=0, le=4_294_967_295)] = 86_400  # 0: keep nothing
     home_assistant: HomeAssistant = HomeAssistant()
 
 
@@ -251,7 +316,7 @@ class Outbox(_Section, frozen=True, kw_only=True):
     """The store-and-forward database."""
 
     file: Path | None = None  # default: outbox.db in the state directory
-    ballast_bytes: Annotated[int, msgspec.Meta(ge=0)] = 8 * MIB  # given back when the disk is full
+    ballast_bytes: Annotated[int, msgspec.Meta(ge=0)] = 8 * MIB  # given back when the disk is full; 0, or from 2 MiB
     queue_entries: Count = 10_000  # decisions waiting for the disk; then producers wait
     classes: dict[RecordClass, ClassQuota] = msgspec.field(default_factory=lambda: dict(DEFAULT_QUOTAS))
 
@@ -287,9 +352,39 @@ class Gateway(_Section, frozen=True, kw_only=True):
 
 
 class Models(_Section, frozen=True, kw_only=True):
-    """Where releases are looked for, besides those that ship with the program."""
+    """Where releases are looked for, besides those that ship with the program and `<state_directory>/models`.
+
+    That one is the store in which all weights lie sealed: what is found in clear is sealed into it before it runs.
+    """
 
     directories: list[Path] = []
+
+
+class Identity(_Section, frozen=True, kw_only=True):
+    """Where this gateway gets its one-hour certificates and content keys: the bridge's identity listener.
+
+    Whom to believe the first time says the claim code, or `fingerprint` where the bridge knows this TPM already.
+    """
+
+    url: str  # https://bridge.example:8471
+    claim_file: Path | None = None  # holds a code of `cloud-bridge identity token create`; or `gateway identity enrol`
+    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None  # of the bridge's authority
+
+
+class Vault(_Section, frozen=True, kw_only=True):
+    """Where the key lives that protects model weights: they run from the sealed store alone.
+
+    `level` is chosen, never assumed: `tpm` (a chip, or swtpm), or `software`, a file beside what it protects, for
+    development only. What a TPM gives the key out for is said by policies that the policy key has signed.
+    """
+
+    level: Literal["tpm", "software"]
+    tcti: str = "device:/dev/tpmrm0"  # or e.g. swtpm:host=127.0.0.1,port=2321
+    timeout_seconds: Seconds = 10.0  # a TPM that does not answer in time is one that is not there
+    policy_key_file: Path | None = None  # public, PEM, P-256; needed at level tpm
+    policy_directory: Path = msgspec.field(default_factory=lambda: Path("/etc/sluice/policy"))  # *.policy.json
+    pcrs: tuple[Annotated[int, msgspec.Meta(ge=0, le=23)], ...] = (7, 11)  # what `policy sign` and status look at
+    lease_days: Annotated[float, msgspec.Meta(gt=0)] = 90.0  # of a key that came without an end
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -299,7 +394,10 @@ class Config(_Section, frozen=True, kw_only=True):
     sources: dict[Name, Source]
     pipelines: dict[Name, Pipeline]
     models: Models = Models()
+    vault: Vault
+    identity: Identity | None = None
     cloud: Cloud = Cloud()
+    metering: Metering = Metering()
     local: Local = Local()
     outbox: Outbox = Outbox()
     metrics: Metrics = Metrics()

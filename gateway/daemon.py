@@ -1,6 +1,7 @@
 """The composition root: builds every component from the configuration, and owns the only TaskGroup."""
 
 import asyncio
+import itertools
 import os
 import secrets
 import signal
@@ -8,45 +9,64 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import msgspec
 import structlog
 
-from gateway.config import Config
+from gateway.config import Config, MqttSource
 from gateway.config import Pipeline as PipelineSettings
-from gateway.control import ControlServer, socket_path
-from gateway.errors import GatewayError, OutboxError
+from gateway.control import ControlServer, Handler, socket_path
+from gateway.errors import ConfigError, GatewayError, OutboxError, WeightsWithheldError
 from gateway.health.metrics import Metrics
+from gateway.health.probes import kernel_clock_state
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.inference.select import load_model
-from gateway.leaves import Leaves
+from gateway.leaves import Leaves, Place
+from gateway.metering.ledger import FILE_NAME as LEDGER_NAME
+from gateway.metering.ledger import Ledger
+from gateway.metering.meter import Meter
+from gateway.metering.telling import report_of
+from gateway.modelwatch import fingerprint
+from gateway.outbox.rates import TIME_CONSTANT_SECONDS
 from gateway.outbox.store import Outbox
 from gateway.pipeline import Pipeline, Surroundings
 from gateway.preprocess.preparation import preparation_for
 from gateway.recorder import Recorder, outbox_file
-from gateway.report import ClassReport, GatewayStatus, LastRun, LinkReport, OutboxReport
+from gateway.report import ClassReport, GatewayStatus, LastRun, LinkReport, LinkUsageReport, OutboxReport
+from gateway.sealing import KeyWatch, SealedModels, Severity, VaultView, open_vault
 from gateway.sources.base import open_source
 from gateway.statedir import locked_state
 from gateway.supervisor import RestartPolicy, supervise
 from gateway.threads import in_thread
 from gateway.uplink.announce import Announcer, AnnouncerStatus
+from gateway.uplink.gate import is_metered
 from gateway.uplink.homeassistant import discovery_of
 from gateway.uplink.link import LinkState
-from gateway.uplink.uplink import Uplink
+from gateway.uplink.network import NetworkBytes
+from gateway.uplink.uplink import Uplink, UplinkStatus
 from gateway.values import Entry
+from gateway.vault.hardening import harden_process
 from gateway.version import program_version
 from gateway.watchdog import Notifier, Progress
-from gateway.wire.messages import Event, Measure, RecordClass, encode
+from gateway.wire.messages import Event, Measure, Notice, RecordClass, encode
 from gateway.wire.times import rfc3339
+
+if TYPE_CHECKING:
+    from gateway.enrolment import Enrolment
 
 log = structlog.get_logger()
 
 _STATUS_EVERY_SECONDS = 5.0
 _REOPEN_EVERY_SECONDS = 2.0
+_SAVE_USAGE_EVERY_SECONDS = 300.0
 _STOPPING_PAUSE_SECONDS = 1.0
 _PIPELINE_STALLS_AFTER_SECONDS = 60.0
+_LOOK_AT_VAULT_EVERY_SECONDS = 30.0
+_KEY_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0)
+"""Between two tries to get a key: soon enough after the TPM is back, and little work for one that is not."""
 _WELL_AFTER_SECONDS = 3.0
 """A component that has run for so long is not called failed any more."""
 _PATIENT = RestartPolicy(max_restarts=None, first_delay_seconds=1.0, max_delay_seconds=60.0)
@@ -59,7 +79,7 @@ class Daemon:
         """Open the outbox and build all components; nothing runs yet.
 
         Raises:
-            ConfigError: a component cannot be used as configured.
+            ConfigError: a component cannot be used as configured; a vault of level `tpm` without its libraries is one.
             GatewayError: another gateway runs in the state directory.
             OutboxError: the store cannot be opened or made.
         """
@@ -74,11 +94,22 @@ class Daemon:
         self._progress = Progress()
         self._metrics = Metrics()
         self._components: dict[str, str] = {}
+        self._told_conflict = False
         self._uplink: Uplink | None = None
+        self._announcer: Announcer | None = None
+        self._enrolment: Enrolment | None = None
+        self._vault = open_vault(config.vault, self._state_directory, now_ns=self._now_ns)
+        self._models = SealedModels(self._vault)
+        self._loop = asyncio.get_running_loop()
+        self._keys = KeyWatch(self._note_from_thread)
+        self._vault_view = VaultView(config.vault, self._keys)
+        self._vault_changed = asyncio.Event()
+        self._enrolment = self._make_enrolment()
+        self._meter = self._make_meter()
         self._recorder = Recorder(self._open_outbox())
         self._uplink = self._make_uplink()
         self._announcer = self._make_announcer()
-        self._leaves = Leaves(self._announcer.subscribe) if self._announcer is not None else None
+        self._leaves = Leaves(self._announcer.subscribe_holding) if self._announcer is not None else None
         self._pipelines = {
             name: Pipeline(name, settings, config.sources[settings.source], self._surroundings(name, settings))
             for name, settings in config.pipelines.items()
@@ -98,12 +129,87 @@ class Daemon:
         if self._uplink is not None:
             self._uplink.notify(classes)
 
+    def _make_meter(self) -> Meter:
+        brokers = self._config.cloud.brokers
+        try:
+            return Meter(
+                self._config.metering,
+                ZoneInfo(self._config.gateway.time_zone),
+                Ledger(self._state_directory / LEDGER_NAME),
+                metered=not brokers or is_metered(brokers[0], brokers),
+                synchronised=lambda: kernel_clock_state() == "synchronised",
+            )
+        except ValueError as error:
+            raise ConfigError(f"metering: a window cannot be understood: {error}") from error
+
+    def _now_ns(self) -> int:
+        """Return the time that leases are measured with: that of the bridge where it has told it."""
+        return self._enrolment.now_ns() if self._enrolment is not None else time.time_ns()
+
+    def _make_enrolment(self) -> "Enrolment | None":
+        if self._config.identity is None:
+            return None
+        from gateway.enrolment import Enrolment  # noqa: PLC0415  # httpx: only where there is an identity
+
+        return Enrolment(
+            self._config,
+            self._config.identity,
+            self._vault,
+            self._models,
+            version=self._version,
+            renewed=self._renewed,
+            noticed=self._note,
+        )
+
+    def _renewed(self) -> None:
+        """Show the new certificate to the brokers; a key may have come with it."""
+        for channel in (self._uplink, self._announcer):
+            if channel is not None:
+                channel.renewed()
+        self._vault_changed.set()
+
     def _make_uplink(self) -> Uplink | None:
         cloud = self._config.cloud
         if not cloud.brokers:
             log.warning("no_cloud_broker", remedy="set cloud.brokers; until then records gather in the outbox")
             return None
-        return Uplink(cloud, self._id, self._config.gateway.root, self._recorder, version=self._version)
+        return Uplink(
+            cloud,
+            self._id,
+            self._config.gateway.root,
+            self._recorder,
+            version=self._version,
+            meter=self._meter,
+            access=self._enrolment.access if self._enrolment is not None else None,
+            on_conflict=self._in_conflict,
+        )
+
+    def _in_conflict(self, record_class: RecordClass, conflicts: int) -> None:
+        """Write down, once a run, that another device uses this identity: the notice itself may be in conflict."""
+        if self._told_conflict:
+            return
+        self._told_conflict = True
+        self._note(
+            "identity_in_conflict",
+            "error",
+            f"{conflicts} records of class {record_class} came to the cloud under numbers of other records: "
+            "another device has this gateway's id and a copy of its state directory",
+        )
+
+    def _note(self, code: str, severity: Severity, detail: str) -> None:
+        """Record a notice from the event loop, which must not wait for room on the disk."""
+        self._loop.run_in_executor(None, self._record_notice, code, severity, detail)
+
+    def _note_from_thread(self, code: str, severity: Severity, detail: str) -> None:
+        self._loop.call_soon_threadsafe(partial(self._note, code, severity, detail))
+
+    def _record_notice(self, code: str, severity: Severity, detail: str) -> None:
+        now_ns = time.time_ns()
+        notice = Notice(code=code, severity=severity, detail=detail, at=rfc3339(now_ns))
+        try:
+            self._recorder.submit([Entry("critical", "notice", notice, now_ns)], lambda _: None)
+        except OutboxError as error:  # the gateway is stopping
+            log.warning("notice_not_recorded", code=code, error=str(error))
 
     def _make_announcer(self) -> Announcer | None:
         local = self._config.local
@@ -117,15 +223,30 @@ class Daemon:
             sources=self._config.sources,
             version=self._version,
         )
-        return Announcer(local.broker, self._id, self._config.gateway.root, version=self._version, discovery=discovery)
+        return Announcer(
+            local.broker,
+            self._id,
+            self._config.gateway.root,
+            version=self._version,
+            discovery=discovery,
+            access=self._enrolment.access if self._enrolment is not None else None,
+            session_expiry_seconds=local.session_expiry_seconds if self._leaf_pipelines() else 0,
+        )
+
+    def _leaf_pipelines(self) -> int:
+        """How many pipelines listen to leaf sensors."""
+        settings = self._config.pipelines.values()
+        return sum(isinstance(self._config.sources[each.source], MqttSource) for each in settings)
 
     def _surroundings(self, name: str, settings: PipelineSettings) -> Surroundings:
         source = self._config.sources[settings.source]
-        subscribe = self._leaves.subscribe if self._leaves is not None else None
+        place: Place | None = None
+        if self._leaves is not None and isinstance(source, MqttSource):
+            place = self._leaves.place(name, source.topic)
         return Surroundings(
             gateway=self._id,
             time_zone=ZoneInfo(self._config.gateway.time_zone),
-            open_source=partial(open_source, settings.source, source, subscribe=subscribe),
+            open_source=partial(open_source, settings.source, source, subscribe=place.subscribe if place else None),
             load_model=partial(self._load_model, name, settings),
             submit=self._recorder.submit,
             publish=self._publish,
@@ -133,10 +254,27 @@ class Daemon:
             new_id=new_id,
             wall_ns=time.time_ns,
             monotonic_ns=time.monotonic_ns,
+            may_keep=self._may_keep,
+            renew=place.renew if place else _nothing,
+            max_held=self._announcer.max_held // self._leaf_pipelines() if place and self._announcer else 0,
         )
 
+    def _may_keep(self, size_bytes: int) -> bool:
+        """Tell whether a picture is worth a place in the outbox: not where the link's budget cannot carry it."""
+        if self._config.metering.snapshots_beyond_budget == "wait":
+            return True
+        room = self._meter.room("snapshots", "bulk")
+        return room is None or self._recorder.stats().classes["bulk"].disk_bytes + size_bytes <= room
+
     def _load_model(self, name: str, settings: PipelineSettings) -> Model:
-        model = load_model(ReleaseStore(self._config.models.directories), settings, preparation_for)
+        releases = ReleaseStore(self._config.models.directories, sealed=self._models.directory)
+        try:
+            model = load_model(releases, settings, preparation_for, self._models.open)
+        except WeightsWithheldError as error:
+            self._keys.withheld(name, str(error))
+            raise
+        self._keys.given(name)
+        self._loop.call_soon_threadsafe(self._vault_changed.set)
         self._metrics.released(name, model.manifest.released_at)
         return model
 
@@ -147,14 +285,21 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        control = ControlServer(socket_path(self._config.gateway), {"status": self.status})
+        control = ControlServer(socket_path(self._config.gateway), self._requests())
         drained = False
         async with asyncio.TaskGroup() as group:
 
             def start(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
                 return group.create_task(self._supervised(name, run), name=name)
 
-            services = [start("control", control.run), start("keeper", self._keep), start("metrics", self._serve)]
+            services = [
+                start("control", control.run),
+                start("keeper", self._keep),
+                start("metrics", self._serve),
+                start("vault", self._watch_vault),
+            ]
+            if self._enrolment is not None:
+                services.append(start("identity", self._enrolment.run))
             if self._uplink is not None:
                 services.append(start("uplink", self._uplink.run))
             if self._announcer is not None:
@@ -180,8 +325,22 @@ class Daemon:
             for task in services:
                 task.cancel()
         await asyncio.to_thread(self._recorder.close)
+        await asyncio.to_thread(self._meter.close)
         self._write_last_run(drained=drained)
         log.info("gateway_stopped", drained=drained)
+
+    def _requests(self) -> dict[str, Handler]:
+        """Return what may be asked over the control socket."""
+        requests: dict[str, Handler] = {"status": self.status}
+        enrolment = self._enrolment
+        if enrolment is not None:
+
+            def renew() -> dict[str, object]:
+                enrolment.renew_now()
+                return {}
+
+            requests |= {"identity": lambda: msgspec.to_builtins(enrolment.status()), "renew-identity": renew}
+        return requests
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         def failed(error: BaseException) -> None:
@@ -195,7 +354,8 @@ class Daemon:
             finally:
                 well.cancel()
 
-        await supervise(name, attempt, _PATIENT, time.monotonic, self._pause, on_failure=failed)
+        pause = self._pause_for_model if name.startswith("pipeline-") else self._pause
+        await supervise(name, attempt, _PATIENT, time.monotonic, pause, on_failure=failed)
         self._components.pop(name, None)
 
     async def _pause(self, seconds: float) -> None:
@@ -207,16 +367,47 @@ class Daemon:
         # A real wait even then: what fails at once, again and again, must leave the loop time to end it.
         await asyncio.sleep(min(seconds, _STOPPING_PAUSE_SECONDS))
 
+    async def _pause_for_model(self, seconds: float) -> None:
+        """Wait before a pipeline is tried again; not any longer once something about models or keys has changed."""
+        directories = [
+            *self._config.models.directories,
+            self._models.directory,
+            self._state_directory / "vault",
+            self._config.vault.policy_directory,
+        ]
+        before = await asyncio.to_thread(fingerprint, directories)
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not self._stop.is_set():
+            await self._pause(min(left, 1.0))
+            if await asyncio.to_thread(fingerprint, directories) != before:
+                return
+
     async def _run_pipeline(self, pipeline: Pipeline) -> None:
         if self._stop.is_set():
             return
-        self._progress.expect(f"pipeline-{pipeline.name}", _PIPELINE_STALLS_AFTER_SECONDS)
-        try:
-            await in_thread(f"infer-{pipeline.name}", pipeline.run)
-        finally:
-            self._progress.forget(f"pipeline-{pipeline.name}")
-            self._announce_status()
+        pauses = itertools.chain(_KEY_PAUSES_SECONDS, itertools.repeat(_KEY_PAUSES_SECONDS[-1]))
+        while not self._stop.is_set():
+            self._progress.expect(f"pipeline-{pipeline.name}", _PIPELINE_STALLS_AFTER_SECONDS)
+            try:
+                await in_thread(f"infer-{pipeline.name}", pipeline.run)
+                break
+            except WeightsWithheldError:
+                pass  # no failure: `KeyWatch` has told it, and it is tried until the key is given out
+            finally:
+                self._progress.forget(f"pipeline-{pipeline.name}")
+                self._announce_status()
+            await self._pause_for_model(next(pauses))
         self._finished.add(pipeline.name)
+
+    async def _watch_vault(self) -> None:
+        """Look at the vault now and then, and after it may have changed, until cancelled."""
+        while True:
+            self._vault_changed.clear()
+            self._vault_view.take(await in_thread("vault", self._models.look))
+            try:
+                await asyncio.wait_for(self._vault_changed.wait(), _LOOK_AT_VAULT_EVERY_SECONDS)
+            except TimeoutError:
+                continue
 
     async def _serve(self) -> None:
         """Serve the metrics until cancelled."""
@@ -228,6 +419,7 @@ class Daemon:
     async def _keep(self) -> None:
         """Look after what has no thread of its own: status messages, the watchdog, a failed outbox."""
         told_at = 0.0
+        saved_at = time.monotonic()
         while True:
             for name, pipeline in self._pipelines.items():
                 self._progress.stamp(f"pipeline-{name}", pipeline.progress_ns / 1e9)
@@ -239,6 +431,9 @@ class Daemon:
                 told_at = now
                 self._announce_status()
                 self._observe()
+            if now - saved_at >= _SAVE_USAGE_EVERY_SECONDS:
+                saved_at = now
+                await asyncio.to_thread(self._meter.save)
             await asyncio.sleep(1.0)
 
     async def _reopen(self) -> None:
@@ -257,8 +452,19 @@ class Daemon:
         while time.monotonic() < deadline:
             if self._recorder.empty:
                 return True
+            if self._only_held_left():
+                return False
             await asyncio.sleep(0.05)
         return False
+
+    def _only_held_left(self) -> bool:
+        """Tell whether all that is left waits for a budget or a window, which this stop will not outlast."""
+        held, stats = self._meter.held(), self._recorder.stats()
+        return (
+            bool(held)
+            and not stats.queued_entries
+            and not any(figures.rows for name, figures in stats.classes.items() if name not in held)
+        )
 
     # ---- telling ---------------------------------------------------------------------------------
 
@@ -284,6 +490,11 @@ class Daemon:
         self._metrics.observe_outbox(self._recorder.stats())
         if self._uplink is not None:
             self._metrics.observe_uplink(self._uplink.status())
+            self._metrics.observe_link(self._link_usage())
+            self._meter.tell()
+        self._metrics.observe_vault(self._vault_view.report())
+        if self._enrolment is not None:
+            self._metrics.observe_identity(self._enrolment.report())
         for pipeline in self._pipelines.values():
             self._metrics.observe_pipeline(pipeline.status())
 
@@ -299,12 +510,20 @@ class Daemon:
             pid=os.getpid(),
             pipelines=[pipeline.status() for pipeline in self._pipelines.values()],
             outbox=self._outbox_report(),
-            cloud=link_report(cloud.link) if cloud else None,
+            cloud=_cloud_report(cloud) if cloud else None,
             local=_local_report(local) if local else None,
+            link_usage=self._link_usage() if cloud else None,
+            vault=self._vault_view.report(),
+            identity=self._enrolment.report() if self._enrolment is not None else None,
+            time_zone=self._config.gateway.time_zone,
             partition=cloud.partition.value if cloud else "",
             metrics_url=self._metrics.url,
-            components=dict(self._components),
+            components={f"pipeline-{name}": why for name, why in self._keys.waiting.items()} | self._components,
         )
+
+    def _link_usage(self) -> LinkUsageReport:
+        network = self._uplink.status().network if self._uplink is not None else NetworkBytes()
+        return report_of(self._meter.usage(), network.sent, network.received)
 
     def _outbox_report(self) -> OutboxReport:
         stats = self._recorder.stats()
@@ -315,6 +534,7 @@ class Daemon:
             reason=stats.failure,
             disk_full=stats.disk_full,
             queued_entries=stats.queued_entries,
+            rate_over_seconds=TIME_CONSTANT_SECONDS,
             ignored_acks=stats.ignored_acks + (uplink.ignored_acks if uplink is not None else 0),
             epoch=stats.epoch,
             classes={
@@ -323,6 +543,12 @@ class Daemon:
                     size_bytes=figures.disk_bytes,
                     oldest_age_seconds=figures.oldest_age_seconds,
                     full_in_seconds=figures.full_in_seconds,
+                    empty_in_seconds=figures.empty_in_seconds,
+                    incoming_rows_per_second=figures.incoming.rows_per_second,
+                    incoming_bytes_per_second=figures.incoming.bytes_per_second,
+                    outgoing_rows_per_second=figures.outgoing.rows_per_second,
+                    outgoing_bytes_per_second=figures.outgoing.bytes_per_second,
+                    refusing=figures.refusing,
                     evicted=figures.evicted,
                     sent_bytes=sent[name].sent_bytes if name in sent else 0,
                     resent_batches=sent[name].resent_batches if name in sent else 0,
@@ -355,6 +581,7 @@ def main(config: Config) -> int:
     Raises:
         GatewayError: it cannot be started.
     """
+    harden_process()  # before anything secret is read
     # Default 5 ms: beside a thread that computes in Python, taking the lock back after each call into SQLite
     # or the network then makes one durable record cost tens of milliseconds (measured: 37 ms, and 1 ms like this).
     sys.setswitchinterval(0.0005)
@@ -366,9 +593,32 @@ async def _run(config: Config) -> None:
     await Daemon(config).run()
 
 
+def _nothing() -> None:
+    return
+
+
 def link_report(state: LinkState) -> LinkReport:
     """Say how a connection is."""
     return LinkReport(state=state.state, broker=state.broker, reason=state.reason)
+
+
+def _cloud_report(status: UplinkStatus) -> LinkReport:
+    """Say how the way to the cloud is; what a class waits for stands where nothing worse is told."""
+    dropped = {f"withheld-{reason}": 0 for _, reason in status.withheld}
+    for (_, reason), count in status.withheld.items():
+        dropped[f"withheld-{reason}"] += count
+    dropped |= {
+        "conflicts": sum(status.conflicts.values()),
+        "bad-topic": status.bad_topics,
+        "overflow": status.overflows,
+        "events": status.dropped_events,
+        "measures": status.dropped_measures,
+        "refused": status.refused_messages,
+    }
+    report = link_report(status.link)
+    return msgspec.structs.replace(
+        report, reason=report.reason or status.blocked, dropped={k: n for k, n in dropped.items() if n}
+    )
 
 
 def _local_report(status: AnnouncerStatus) -> LinkReport:

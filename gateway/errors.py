@@ -21,6 +21,10 @@ class ModelError(GatewayError):
     """A model release cannot be run: unreadable, wrong shape, unknown operation, wrong answer on its golden input."""
 
 
+class WeightsWithheldError(GatewayError):
+    """The key of a model's weights is not given out now; asking again may help, another backend would not."""
+
+
 class InferenceError(GatewayError):
     """One invocation failed; the next may succeed."""
 

@@ -53,6 +53,8 @@ def configure(settings: Log, *, stream: TextIO | None = None, environment: Mappi
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
+    for library in ("httpx", "httpcore"):  # a line for each request
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[

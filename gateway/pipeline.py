@@ -21,7 +21,8 @@ from gateway.config import Source as SourceSettings
 from gateway.decide.budget import ByteBudget
 from gateway.decide.decider import Decider, Origin
 from gateway.decide.measures import MeasureAggregator
-from gateway.errors import ConfigError, GatewayError, InferenceError
+from gateway.errors import ConfigError, GatewayError, InferenceError, OutboxError, WeightsWithheldError
+from gateway.holding import Holding
 from gateway.inference.model import Model
 from gateway.inference.slot import ModelSlot
 from gateway.preprocess.snapshot import snapshot_of
@@ -32,9 +33,21 @@ from gateway.sources.base import Source
 from gateway.sources.capture import CaptureThread, SourceState
 from gateway.sources.fresh import guard_for
 from gateway.sources.slot import Handoff, LatestSlot
-from gateway.values import Capture, Decision, Entry, Frame, Inference, Receipt, Sample, SnapshotWish
+from gateway.sources.still import watch_for
+from gateway.values import (
+    Capture,
+    Decision,
+    Entry,
+    Frame,
+    Inference,
+    Receipt,
+    Sample,
+    SampleBlock,
+    SnapshotWish,
+    Window,
+)
 from gateway.wire.manifest import WindowInput
-from gateway.wire.messages import Event, Evidence, EvidenceLink, ModelRef, PipelineStatus, encode
+from gateway.wire.messages import Event, Evidence, EvidenceLink, ModelRef, Notice, PipelineStatus, encode
 from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
@@ -68,6 +81,9 @@ class Surroundings:
     new_id: Callable[[int], str]
     wall_ns: Callable[[], int]
     monotonic_ns: Callable[[], int]
+    may_keep: Callable[[int], bool] = lambda _size: True  # whether the link can ever carry a picture of this size
+    renew: Callable[[], None] = lambda: None  # what an earlier run had in hand may be handed to the source again
+    max_held: int = 0  # messages of a leaf sensor that may be held only to fill a window
 
 
 class Pipeline:
@@ -84,6 +100,7 @@ class Pipeline:
         self._source_state = SourceState(settings.source, "opening", around.wall_ns())
         self._state: str = "starting"
         self._last_error: str | None = None
+        self._waits_for = ""
         self._drops_lock = threading.Lock()
         self._errors: Counter[str] = Counter()  # what was dropped here, and by earlier runs of the source
         self._captures = self._inferences = self._windows = self._frames = 0
@@ -160,6 +177,7 @@ class Pipeline:
             dropped=self.dropped(),
             open_events=self._open_events,
             last_error=self._last_error or source.error or None,
+            waits_for=self._waits_for,
         )
 
     def stop(self) -> None:
@@ -174,6 +192,7 @@ class Pipeline:
 
         Raises:
             ModelError: the model cannot be used.
+            WeightsWithheldError: the key of the model is not given out now; run it again.
             BackendUnavailableError: the accelerator asked for is not there.
         """
         self._state = "starting"
@@ -182,13 +201,18 @@ class Pipeline:
             self._state = "stopped"
         finally:
             if (error := sys.exception()) is not None:
-                self._state, self._last_error = "failed", _told(error)
+                withheld = isinstance(error, WeightsWithheldError)
+                self._state, self._last_error = "starting" if withheld else "failed", _told(error)
+                self._waits_for = "key" if withheld else ""
+                # The source was closed: it does not stream any more, and the next run opens it again.
+                self._source_state = SourceState(self._settings.source, "opening", self._around.wall_ns())
 
     def _work(self) -> None:
         around = self._around
         model = around.load_model()
         self._model, self._backend = model.ref, model.info.backend
         slot = ModelSlot(model)
+        around.renew()
         self._inbox = self._new_inbox()
         decider = Decider(Origin(around.gateway, self.name, around.time_zone), self._settings, around.new_id)
         budget = ByteBudget(self._settings.interest.snapshot_bytes_per_hour)
@@ -199,11 +223,12 @@ class Pipeline:
             self._deliver(model),
             self._on_state,
             guard=guard_for(self._source_settings),
+            watch=watch_for(self._source_settings),
             wall_clock=around.wall_ns,
         )
         self._capture = capture
         try:
-            self._state, self._last_error, self._failing = "running", None, False
+            self._state, self._last_error, self._failing, self._waits_for = "running", None, False, ""
             if not self._stopping.is_set():
                 capture.start()  # last: from here on the capture thread may have an error to tell
             self._loop(slot, stages)
@@ -237,6 +262,7 @@ class Pipeline:
                 inference = model.infer(sample)
         except InferenceError as error:
             self._fails("inference-error", error)
+            _settle(sample)
             return
         if self._failing:
             self._failing = False
@@ -253,7 +279,7 @@ class Pipeline:
         self._raw_bytes += inference.raw_bytes
         self._sent_bytes += sent_bytes
         around.instruments.sent(self.name, inference.raw_bytes, sent_bytes)
-        self._record(entries)
+        self._record(entries, sample)
         self._measure(stages, ended_ns)
 
     def _measure(self, stages: "_Stages", now_ns: int) -> None:
@@ -267,17 +293,27 @@ class Pipeline:
         self._open_events = 0
         self._record((*entries, last) if last else entries)
 
-    def _record(self, entries: Sequence[Entry]) -> None:
-        """Make entries durable, then tell them; waits when the disk is slower than the pipeline."""
+    def _record(self, entries: Sequence[Entry], sample: Sample | None = None) -> None:
+        """Make entries durable, then tell them and settle the sample; waits when the disk is slower than the pipeline.
+
+        A sample that nothing was decided from is settled at once: what was decided from the ones before may not be
+        durable yet, but these are acknowledged first, whatever the order in which they are settled.
+        """
         if not entries:
+            _settle(sample)
             return
+
+        def durable(_receipts: Sequence[Receipt]) -> None:
+            _settle(sample)
+            self._around.publish(entries)
+
         for entry in entries:
             if isinstance(entry.body, Event):
                 self._events += entry.body.phase == "new"
                 self._around.instruments.told(self.name, entry.body)
         self._recording = True
         try:
-            self._around.submit(entries, lambda _receipts: self._around.publish(entries))
+            self._around.submit(entries, durable)
         finally:
             self._recording = False
 
@@ -309,6 +345,9 @@ class Pipeline:
         snapshot = snapshot_of(sample, wish.box, max_side=interest.snapshot_max_side, quality=interest.snapshot_quality)
         if snapshot is None or not budget.spend(len(snapshot.data), self._around.monotonic_ns()):
             self._errors["snapshot-budget" if snapshot else "snapshot-error"] += 1
+            return None
+        if not self._around.may_keep(len(snapshot.data)):
+            self._errors["link-budget"] += 1
             return None
         body = Evidence(
             evidence_id=wish.evidence_id,
@@ -347,6 +386,7 @@ class Pipeline:
             else None
         )
         per_channel: list[Windower] = []
+        holding = Holding(self._around.max_held)
 
         def deliver(capture: Capture) -> None:
             self._captures += 1
@@ -355,6 +395,8 @@ class Pipeline:
                 accept(capture)
             except ConfigError as error:  # told here: opening the source again would not help
                 self._fails("wrong-source", error)
+                if isinstance(capture, SampleBlock) and capture.held is not None:
+                    capture.held.done()
 
         def accept(capture: Capture) -> None:
             if isinstance(capture, Frame):
@@ -371,7 +413,8 @@ class Pipeline:
                     channels = capture.samples.shape[1]
                     per_channel.append(Windower(samples=spec.samples, hop=spec.hop_samples, channels=channels))
                 maker = per_channel[0]
-            for window in maker.push(capture):
+            windows = maker.push(capture)
+            for window in holding.follow(capture, windows, maker.needed):
                 self._windows += 1
                 inbox.put(window)
 
@@ -391,9 +434,25 @@ class Pipeline:
         )
 
     def _on_state(self, state: SourceState) -> None:
-        self._source_state = state
+        before, self._source_state = self._source_state, state
+        if "frozen" in (before.state, state.state) and before.state != state.state:
+            self._tell_frozen(state)
         if state.state == "ended":
             self._inbox.close()
+
+    def _tell_frozen(self, state: SourceState) -> None:
+        """Record that a source began or ceased to say the same again and again: nothing else would show it later."""
+        frozen = state.state == "frozen"
+        notice = Notice(
+            code="source_frozen" if frozen else "source_not_frozen",
+            severity="warning" if frozen else "info",
+            detail=f"pipeline {self.name}, source {state.source}: {state.error if frozen else f'now {state.state}'}",
+            at=rfc3339(state.since_ns),
+        )
+        try:
+            self._around.submit([Entry("event", "notice", notice, state.since_ns)], lambda _receipts: None)
+        except OutboxError as error:  # the gateway is stopping
+            log.warning("notice_not_recorded", code=notice.code, pipeline=self.name, error=str(error))
 
 
 PipelineState = PipelineStatus.__annotations__["state"]
@@ -406,6 +465,12 @@ class _Stages:
     decider: Decider
     sums: MeasureAggregator
     budget: ByteBudget
+
+
+def _settle(sample: Sample | None) -> None:
+    """Say that what was decided from a sample is durable, or that it is of no use."""
+    if isinstance(sample, Window) and sample.done is not None:
+        sample.done()
 
 
 def _told(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import structlog
 
 from gateway.errors import OutboxError
 from gateway.outbox.store import Outbox, OutboxStats
-from gateway.values import Entry, Receipt, StoredRun
+from gateway.values import Entry, Receipt, Stored, StoredRun
 from gateway.wire.messages import RecordClass
 
 log = structlog.get_logger()
@@ -99,9 +99,21 @@ class Recorder:
         """Return the next rows of a class; None when there are none."""
         return self._outbox.read(record_class, after_seq, max_records, max_bytes)
 
+    def set_aside(self, record_class: RecordClass, epoch: str, row: Stored, reason: str, gateway: str) -> None:
+        """Keep a copy of a row that cannot travel, durably."""
+        self._outbox.set_aside(record_class, epoch, row, reason, gateway)
+
+    def aside(self, record_class: RecordClass, epoch: str) -> frozenset[int]:
+        """Return the numbers of rows that were set aside because of their size."""
+        return self._outbox.aside(record_class, epoch)
+
     def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
         """Let the rows up to a mark go."""
         return self._outbox.acknowledge(record_class, epoch, mark)
+
+    def follow(self, record_class: RecordClass, epoch: str, mark: int) -> bool:
+        """Number rows again that the bridge cannot have, above a mark that speaks of other rows."""
+        return self._outbox.follow(record_class, epoch, mark)
 
     def heads(self) -> Mapping[RecordClass, tuple[int, int]]:
         """Return the lowest and the highest sequence number, by class."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from gateway.errors import GaveUpError
+from gateway.errors import GatewayError, GaveUpError
 
 log = structlog.get_logger()
 
@@ -63,10 +63,13 @@ async def supervise(
                 message = f"{name} failed {len(failures)} times within {policy.window_seconds:g} s: {error}"
                 raise GaveUpError(message) from error
             delay = policy.delay(len(failures))
-            if len(failures) == 1:
+            if len(failures) == 1 and isinstance(error, GatewayError):
+                # Raised on purpose: the message says what is wrong, a traceback would only hide it.
+                log.error("component_failed", component=name, error=str(error), restart_in_seconds=delay)
+            elif len(failures) == 1:
                 log.exception("component_failed", component=name, restart_in_seconds=delay)
             else:
-                # The traceback was told with the first failure; one line is enough for those that follow.
+                # What there is to know was told with the first failure; one line is enough for those that follow.
                 again = {"failures": len(failures), "restart_in_seconds": delay}
                 log.warning("component_failed_again", component=name, error=str(error), **again)
             await sleep(delay)

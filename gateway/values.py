@@ -1,12 +1,26 @@
 """Values that pass between the stages. Nothing here does anything."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.wire.messages import Event, Eviction, Evidence, Measure, ModelRef, Notice, RecordClass
+
+Done = Callable[[], None]
+"""Says that something was dealt with. Any thread may call it; saying it twice is saying it once."""
+
+
+class Held(Protocol):
+    """Something received that its sender keeps until it was dealt with. Any thread may call these."""
+
+    def done(self) -> None:
+        """What was decided from it is durable, or it is of no use."""
+
+    def again(self) -> None:
+        """It was not looked at: hand it to whoever opens the source next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +43,7 @@ class SampleBlock:
     received_ns: int  # monotonic, when the last sample was there
     rate_hz: float
     samples: NDArray[np.float32]  # (n, channels), in the unit the source is configured to
+    held: Held | None = field(default=None, compare=False, repr=False)  # told when these samples were dealt with
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class Window:
     received_ns: int  # monotonic, when the last sample was there
     rate_hz: float
     samples: NDArray[np.float32]  # (samples, channels)
+    done: Done | None = field(default=None, compare=False, repr=False)  # called when what was decided is durable
 
 
 Capture = Frame | SampleBlock

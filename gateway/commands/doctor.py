@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from gateway import logs
 from gateway.commands.options import config_option, json_option
 from gateway.commands.output import coloured, print_json
+from gateway.config import Log
 from gateway.doctor import Diagnosis, examine, worst
 from gateway.doctor.devices import Machine
 
@@ -20,6 +22,7 @@ def command(context: click.Context, config_file: Path, as_json: bool) -> None:  
 
     Exit status 1 if a check failed; warnings and skipped checks leave it 0.
     """
+    logs.configure(Log(level="error"))  # what is wrong is told as a check
     given = context.get_parameter_source("config_file") is not click.core.ParameterSource.DEFAULT
     diagnoses: list[Diagnosis] = []
     for diagnosis in examine(config_file if given or config_file.exists() else None, Machine()):

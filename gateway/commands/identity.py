@@ -53,19 +53,20 @@ def enrol(code: str, config_file: Path) -> None:
     if claim_code(text) is None:
         raise click.BadParameter("this is no claim code: it begins with sluice1. and has three parts; copy it whole")
     files = IdentityFiles(config.gateway.state_directory)
-    files.leave_claim(text)
     try:
-        before = _ask(config).renewals
+        before = _ask(config)
     except ControlError as error:
+        files.leave_claim(text)
         click.echo(f"the code is kept for the next start ({error})")
         return
+    files.leave_claim(text)
     deadline = time.monotonic() + _ENROL_SECONDS
     while time.monotonic() < deadline:
         answer = _ask(config)
-        if answer.renewals > before and files.read_claim() is None:
+        if answer.renewals > before.renewals and files.read_claim() is None:
             _show(answer)
             return
-        if answer.state == "refused" and answer.reason:
+        if answer.refusals > before.refusals:  # what was refused before is no word about this code
             raise IdentityError(answer.reason)
         time.sleep(0.2)
     raise IdentityError(f"not enrolled within {_ENROL_SECONDS:g} s: {_ask(config).reason or 'no answer yet'}")

@@ -8,9 +8,9 @@ import click
 from gateway.commands.options import DEFAULT_CONFIG, json_option
 from gateway.commands.output import coloured, print_json, print_table, size
 from gateway.configload import InvalidConfigError, read
-from gateway.doctor.models import verify
+from gateway.doctor.models import is_sealed, sealed_directory, verify
 from gateway.errors import ModelError
-from gateway.inference.bundle import Listed, Release, ReleaseStore
+from gateway.inference.bundle import Release, ReleaseStore
 
 _config_option = click.option(
     "--config",
@@ -39,24 +39,25 @@ def command() -> None:
 @json_option
 def list_models(config_file: Path | None, directories: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001 - click
     """List the releases that pipelines can name."""
-    store = ReleaseStore(_directories(config_file, directories))
+    store = _store(config_file, directories)
     rows = []
     for listed in store.releases():
         try:
-            rows.append(_described(listed, store.find(f"{listed.name}@{listed.version}")))
+            rows.append(_described(store.find(f"{listed.name}@{listed.version}")))
         except ModelError as error:
             rows.append({"name": listed.name, "version": listed.version, "error": str(error)})
     if as_json:
         print_json(rows)
         return
     print_table(
-        ("MODEL", "VERSION", "TARGETS", "SIZE", "SUMMARY"),
+        ("MODEL", "VERSION", "TARGETS", "SIZE", "WEIGHTS", "SUMMARY"),
         [
             (
                 str(row["name"]),
                 str(row["version"]),
                 str(row.get("targets", "-")),
                 size(int(str(row.get("size_bytes", 0)))),
+                "-" if "sealed" not in row else "sealed" if row["sealed"] else "in clear",
                 str(row.get("summary", row.get("error", ""))),
             )
             for row in rows
@@ -64,7 +65,7 @@ def list_models(config_file: Path | None, directories: tuple[Path, ...], as_json
     )
 
 
-def _described(listed: Listed, release: Release) -> dict[str, object]:
+def _described(release: Release) -> dict[str, object]:
     manifest = release.manifest
     return {
         "name": manifest.name,
@@ -72,7 +73,8 @@ def _described(listed: Listed, release: Release) -> dict[str, object]:
         "summary": manifest.summary,
         "targets": ",".join(artefact.target for artefact in manifest.artefacts),
         "size_bytes": sum(artefact.size_bytes for artefact in manifest.artefacts),
-        "directory": str(listed.directory),
+        "directory": str(release.directory),
+        "sealed": is_sealed(release),
     }
 
 
@@ -88,7 +90,7 @@ def check_models(
     as_json: bool,  # noqa: FBT001 - click passes by name
 ) -> None:
     """Compare the files of releases (NAME or NAME@VERSION; default: all) with the digests in their manifests."""
-    store = ReleaseStore(_directories(config_file, directories))
+    store = _store(config_file, directories)
     wanted = names or tuple(f"{listed.name}@{listed.version}" for listed in store.releases())
     results = [_checked(store, name) for name in wanted]
     if as_json:
@@ -102,17 +104,17 @@ def check_models(
 def _checked(store: ReleaseStore, name: str) -> dict[str, str]:
     try:
         release = store.find(name)
-        verify(release)
+        found = verify(release)
     except ModelError as error:
         return {"model": name, "verdict": "failed", "found": str(error)}
-    return {"model": name, "verdict": "ok", "found": f"{release.label}: all digests right"}
+    return {"model": name, "verdict": "ok", "found": f"{release.label}: {found}"}
 
 
-def _directories(config_file: Path | None, directories: tuple[Path, ...]) -> list[Path]:
+def _store(config_file: Path | None, directories: tuple[Path, ...]) -> ReleaseStore:
     file = config_file if config_file is not None else DEFAULT_CONFIG
     if config_file is None and not file.exists():
-        return list(directories)
+        return ReleaseStore(directories)
     reading = read(file, require_files=False)
     if reading.config is None:
         raise InvalidConfigError(str(file), reading.errors)
-    return [*directories, *reading.config.models.directories]
+    return ReleaseStore([*directories, *reading.config.models.directories], sealed=sealed_directory(reading.config))

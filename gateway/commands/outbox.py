@@ -150,6 +150,11 @@ def _show(path: Path, found: OutboxStats, running: GatewayStatus | None) -> None
             for name, each in found.classes.items()
         ],
     )
+    if found.aside_files:
+        click.echo(
+            f"{path}.aside: {found.aside_files} records that could not travel, {size(found.aside_bytes)}; "
+            "take them along for `cloud-bridge import`"
+        )
     if running is not None:
         over = duration(running.outbox.rate_over_seconds)
         click.echo(f"rates and forecasts: averaged over {over}, at the rates of now")

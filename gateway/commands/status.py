@@ -9,6 +9,7 @@ import msgspec
 from gateway.commands.linkusage import forecast, show_usage, show_waiting
 from gateway.commands.options import config_option, json_option
 from gateway.commands.output import coloured, duration, print_json, print_table, size
+from gateway.commands.security import show_identity, show_vault
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
 from gateway.errors import ControlError
@@ -46,6 +47,10 @@ def _show(status: GatewayStatus) -> None:
     click.echo(f"{status.gateway}: up {up}, version {status.version}, pid {status.pid}, mode {status.mode}")
     click.echo(f"cloud:  {_link(status.cloud)}{f', {status.partition}' if status.partition else ''}")
     click.echo(f"local:  {_link(status.local)}")
+    if status.vault is not None:
+        show_vault(status.vault)
+    if status.identity is not None:
+        show_identity(status.identity)
     if status.metrics_url:
         click.echo(f"metrics: {status.metrics_url}")
     for name, reason in sorted(status.components.items()):
@@ -56,7 +61,7 @@ def _show(status: GatewayStatus) -> None:
         [
             (
                 each.pipeline,
-                each.state,
+                f"waits ({each.waits_for})" if each.waits_for else each.state,
                 each.source_state,
                 f"{each.model.name}@{each.model.version}" if each.model else "-",
                 each.backend or "-",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
-from gateway.config import Broker, CameraSource, ModbusSource
+from gateway.config import Broker, CameraSource, Identity, ModbusSource
 from gateway.configload.words import without_credentials
 
 Finding = tuple[str, str, str]
@@ -47,12 +47,36 @@ def broker_problems(broker: Broker) -> Iterator[Judgement]:
     for key in ("ca_file", "crl_file", "certificate_file", "key_file"):
         if url.scheme == "mqtt" and getattr(broker, key) is not None:
             yield key, "warning", "has no meaning for mqtt://", "use mqtts://"
+    if broker.identity:
+        yield from _identity_problems(broker, url.scheme)
     if (broker.certificate_file is None) != (broker.key_file is None):
         given, missing = ("key_file", "certificate_file")[:: 1 if broker.key_file else -1]
         yield given, "error", f"`{given}` needs `{missing}`", f"add `{missing}`"
     if broker.password_file is not None and broker.username is None and broker.protocol == "3.1.1":
         # MQTT 3.1.1 §3.1.2.9: without a user name the password flag must be 0.
         yield "password_file", "error", "MQTT 3.1.1 knows no password without a user name", "add `username`"
+
+
+def _identity_problems(broker: Broker, scheme: str) -> Iterator[Judgement]:
+    if scheme == "mqtt":
+        yield "identity", "error", "a certificate cannot be shown over mqtt://", "write mqtts:// in `url`"
+    for key in ("ca_file", "crl_file", "certificate_file", "key_file"):
+        if getattr(broker, key) is not None:
+            message = f"`{key}` has no place beside `identity: true`, which brings the certificate and whom to believe"
+            yield key, "error", message, f"remove `{key}`, or `identity`"
+    for key in ("username", "password_file"):
+        if getattr(broker, key) is not None:
+            yield key, "warning", "a broker that knows us by our certificate takes no login", f"remove `{key}`"
+
+
+def identity_problems(identity: Identity) -> Iterator[Finding]:
+    """Report what is wrong with the address of the bridge's identity listener."""
+    url = _split(identity.url)
+    if url is None or url.scheme != "https" or not url.hostname:
+        message = f'expected https://host:8471, found "{without_credentials(identity.url)}"'
+        yield "url", message, "the listener of `cloud-bridge` has port 8471 unless configured otherwise"
+    elif url.path not in ("", "/") or url.query or url.fragment or url.username is not None:
+        yield "url", "only host and port belong here", f"write https://{url.netloc.rpartition('@')[2]}"
 
 
 def _scheme_remedy(url: str) -> str:

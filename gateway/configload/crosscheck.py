@@ -23,13 +23,22 @@ from gateway.config import (
     ReplaySource,
     SerialSource,
 )
-from gateway.configload.addresses import broker_problems, camera_problems, is_loopback, modbus_problems
+from gateway.configload.addresses import (
+    broker_problems,
+    camera_problems,
+    identity_problems,
+    is_loopback,
+    modbus_problems,
+)
 from gateway.configload.document import Place
 from gateway.configload.paths import Surroundings
 from gateway.configload.problems import Problem, did_you_mean
 
 _NOT_SEEN: Final = (IioSource, ModbusSource, SerialSource, MqttSource, HealthSource)
 """Sources without a picture, where zones mean nothing."""
+
+_LEAST_BALLAST_BYTES: Final = 2 * 1024 * 1024
+"""Room for one transaction of the outbox (1 MiB of rows) and its pages; with less a full disk stays full."""
 
 _SOME_TIME_NS: Final = 1_790_000_000_000_000_000
 
@@ -80,6 +89,8 @@ def crosscheck(scope: Scope) -> Iterator[Problem]:
     if scope.complete:
         yield from _unused(scope)
     yield from _delivery(scope)
+    yield from _vault(scope)
+    yield from _identity(scope)
     yield from _metering(scope)
     yield from _outbox(scope)
     yield from _metrics(scope)
@@ -184,6 +195,42 @@ def _broker(scope: Scope, path: str, broker: Broker) -> Iterator[Problem]:
         yield report(f"{path}.{key}", message, remedy)
 
 
+def _vault(scope: Scope) -> Iterator[Problem]:
+    config = scope.config
+    vault = config.vault
+    if vault.level == "tpm" and "vault.policy_key_file" not in scope.places:
+        message = "level tpm needs the public key whose signed policies say when the key is given out"
+        yield scope.error("vault.level", message, "add `policy_key_file`; `gateway vault policy keygen` makes one")
+    if vault.level == "software":
+        for key in ("tcti", "policy_key_file", "policy_directory", "pcrs"):
+            if f"vault.{key}" in scope.places:
+                yield scope.warning(f"vault.{key}", "has no meaning at level software", "remove it, or use level tpm")
+    sealed = config.gateway.state_directory / "models"
+    for at, directory in enumerate(config.models.directories):
+        if directory == sealed or sealed in directory.parents:
+            message = f"{sealed} is the store of sealed releases, which is always looked into"
+            remedy = "remove it; keep releases in clear somewhere else"
+            yield scope.error(f"models.directories[{at}]", message, remedy)
+
+
+def _identity(scope: Scope) -> Iterator[Problem]:
+    config = scope.config
+    if config.identity is not None:
+        for key, message, remedy in identity_problems(config.identity):
+            yield scope.error(f"identity.{key}", message, remedy)
+    named = [(f"cloud.brokers[{at}]", broker) for at, broker in enumerate(config.cloud.brokers)]
+    named += [("local.broker", config.local.broker)] if config.local.broker is not None else []
+    for path, broker in named:
+        if broker.identity and "identity" not in scope.places:
+            message = "there is no identity to show"
+            yield scope.error(f"{path}.identity", message, "add `identity: {url: https://…}`, the bridge's listener")
+    local = config.local.broker
+    if local is not None and local.identity and any(local.url == each.url for each in config.cloud.brokers):
+        # Both connections would be known by the certificate's name, and throw each other out.
+        message = "with `identity`, the broker of the site must be another than that of the cloud"
+        yield scope.error("local.broker.url", message, "use a broker of its own, or `cloud.publish_events` alone")
+
+
 def _metering(scope: Scope) -> Iterator[Problem]:
     metering = scope.config.metering
     windows = [(f"metering.features.{name}", each.windows) for name, each in metering.features.items()]
@@ -218,6 +265,10 @@ def _outbox(scope: Scope) -> Iterator[Problem]:
     if scope.config.outbox.classes["critical"].on_full == "evict":
         message = "critical records will be given up when their quota is full"
         yield scope.warning("outbox.classes.critical.on_full", message, "`refuse` makes pipelines wait instead")
+    if 0 < scope.config.outbox.ballast_bytes < _LEAST_BALLAST_BYTES:
+        message = "so little does not get a full disk going again: one transaction alone may need more"
+        remedy = f"write {_LEAST_BALLAST_BYTES} or more; 0 keeps nothing back"
+        yield scope.error("outbox.ballast_bytes", message, remedy)
 
 
 def _metrics(scope: Scope) -> Iterator[Problem]:
@@ -248,7 +299,7 @@ def _files(scope: Scope) -> Iterator[Problem]:
 
 
 _SECRET_FILES: Final = frozenset({"password_file", "token_file", "key_file"})
-_MUST_EXIST: Final = frozenset({*_SECRET_FILES, "ca_file", "certificate_file", "crl_file"})
+_MUST_EXIST: Final = frozenset({*_SECRET_FILES, "ca_file", "certificate_file", "crl_file", "policy_key_file"})
 
 
 def _can_read(file: Path) -> bool:

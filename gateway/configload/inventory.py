@@ -28,7 +28,7 @@ def _videos(scope: Scope) -> Iterator[Problem]:
 
 
 def _releases(scope: Scope) -> Iterator[Problem]:
-    releases = ReleaseStore(scope.config.models.directories)
+    releases = ReleaseStore(scope.config.models.directories, sealed=scope.config.gateway.state_directory / "models")
     names = sorted({release.name for release in releases.releases()})
     for name, pipeline in scope.config.pipelines.items():
         path = f"pipelines.{name}"

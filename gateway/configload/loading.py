@@ -119,6 +119,7 @@ def _typed(document: Document, walk: Walk, problems: list[Problem]) -> Config | 
     plain.setdefault("gateway", {"id": "unknown"})
     plain.setdefault("sources", {})
     plain.setdefault("pipelines", {})
+    plain.setdefault("vault", {"level": "software"})
     _merge_quotas(plain)
     try:
         config = msgspec.convert(plain, Config, dec_hook=_path_of)

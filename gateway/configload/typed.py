@@ -15,7 +15,7 @@ from msgspec import inspect
 from gateway.configload.document import Mapping, Member, Node, Place, Scalar, Sequence
 from gateway.configload.paths import Surroundings, UnusablePathError
 from gateway.configload.problems import Problem, did_you_mean
-from gateway.configload.words import expected, found, is_secret
+from gateway.configload.words import MISSING, expected, found, is_secret
 
 Converted = object
 WRONG: Final = object()
@@ -102,7 +102,8 @@ class Walk:
         for name, wanted in fields.items():
             if wanted.required and name not in node.members:
                 place = self.places.get(path, node.place)
-                self.report(place, path, f"`{name}` is missing", f"add `{name}:` with {expected(wanted.type)}")
+                remedy = MISSING.get(_join(path, name), f"add `{name}:` with {expected(wanted.type)}")
+                self.report(place, path, f"`{name}` is missing", remedy)
         return result
 
     def _unknown_key(

@@ -15,8 +15,20 @@ PATTERNS: Final = {
     "^[A-Za-z0-9_-]{1,64}$": "letters, digits, `-` and `_`, at most 64 characters",
     r"^[0-9]+(\.[0-9]+)? ?(B|kB|KB|MB|GB|KiB|MiB|GiB)$": "a size such as 500kB, 50MB or 64MiB",
     "^([01][0-9]|2[0-3]):[0-5][0-9]$": "a time of day from 00:00 to 23:59, such as 07:30",
+    "^[0-9a-fA-F]{64}$": "64 hexadecimal digits, a SHA-256",
 }
 """What each pattern of the configuration types means."""
+
+_LEVELS: Final = (
+    "`tpm` seals the key of the model weights in this machine's TPM, given out for approved boot states only; "
+    "`software` keeps it in a file beside what it protects, for development"
+)
+
+MISSING: Final = {
+    "vault": f"add `vault: {{level: tpm, policy_key_file: …}}` or `vault: {{level: software}}`: {_LEVELS}",
+    "vault.level": f"choose one, nothing is assumed: {_LEVELS}",
+}
+"""The remedy for required keys that need more words than their type says."""
 
 _CREDENTIALS_IN_URL: Final = re.compile(r"(://)[^/@\s]+@")
 _SECRET_KEY: Final = re.compile(r"(pass(word|wd|phrase)?|secret|token|api_?key|private_?key|pin|credentials?)$", re.I)

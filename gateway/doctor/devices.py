@@ -111,7 +111,7 @@ def _device(check: str, machine: Machine, device: Path, group: str) -> Diagnosis
 
 
 def check_tpm(machine: Machine) -> Diagnosis:
-    """Look for a TPM 2.0; nothing needs it yet, sealed keys will."""
+    """Look for a TPM 2.0: `vault.level tpm` needs one."""
     node = machine.root / "dev" / "tpmrm0"
     if not node.exists():
         if (machine.root / "dev" / "tpm0").exists():

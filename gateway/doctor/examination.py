@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from gateway.config import Config, Gateway
+from gateway.config import Config, Gateway, Vault
 from gateway.configload import Problem, Reading, read
 from gateway.doctor.cameras import try_cameras
 from gateway.doctor.devices import Machine, check_accelerator, check_cameras, check_serial, check_tpm
@@ -21,11 +21,12 @@ from gateway.doctor.machine import (
 )
 from gateway.doctor.models import check_models
 from gateway.doctor.network import check_brokers
+from gateway.doctor.vault import check_vault
 from gateway.errors import ConfigError
 from gateway.health import probes
 
-_NEED_CONFIG: Final = ("disk", "outbox", "models", "brokers")
-_NOTHING: Final = Config(gateway=Gateway(id="unknown"), sources={}, pipelines={})
+_NEED_CONFIG: Final = ("disk", "outbox", "vault", "models", "brokers")
+_NOTHING: Final = Config(gateway=Gateway(id="unknown"), sources={}, pipelines={}, vault=Vault(level="software"))
 
 
 def examine(
@@ -56,6 +57,7 @@ def examine(
     if config is not None:
         yield from check_disk(config)
         yield check_outbox(config)
+        yield from check_vault(config)
         yield from check_models(config)
         yield from check_brokers(config)
 

@@ -2,27 +2,33 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 
 from gateway.config import Config
 from gateway.configload.inventory import labels_of
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
+from gateway.vault.container import FIXED_BYTES, MAX_HEADER_BYTES
+from gateway.vault.errors import DamagedContainerError, VaultError
+from gateway.vault.store import ReleaseDirectory, read_release
+from gateway.vault.weights import header_of
+from gateway.wire.manifest import Artefact
 
 
 def check_models(config: Config) -> Iterator[Diagnosis]:
     """Find the release of each pipeline, and compare its files with their digests."""
-    releases = ReleaseStore(config.models.directories)
+    releases = ReleaseStore(config.models.directories, sealed=sealed_directory(config))
     for wanted in sorted({pipeline.model for pipeline in config.pipelines.values()}):
         check = f"model {wanted}"
         try:
             release = releases.find(wanted)
-            verify(release)
+            found = verify(release)
         except ModelError as error:
             yield Diagnosis(check, "failed", str(error))
             continue
         targets = ", ".join(artefact.target for artefact in release.manifest.artefacts)
-        yield Diagnosis(check, "ok", f"{release.label} for {targets}, all digests right")
+        yield Diagnosis(check, "ok", f"{release.label} for {targets}, {found}")
         yield from check_labels(config, wanted, release)
     if not config.pipelines:
         yield Diagnosis("models", "skipped", "the configuration names no pipeline")
@@ -44,14 +50,54 @@ def check_labels(config: Config, wanted: str, release: Release) -> Iterator[Diag
                 )
 
 
-def verify(release: Release) -> None:
-    """Compare all files of a release with the digests in its manifest.
+def verify(release: Release) -> str:
+    """Compare all files of a release with its manifest; returns what was found, in words.
+
+    Of sealed weights only what can be seen without the key: that they are whole, and sealed for this very manifest.
 
     Raises:
-        ModelError: one is missing or is another file.
+        ModelError: a file is missing or is another one.
     """
-    for artefact in release.manifest.artefacts:
-        release.model_file(artefact)
     for golden in release.manifest.golden:
         release.read_golden(golden.input, golden.input_sha256)
         release.read_golden(golden.output, golden.output_sha256)
+    try:
+        stored = read_release(release.directory)
+        sealed = stored.is_sealed
+        for artefact in release.manifest.artefacts:
+            if sealed:
+                check_sealed(stored, artefact)
+            else:
+                release.verify(artefact)
+    except VaultError as error:
+        raise ModelError(f"model {release.label}: {error}") from error
+    return "sealed, whole; all other digests right" if sealed else "in clear, all digests right"
+
+
+def is_sealed(release: Release) -> bool:
+    """Tell whether the weights of a release lie sealed."""
+    try:
+        return read_release(release.directory).is_sealed
+    except VaultError:
+        return False
+
+
+def check_sealed(stored: ReleaseDirectory, artefact: Artefact) -> None:
+    """Compare what can be seen of a sealed artefact without the key.
+
+    Raises:
+        DamagedContainerError: it cannot be read, is cut short, or belongs to another release.
+    """
+    file = stored.sealed_file(artefact)
+    header = header_of(file)
+    if (header.release, header.file, header.sha256) != (stored.digest, artefact.file, artefact.sha256):
+        raise DamagedContainerError(f"{file} belongs to another release: fetch the release again")
+    # What stands before the chunks is short; that it is there at all, the header has shown.
+    extra = file.stat().st_size - header.body_bytes
+    if not 0 < extra <= FIXED_BYTES + MAX_HEADER_BYTES:
+        raise DamagedContainerError(f"{file} has not the size that its header says: fetch the release again")
+
+
+def sealed_directory(config: Config) -> Path:
+    """Return where the gateway keeps sealed releases."""
+    return config.gateway.state_directory / "models"

@@ -4,12 +4,14 @@ import socket
 import ssl
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.config import Broker, Config
 from gateway.doctor.diagnosis import Diagnosis
+from gateway.identity.record import IdentityFiles
 
 _REFUSALS: Final = {
     # MQTT 3.1.1 §3.2.2.3
@@ -44,6 +46,9 @@ def check_brokers(config: Config) -> Iterator[Diagnosis]:
     if config.local.broker is not None:
         named["local.broker"] = config.local.broker
     for name, broker in named.items():
+        if broker.identity:
+            yield check_listener(name, broker, IdentityFiles(config.gateway.state_directory).read().bundle)
+            continue
         yield check_broker(name, broker, f"sluice-doctor-{config.gateway.id}")
     if not named:
         yield Diagnosis("brokers", "skipped", "the configuration names no broker")
@@ -61,12 +66,36 @@ def check_broker(name: str, broker: Broker, client_id: str, *, timeout_seconds: 
     return Diagnosis(name, "ok", f"{place}: {detail}")
 
 
+def check_listener(name: str, broker: Broker, bundle: str, *, timeout_seconds: float = 5.0) -> Diagnosis:
+    """Look whether a broker for certificates is there and is believed; ours is in the memory of the gateway alone."""
+    url = urlsplit(broker.url)
+    host, port = url.hostname or "", url.port or 8883
+    place = f"{host}:{port}"
+    if not bundle:
+        remedy = "enrol first: `gateway identity enrol CODE`, or `identity.claim_file`"
+        return Diagnosis(name, "warning", f"{place}: not known yet whom to believe there", remedy)
+    try:
+        context = ssl.create_default_context(cadata=bundle)
+        with _reached(host, port, timeout_seconds) as connection, _wrapped(context, connection, host) as wrapped:
+            return Diagnosis(name, "ok", f"{place}: {wrapped.version()}, believed; the rest says `gateway status`")
+    except UnusableBrokerError as error:
+        return Diagnosis(name, "failed", f"{place}: {error}", error.remedy)
+
+
 def _try(broker: Broker, client_id: str, timeout_seconds: float) -> str:
     url = urlsplit(broker.url)
     host, secure = url.hostname or "", url.scheme == "mqtts"
     port = url.port or (8883 if secure else 1883)
+    with _reached(host, port, timeout_seconds) as connection:
+        if not secure:
+            return f"connected, {_greet(connection, broker, client_id)}"
+        with _wrapped(_tls_context(broker), connection, host) as wrapped:
+            return f"{wrapped.version()}, {_greet(wrapped, broker, client_id)}"
+
+
+def _reached(host: str, port: int, timeout_seconds: float) -> socket.socket:
     try:
-        connection = socket.create_connection((host, port), timeout=timeout_seconds)
+        return socket.create_connection((host, port), timeout=timeout_seconds)
     except socket.gaierror as error:
         raise UnusableBrokerError(
             f"the name cannot be found: {error.strerror}", "check the name and the DNS"
@@ -77,21 +106,22 @@ def _try(broker: Broker, client_id: str, timeout_seconds: float) -> str:
         ) from error
     except OSError as error:
         raise UnusableBrokerError(f"{error.strerror or error}", "check that a broker listens there") from error
-    with connection:
-        if not secure:
-            return f"connected, {_greet(connection, broker, client_id)}"
-        try:
-            with _tls_context(broker).wrap_socket(connection, server_hostname=host) as wrapped:
-                return f"{wrapped.version()}, {_greet(wrapped, broker, client_id)}"
-        except ssl.SSLCertVerificationError as error:
-            remedy = "give `ca_file`, correct the host name in the URL, or renew the broker's certificate"
-            raise UnusableBrokerError(f"its certificate is not accepted: {error.verify_message}", remedy) from error
-        except ssl.SSLError as error:
-            remedy = "check that the port speaks TLS, and `certificate_file` if the broker wants one"
-            raise UnusableBrokerError(f"no TLS: {error.reason or error}", remedy) from error
-        except OSError as error:
-            remedy = "check that the port speaks TLS; plain MQTT has a port of its own"
-            raise UnusableBrokerError(f"no TLS: {error.strerror or error}", remedy) from error
+
+
+@contextmanager
+def _wrapped(context: ssl.SSLContext, connection: socket.socket, host: str) -> Iterator[ssl.SSLSocket]:
+    try:
+        with context.wrap_socket(connection, server_hostname=host) as wrapped:
+            yield wrapped
+    except ssl.SSLCertVerificationError as error:
+        remedy = "give `ca_file`, correct the host name in the URL, or renew the broker's certificate"
+        raise UnusableBrokerError(f"its certificate is not accepted: {error.verify_message}", remedy) from error
+    except ssl.SSLError as error:
+        remedy = "check that the port speaks TLS, and `certificate_file` if the broker wants one"
+        raise UnusableBrokerError(f"no TLS: {error.reason or error}", remedy) from error
+    except OSError as error:
+        remedy = "check that the port speaks TLS; plain MQTT has a port of its own"
+        raise UnusableBrokerError(f"no TLS: {error.strerror or error}", remedy) from error
 
 
 def _tls_context(broker: Broker) -> ssl.SSLContext:

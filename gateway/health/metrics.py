@@ -1,6 +1,6 @@
 """What the gateway counts, in Prometheus form."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Lock
@@ -95,6 +95,8 @@ class UplinkFigures(Protocol):
     @property
     def withheld(self) -> Mapping[tuple[RecordClass, str], int]: ...
     @property
+    def blocked_classes(self) -> Collection[RecordClass]: ...
+    @property
     def conflicts(self) -> Mapping[RecordClass, int]: ...
     @property
     def bad_topics(self) -> int: ...
@@ -132,6 +134,49 @@ class LinkUsageFigures(Protocol):
     def network_received_bytes(self) -> int: ...
 
 
+class KeyFigures(Protocol):
+    """A content key."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def release(self) -> str: ...
+    @property
+    def remaining_seconds(self) -> float | None: ...
+
+
+class VaultFigures(Protocol):
+    """What the vault tells."""
+
+    @property
+    def level(self) -> str: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def releases(self) -> Sequence[str]: ...
+    @property
+    def keys(self) -> Sequence[KeyFigures]: ...
+    @property
+    def waiting(self) -> Mapping[str, str]: ...
+    @property
+    def refusals(self) -> int: ...
+
+
+class IdentityFigures(Protocol):
+    """What the identity tells."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def expires_in_seconds(self) -> float | None: ...
+    @property
+    def renewals(self) -> int: ...
+    @property
+    def refusals(self) -> int: ...
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -166,6 +211,7 @@ class Metrics:
         self._make_pipeline_metrics()
         self._make_delivery_metrics()
         self._make_link_metrics()
+        self._make_security_metrics()
 
     def _make_pipeline_metrics(self) -> None:
         registry, pipeline = self.registry, ["pipeline"]
@@ -229,6 +275,12 @@ class Metrics:
         self._withheld = _Totals(
             Counter("uplink_withheld", "Records set aside on the device.", ["class", "reason"], registry=registry)
         )
+        self._blocked = Gauge(
+            "uplink_blocked",
+            "1: a record fits no packet that the broker takes, and there is no room to set it aside.",
+            by_class,
+            registry=registry,
+        )
         self._conflicts = Gauge(
             "uplink_conflicts", "Records that met another's number in the cloud.", by_class, registry=registry
         )
@@ -268,6 +320,38 @@ class Metrics:
         self._budget_left = Gauge("sluice_link_budget_left_bytes", "What is left of it.", by_feature, registry=registry)
         self._window_open = Gauge("sluice_link_window_open", "1: may be used now.", by_feature, registry=registry)
         self._held = Gauge("sluice_link_held", "1: waits for a budget or a window.", ["class"], registry=registry)
+
+    def _make_security_metrics(self) -> None:
+        registry = self.registry
+        self._vault_level = Gauge(
+            "sluice_vault_level", "1: where the key lives; software is for development.", ["level"], registry=registry
+        )
+        self._vault_ready = Gauge("sluice_vault_ready", "1: a key would be given out now.", registry=registry)
+        self._vault_releases = Gauge("sluice_vault_sealed_releases", "Releases in the store.", registry=registry)
+        self._vault_lease = Gauge(
+            "sluice_vault_lease_seconds", "What is left of a key's lease; +Inf: no end.", ["release"], registry=registry
+        )
+        self._vault_waiting = Gauge(
+            "sluice_vault_waiting", "1: the pipeline waits for the key of its model.", ["pipeline"], registry=registry
+        )
+        self._vault_refusals = _Totals(
+            Counter("sluice_vault_refusals", "Times a key was not given out.", registry=registry)
+        )
+        self._identity_valid = Gauge(
+            "sluice_identity_valid", "1: there is a certificate that is not over.", registry=registry
+        )
+        self._identity_expiry = Gauge(
+            "sluice_identity_expiry_seconds", "What is left of the certificate; below 0: over.", registry=registry
+        )
+        self._identity_renewals = _Totals(
+            Counter("sluice_identity_renewals", "Certificates received.", registry=registry)
+        )
+        self._identity_refusals = _Totals(
+            Counter("sluice_identity_refusals", "Times the bridge said no.", registry=registry)
+        )
+        self._identity_state = Gauge(
+            "sluice_identity_state", "1: how the identity stands.", ["state"], registry=registry
+        )
 
     # ---- counted where it happens ----------------------------------------------------------------
 
@@ -359,8 +443,9 @@ class Metrics:
         self._uplink_dropped.raise_to(status.overflows, "overflow")
         for (name, reason), count in status.withheld.items():
             self._withheld.raise_to(count, name, reason)
-        for name, count in status.conflicts.items():
-            self._conflicts.labels(name).set(count)
+        for name in status.classes:
+            self._conflicts.labels(name).set(status.conflicts.get(name, 0))  # back to 0 with a new store
+            self._blocked.labels(name).set(name in status.blocked_classes)
         for reason, count in status.publish_errors.items():
             self._publish_errors.raise_to(count, reason)
         for name, figures in status.classes.items():
@@ -381,6 +466,31 @@ class Metrics:
             self._held.labels(record_class).set(record_class in usage.held)
         self._network_bytes.raise_to(usage.network_sent_bytes, "out")
         self._network_bytes.raise_to(usage.network_received_bytes, "in")
+
+    def observe_vault(self, vault: VaultFigures) -> None:
+        """Take over what the vault says of itself."""
+        self._vault_level.clear()
+        self._vault_level.labels(vault.level).set(1)
+        self._vault_ready.set(vault.ready)
+        self._vault_releases.set(len(vault.releases))
+        self._vault_lease.clear()
+        for key in vault.keys:
+            left = key.remaining_seconds
+            self._vault_lease.labels(key.label or key.release[:12]).set(float("inf") if left is None else left)
+        self._vault_waiting.clear()
+        for pipeline in vault.waiting:
+            self._vault_waiting.labels(pipeline).set(1)
+        self._vault_refusals.raise_to(vault.refusals)
+
+    def observe_identity(self, identity: IdentityFigures) -> None:
+        """Take over what the identity says of itself."""
+        left = identity.expires_in_seconds
+        self._identity_valid.set(left is not None and left > 0)
+        self._identity_expiry.set(0.0 if left is None else left)
+        self._identity_renewals.raise_to(identity.renewals)
+        self._identity_refusals.raise_to(identity.refusals)
+        self._identity_state.clear()
+        self._identity_state.labels(identity.state).set(1)
 
     # ---- shown -----------------------------------------------------------------------------------
 

@@ -12,7 +12,12 @@ from gateway.config import Identity
 from gateway.errors import GatewayError
 from gateway.identity.clock import TrustedClock, boot_clock_ns
 from gateway.identity.credentials import Credentials
-from gateway.identity.errors import IdentityError, IdentityRefusedError, IdentityUnreachableError
+from gateway.identity.errors import (
+    IdentityError,
+    IdentityRefusedError,
+    IdentityUnreachableError,
+    IdentityUntrustedError,
+)
 from gateway.identity.keys import Attestor
 from gateway.identity.record import IdentityFiles, IdentityRecord, read_claim_file
 from gateway.identity.server import IdentityServer
@@ -44,6 +49,7 @@ _RENEW_JITTER: Final = 0.1
 _BROKEN_SESSION: Final = frozenset({"session-unknown", "session-used", "session-expired"})
 _WORTH_A_NOTICE: Final = frozenset({"refused", "failed"})
 _ENROL_AGAIN: Final = frozenset({"unknown-device", "wrong-key"})
+_OTHER_KEY: Final = "quote-signature"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class IdentityStatus:
     spiffe_id: str = ""
     expires_in_seconds: float | None = None  # of the certificate; negative when it is over
     renewals: int = 0  # since the start
+    refusals: int = 0  # by the bridge, since the start
     reason: str = ""  # of the last failure, until the next success
     boot_state: str = ""  # the approved one that the bridge found
     clock_skew_seconds: float = 0.0
@@ -112,16 +119,18 @@ class IdentityAgent:
         self._monotonic_ns = monotonic_ns
         self._draw = draw
         self._record = files.read()
+        self._build_ns = build_ns
         self.clock = clock or TrustedClock(max(self._record.floor_ns, build_ns))
         self.credentials = Credentials(self.clock)
         self._server = IdentityServer(settings.url, self.clock)
         self._state: State = "starting"
         self._reason = ""
         self._boot_state = ""
-        self._renewals = 0
+        self._renewals = self._refusals = 0
         self._failures = 0
         self._told = ""
         self._clock_told = False
+        self._claim_seen: str | None = None
         self._again = asyncio.Event()
 
     # ---- use -----------------------------------------------------------------------------------------
@@ -135,6 +144,7 @@ class IdentityAgent:
             spiffe_id=self.credentials.spiffe_id,
             expires_in_seconds=round((over_ns - self.clock.now_ns()) / 1e9, 1) if over_ns else None,
             renewals=self._renewals,
+            refusals=self._refusals,
             reason=self._reason,
             boot_state=self._boot_state,
             clock_skew_seconds=round(self.clock.skew_seconds, 1),
@@ -166,15 +176,30 @@ class IdentityAgent:
         if not believes and not await self._learn_trust(code):
             return _CLAIM_LOOK_SECONDS
         try:
-            granted = await self._attest(code)
-        except IdentityRefusedError as error:
-            if error.code not in _BROKEN_SESSION:
+            granted = await self._attested(code)
+        except IdentityUntrustedError:
+            if code is None or not self._record.enrolled:
                 raise
-            granted = await self._attest(code)  # the answer to the first try was lost, or took too long
+            # Whoever brings a code to a device that is enrolled vouches for a bridge that was rebuilt, and against a
+            # time that a wrong clock of the bridge has left here.
+            await self._learn_trust(code, anew=True)
+            granted = await self._attested(code)
         return await self._accept(granted)
 
+    async def _attested(self, code: ClaimCode | None) -> Granted:
+        try:
+            return await self._attest(code)
+        except IdentityRefusedError as error:
+            if error.code == _OTHER_KEY and self._record.enrolled and code is None:
+                # Not the attestation key that was enrolled: its file was lost. The TPM can vouch for the new one.
+                log.warning("identity_enrols_again", reason=str(error))
+                return await self._attest(code, enrol=True)
+            if error.code not in _BROKEN_SESSION:
+                raise
+            return await self._attest(code)  # the answer to the first try was lost, or took too long
+
     def _claim(self) -> ClaimCode | None:
-        text = self._files.read_claim()
+        text = self._claim_seen = self._files.read_claim()
         if text is None and self._settings.claim_file is not None and not self._record.enrolled:
             text = read_claim_file(self._settings.claim_file)
         if text is None:
@@ -184,13 +209,15 @@ class IdentityAgent:
             raise IdentityError("the claim code is not understood; copy it whole, it begins with sluice1.")
         return code
 
-    async def _learn_trust(self, code: ClaimCode | None) -> bool:
+    async def _learn_trust(self, code: ClaimCode | None, *, anew: bool = False) -> bool:
         """Find out whom to believe; False while nobody has said."""
         fingerprint = code.fingerprint if code is not None else self._settings.fingerprint
         if fingerprint is None:
             self._tell("needs-claim", "not enrolled: run `gateway identity enrol CODE` with a code of the cloud bridge")
             return False
         trust = await self._server.trust(fingerprint)
+        if anew:
+            self.clock.forget(self._build_ns)
         await self._write(
             IdentityRecord(
                 url=self._server.url,
@@ -202,8 +229,8 @@ class IdentityAgent:
         )
         return True
 
-    async def _attest(self, code: ClaimCode | None) -> Granted:
-        challenge, enrolling = await self._challenge(code)
+    async def _attest(self, code: ClaimCode | None, *, enrol: bool = False) -> Granted:
+        challenge, enrolling = await self._challenge(code, enrol=enrol)
         key, csr = fresh_key()
         recipient = await in_thread("identity", self._attestor.recipient)
         secret = None
@@ -228,9 +255,10 @@ class IdentityAgent:
         self._install(granted, key)
         return granted
 
-    async def _challenge(self, code: ClaimCode | None) -> tuple[Challenge, bool]:
-        """Return a challenge, and whether it is that of an enrolment."""
-        if self._record.enrolled and code is None and self._record.level == self._attestor.level:
+    async def _challenge(self, code: ClaimCode | None, *, enrol: bool) -> tuple[Challenge, bool]:
+        """Return a challenge, and whether it is that of an enrolment. enrol: also without need."""
+        known_here = self._record.enrolled and self._record.level == self._attestor.level
+        if known_here and code is None and not enrol:
             try:
                 known = ChallengeRequest(gateway=self._gateway, level=self._attestor.level, version=self._version)
                 return await self._server.challenge(self._record.bundle, known), False
@@ -286,7 +314,7 @@ class IdentityAgent:
         log.info("identity_renewed", spiffe_id=granted.spiffe_id, not_after=granted.not_after, state=granted.state)
         self._outcomes.renewed()
         half_life = max(0.0, (granted.renew_at_ns - granted.at_ns) / 1e9)
-        return half_life * (1.0 - _RENEW_JITTER * self._draw())
+        return max(FIRST_RETRY_SECONDS, half_life * (1.0 - _RENEW_JITTER * self._draw()))
 
     async def _write(self, record: IdentityRecord) -> None:
         await asyncio.to_thread(self._files.write, record)
@@ -295,6 +323,7 @@ class IdentityAgent:
     # ---- when it does not work ---------------------------------------------------------------------------
 
     def _refused(self, error: IdentityRefusedError) -> float:
+        self._refusals += 1
         wait = self._failed("refused", error, REFUSED_RETRY_SECONDS, MAX_REFUSED_RETRY_SECONDS)
         if error.code == "too-many-requests":
             wait = FIRST_RETRY_SECONDS
@@ -331,13 +360,12 @@ class IdentityAgent:
     async def _rest(self, seconds: float) -> None:
         """Wait until the time has come, by the clock that goes on while the machine sleeps, or a new claim has."""
         until_ns = self._monotonic_ns() + int(seconds * 1e9)
-        had_claim = self._files.read_claim()
         while (left := (until_ns - self._monotonic_ns()) / 1e9) > 0:
             try:
                 await asyncio.wait_for(self._again.wait(), min(left, _CLAIM_LOOK_SECONDS))
             except TimeoutError:
                 claim = self._files.read_claim()
-                if claim is not None and claim != had_claim:
+                if claim is not None and claim != self._claim_seen:
                     break
             else:
                 break

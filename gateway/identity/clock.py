@@ -51,6 +51,12 @@ class TrustedClock:
             self._floor_ns = told_ns
             self._anchor = (told_ns, self._monotonic_ns())
 
+    def forget(self, floor_ns: int) -> None:
+        """Give up all that was learned: a person has said that it was wrong."""
+        with self._lock:
+            self._floor_ns = floor_ns
+            self._anchor = None
+
     def now_ns(self) -> int:
         """Return the best guess at the time, in nanoseconds UTC."""
         with self._lock:

@@ -16,7 +16,15 @@ from gateway.identity.errors import (
     IdentityUnreachableError,
     IdentityUntrustedError,
 )
-from gateway.identity.tls import blind_context, client_context, clockless_context, fingerprint_of, is_about_time
+from gateway.identity.tls import (
+    blind_context,
+    client_context,
+    clockless_context,
+    fingerprint_of,
+    first_of,
+    is_about_time,
+    pem_of,
+)
 from gateway.wire.identity import (
     MAX_BODY_BYTES,
     PATH_ATTEST,
@@ -44,32 +52,36 @@ class IdentityServer:
     """One bridge. Every request is a connection of its own: there are two an hour."""
 
     def __init__(self, url: str, clock: TrustedClock) -> None:
-        """Take an address such as `https://bridge.example:8444`.
+        """Take an address such as `https://bridge.example:8471`.
 
         Raises:
             ConfigError: it is not one.
         """
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ConfigError(f"identity.url {url!r} is not understood; write https://host:8444")
+            raise ConfigError(f"identity.url {url!r} is not understood; write https://host:8471")
         self.url = url.rstrip("/")
         self._clock = clock
 
     async def trust(self, fingerprint: str) -> Trust:
         """Fetch the bundle without knowing whom to believe, and hold it against a fingerprint.
 
+        The bundle returned is the certificate with that fingerprint, and no other: whoever stands in between could have
+        added one to it. The whole one comes with the first grant, from a bridge that is believed.
+
         Raises:
             IdentityUntrustedError: it is another one.
             IdentityUnreachableError: no answer.
         """
         answer = await self._ask("GET", PATH_TRUST, None, Trust, blind_context())
-        found = fingerprint_of(answer.bundle)
+        authority = first_of(answer.bundle)
+        found = fingerprint_of(authority)
         if found != fingerprint.lower():
             raise IdentityUntrustedError(
                 f"{self.url} has the authority {found[:16]}…, the claim code says {fingerprint[:16]}…: somebody stands "
                 "between this device and the bridge, or the code is of another bridge"
             )
-        return answer
+        return msgspec.structs.replace(answer, bundle=pem_of(authority))
 
     async def enrol(self, bundle: str, request: EnrolRequest) -> Challenge:
         """Ask for an identity. Raises IdentityError."""

@@ -50,17 +50,26 @@ def fresh_key() -> tuple[bytes, bytes]:
     return pem, request.public_bytes(serialization.Encoding.DER)
 
 
-def fingerprint_of(bundle: str) -> str:
-    """Return the SHA-256 of the first certificate of a PEM bundle, in hexadecimal.
+def first_of(bundle: str) -> x509.Certificate:
+    """Return the first certificate of a PEM bundle.
 
     Raises:
         IdentityError: there is no certificate in it.
     """
     try:
-        certificates = x509.load_pem_x509_certificates(bundle.encode("utf-8"))
+        return x509.load_pem_x509_certificates(bundle.encode("utf-8"))[0]
     except ValueError as error:
         raise IdentityError(f"the trust bundle cannot be read: {error}") from error
-    return certificates[0].fingerprint(hashes.SHA256()).hex()
+
+
+def fingerprint_of(certificate: x509.Certificate) -> str:
+    """Return the SHA-256 of a certificate, in hexadecimal."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def pem_of(certificate: x509.Certificate) -> str:
+    """Return a certificate as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
 
 def client_context(bundle: str, clock: TrustedClock, svid: Svid | None = None) -> ssl.SSLContext:
@@ -160,7 +169,11 @@ def _require_within(clock: TrustedClock, first_ns: int, last_ns: int) -> None:
 
 def _require_not_over(clock: TrustedClock, last_ns: int) -> None:
     if last_ns < clock.floor_ns:
-        raise _dated("over for longer than this device remembers", _EXPIRED)
+        raise _dated(
+            "over for longer than this device remembers: renew it, or, if the bridge's clock was once ahead, give this "
+            "device a new claim code",
+            _EXPIRED,
+        )
 
 
 def _dated(words: str, code: int) -> ssl.SSLCertVerificationError:

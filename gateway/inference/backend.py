@@ -29,15 +29,26 @@ class TensorSpec:
     zero_point: int
 
 
+class Weights(Protocol):
+    """The verified plaintext of one artefact, in memory and nowhere else, until `close`."""
+
+    @property
+    def path(self) -> str:
+        """Where a runtime can open it; of use to this process only."""
+
+    def close(self) -> None:
+        """Give the memory back; may be called twice."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One artefact, read and verified."""
+    """One artefact, verified and ready to be opened. It must stay open while a session runs: runtimes map it."""
 
     release: str  # `name version`, for messages
     file: str
     target: Target
     sha256: str
-    content: bytes
+    weights: Weights
 
 
 @dataclass(frozen=True, slots=True)

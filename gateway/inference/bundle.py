@@ -1,24 +1,28 @@
 """Releases on disk: `<directory>/<name>/<version>/manifest.json` and the files that it names.
 
-Nothing is handed to a runtime before its size and its digest are those of the manifest.
+Whether weights lie here in clear or sealed is nobody's business in this folder: they are handed over by `OpenWeights`,
+which answers for their digests.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from gateway.errors import ModelError
-from gateway.inference.backend import ModelFile
+from gateway.inference.backend import Weights
 from gateway.wire.errors import MalformedManifestError
 from gateway.wire.manifest import MANIFEST_FILE, Artefact, ModelManifest, read_manifest
 
 _VERSION = re.compile(r"^(\d+)\.(\d+)\.(\d+)(?:-([0-9A-Za-z.-]+))?$")
 _MANIFEST_MAX_BYTES: Final = 1 << 20
 _GOLDEN_MAX_BYTES: Final = 64 << 20
+_BLOCK_BYTES: Final = 1 << 20
+_UNFINISHED: Final = ".partial"
+"""How directories end that are being written; behind a pre-release version it would pass for part of that."""
 
 VersionKey = tuple[int, int, int, bool, tuple[tuple[bool, int, str], ...]]
 
@@ -39,27 +43,35 @@ class Release:
 
     manifest: ModelManifest
     directory: Path
+    origin: Path | None = None  # where the same release lies besides, when `directory` is in the sealed store
 
     @property
     def label(self) -> str:
         """`name version`, for messages."""
         return f"{self.manifest.name} {self.manifest.version}"
 
-    def model_file(self, artefact: Artefact) -> ModelFile:
-        """Read an artefact.
+    def verify(self, artefact: Artefact) -> None:
+        """Compare an artefact that lies here in clear with the manifest.
 
         Raises:
-            ModelError: it is missing, or its size or digest differ from the manifest.
+            ModelError: it is missing, or its size or digest differ.
         """
         path = self.directory / artefact.file
-        content = self._read(path, artefact.size_bytes)
-        if len(content) != artefact.size_bytes:
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            with path.open("rb") as file:
+                while size <= artefact.size_bytes and (block := file.read(_BLOCK_BYTES)):
+                    digest.update(block)
+                    size += len(block)
+        except OSError as error:
+            raise ModelError(f"model {self.label}: {path} cannot be read: {error.strerror or error}") from error
+        if size != artefact.size_bytes:
             raise ModelError(
                 f"model {self.label}: {path} should have {artefact.size_bytes} bytes and has "
-                f"{'more' if len(content) > artefact.size_bytes else len(content)}: install the release again"
+                f"{'more' if size > artefact.size_bytes else size}: install the release again"
             )
-        self._verify(path, content, artefact.sha256)
-        return ModelFile(self.label, artefact.file, artefact.target, artefact.sha256, content)
+        self._compare(path, digest.hexdigest(), artefact.sha256)
 
     def read_golden(self, file: str, sha256: str) -> bytes:
         """Read a golden input or output.
@@ -68,24 +80,29 @@ class Release:
             ModelError: it is missing, larger than 64 MiB, or its digest differs from the manifest.
         """
         path = self.directory / file
-        content = self._read(path, _GOLDEN_MAX_BYTES)
-        self._verify(path, content, sha256)
-        return content
-
-    def _read(self, path: Path, limit: int) -> bytes:
         try:
-            with path.open("rb") as file:
-                return file.read(limit + 1)  # never a terabyte because somebody put one there
+            with path.open("rb") as opened:
+                content = opened.read(_GOLDEN_MAX_BYTES + 1)  # never a terabyte because somebody put one there
         except OSError as error:
             raise ModelError(f"model {self.label}: {path} cannot be read: {error.strerror or error}") from error
+        self._compare(path, hashlib.sha256(content).hexdigest(), sha256)
+        return content
 
-    def _verify(self, path: Path, content: bytes, sha256: str) -> None:
-        found = hashlib.sha256(content).hexdigest()
+    def _compare(self, path: Path, found: str, sha256: str) -> None:
         if found != sha256:
             raise ModelError(
                 f"model {self.label}: {path} is not the file of this release (sha256 {found[:12]}…, the manifest says "
                 f"{sha256[:12]}…): install the release again"
             )
+
+
+OpenWeights = Callable[[Release, Artefact], Weights]
+"""Opens an artefact of a release.
+
+Raises:
+    WeightsWithheldError: its key is not given out now.
+    ModelError: it is missing, or not what the manifest says.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +115,22 @@ class Listed:
 
 
 class ReleaseStore:
-    """Looks for releases in some directories, and among those that ship with the program."""
+    """Looks for releases in some directories, among those that ship with the program, and in the sealed store."""
 
-    def __init__(self, directories: Sequence[Path] = (), *, packaged: Path | None = None) -> None:
+    def __init__(
+        self, directories: Sequence[Path] = (), *, packaged: Path | None = None, sealed: Path | None = None
+    ) -> None:
         """Take the directories of the configuration; where a version is in two, the first counts.
 
         Args:
             directories: searched in this order, before the packaged ones.
             packaged: where the releases that ship lie; default `gateway/models`.
+            sealed: the sealed store, searched last; but for a release that lies there too, byte for byte the same
+                by its manifest, that one is taken.
         """
         shipped = packaged if packaged is not None else Path(str(files("gateway"))) / "models"
-        self._directories = (*directories, shipped)
+        self._sealed = sealed
+        self._directories = (*directories, shipped, *((sealed,) if sealed is not None else ()))
 
     def releases(self) -> list[Listed]:
         """Return what is there, by name and ascending version."""
@@ -116,7 +138,7 @@ class ReleaseStore:
         for directory in self._directories:
             for manifest in sorted(directory.glob(f"*/*/{MANIFEST_FILE}")):
                 name, version = manifest.parent.parent.name, manifest.parent.name
-                if version_key(version) is not None:
+                if version_key(version) is not None and not version.endswith(_UNFINISHED):
                     found.setdefault((name, version), Listed(name, version, manifest.parent))
         return sorted(found.values(), key=lambda listed: (listed.name, version_key(listed.version) or ()))
 
@@ -136,14 +158,23 @@ class ReleaseStore:
                 f"model {wanted!r}: not found; there is {there} (searched {searched}). Put a release at "
                 f"<directory>/<name>/<version>/{MANIFEST_FILE} and name the directory under models.directories"
             )
-        return _read_release(fitting[-1])
+        return self._read(fitting[-1])
+
+    def _read(self, listed: Listed) -> Release:
+        manifest, document = _read_manifest(listed)
+        if self._sealed is not None:
+            twin = self._sealed / listed.name / listed.version
+            if twin != listed.directory and _bytes_of(twin / MANIFEST_FILE) == document:
+                return Release(manifest, twin, listed.directory)
+        return Release(manifest, listed.directory)
 
 
-def _read_release(listed: Listed) -> Release:
+def _read_manifest(listed: Listed) -> tuple[ModelManifest, bytes]:
     path = listed.directory / MANIFEST_FILE
     try:
         with path.open("rb") as file:
-            manifest = read_manifest(file.read(_MANIFEST_MAX_BYTES))
+            document = file.read(_MANIFEST_MAX_BYTES)
+        manifest = read_manifest(document)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except MalformedManifestError as error:
@@ -152,4 +183,12 @@ def _read_release(listed: Listed) -> Release:
         raise ModelError(
             f"{path} is the manifest of {manifest.name} {manifest.version}: it lies in the wrong directory"
         )
-    return Release(manifest, listed.directory)
+    return manifest, document
+
+
+def _bytes_of(manifest: Path) -> bytes | None:
+    try:
+        with manifest.open("rb") as file:
+            return file.read(_MANIFEST_MAX_BYTES)
+    except OSError:
+        return None

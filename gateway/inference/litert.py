@@ -38,7 +38,7 @@ class LiteRtBackend:
             return Availability(available=False, reason=str(error))
 
     def load(self, model: ModelFile, threads: int) -> Session:
-        """Load a model from its verified bytes; see `Backend.load`."""
+        """Load a model from its verified weights, which are mapped, not copied; see `Backend.load`."""
         runtime = self._find()
         interpreter = open_interpreter(runtime, model, threads)
         return InterpreterSession(interpreter, model, str(runtime), self.name, "cpu")
@@ -52,7 +52,7 @@ def open_interpreter(runtime: Runtime, model: ModelFile, threads: int, delegates
     """
     try:
         interpreter = runtime.interpreter(
-            model_content=model.content, num_threads=threads, experimental_delegates=list(delegates) or None
+            model_path=model.weights.path, num_threads=threads, experimental_delegates=list(delegates) or None
         )
         old = runtime.is_old and hybrid_ops(interpreter)
         interpreter.allocate_tensors()

@@ -1,5 +1,6 @@
 """A loaded model: preparation, runtime and the meaning of its outputs, checked against each other and its manifest."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.errors import InferenceError, ModelError
-from gateway.inference.backend import Backend, Session, SessionInfo, Tensors, TensorSpec
-from gateway.inference.bundle import Release
+from gateway.inference.backend import Backend, ModelFile, Session, SessionInfo, Tensors, TensorSpec, Weights
+from gateway.inference.bundle import OpenWeights, Release
 from gateway.inference.detection import detection_reader
 from gateway.inference.golden import verify_golden
 from gateway.inference.postprocess import PreparedSample, Reader, read_for_vectors, require_finite
@@ -54,15 +55,23 @@ class Model:
     """One model, ready. One thread uses it at a time."""
 
     def __init__(
-        self, release: Release, artefact: Artefact, session: Session, preparation: Preparation, reader: Reader
+        self,
+        release: Release,
+        artefact: Artefact,
+        session: Session,
+        preparation: Preparation,
+        reader: Reader,
+        *,
+        weights: Weights,
     ) -> None:
-        """Take parts that fit together; `open_model` makes sure of that."""
+        """Take parts that fit together; `open_model` makes sure of that. Session and weights are closed with it."""
         self.manifest: ModelManifest = release.manifest
         self.ref = ModelRef(name=release.manifest.name, version=release.manifest.version, digest=artefact.sha256)
         self.latency = Latency()  # of the last sample
         self._session = session
         self._preparation = preparation
         self._reader = reader
+        self._weights = weights
         self._anomaly = isinstance(release.manifest.output, Reconstruction | Regression)
         self._capacity = capacity_of(session.info, release.manifest)
         self._fill = 1.0
@@ -107,8 +116,9 @@ class Model:
         self._preparation.exclude_last()
 
     def close(self) -> None:
-        """Let the session go."""
+        """Let the session go, then the weights that it has mapped."""
         self._session.close()
+        self._weights.close()
 
     def _run(self, tensor: NDArray[Any]) -> Tensors:
         """Run all rows, in as few and as full batches as the release allows."""
@@ -141,29 +151,35 @@ def open_model(
     backend: Backend,
     preparation_for: PreparationFor,
     *,
+    open_weights: OpenWeights,
     threads: int = 1,
     min_score: float | None = None,
 ) -> Model:
-    """Read, verify, load, check and warm up a model.
+    """Open, load, check and warm up a model.
 
     Args:
         release: the release.
         artefact: which of its files.
         backend: what runs it.
         preparation_for: `gateway.preprocess.preparation.preparation_for`.
+        open_weights: hands over the artefact, verified.
         threads: for the runtime.
         min_score: of detections, instead of the manifest's.
 
     Raises:
+        WeightsWithheldError: the key of the weights is not given out now.
         ModelError: the release cannot be run; the message names it, what was expected and what was found.
         BackendUnavailableError: the backend is not there.
     """
-    session = backend.load(release.model_file(artefact), threads)
-    try:
-        return _checked(release, artefact, session, preparation_for, min_score)
-    except ModelError:
-        session.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        weights = open_weights(release, artefact)
+        undo.callback(weights.close)
+        file = ModelFile(release.label, artefact.file, artefact.target, artefact.sha256, weights)
+        session = backend.load(file, threads)
+        undo.callback(session.close)  # before the weights, which it has mapped
+        preparation, reader = _checked(release, artefact, session, preparation_for, min_score)
+        undo.pop_all()
+    return Model(release, artefact, session, preparation, reader, weights=weights)
 
 
 def capacity_of(info: SessionInfo, manifest: ModelManifest) -> int:
@@ -177,7 +193,8 @@ def _checked(
     session: Session,
     preparation_for: PreparationFor,
     min_score: float | None,
-) -> Model:
+) -> tuple[Preparation, Reader]:
+    """Find what turns samples into inputs and outputs into findings, and let the session prove itself."""
     where = f"model {release.label}, {artefact.file}"
     manifest, info = release.manifest, session.info
     if len(info.inputs) != 1:
@@ -197,7 +214,7 @@ def _checked(
         raise ModelError(f"{where}: {error}") from error
     if isinstance(manifest.input, WindowInput) and capacity_of(info, manifest) > 1:
         _warm_up(f"{where}: max_batch {manifest.constraints.max_batch}", session, capacity_of(info, manifest))
-    return Model(release, artefact, session, preparation, reader)
+    return preparation, reader
 
 
 def _warm_up(where: str, session: Session, rows: int) -> Tensors:

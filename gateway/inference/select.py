@@ -8,7 +8,7 @@ import structlog
 from gateway.config import Pipeline
 from gateway.errors import BackendUnavailableError, ModelError
 from gateway.inference.backend import Backend
-from gateway.inference.bundle import Release, ReleaseStore
+from gateway.inference.bundle import OpenWeights, Release, ReleaseStore
 from gateway.inference.edgetpu import EdgeTpuBackend
 from gateway.inference.litert import LiteRtBackend
 from gateway.inference.model import Model, PreparationFor, open_model
@@ -72,6 +72,7 @@ def load_model(
     store: ReleaseStore,
     settings: Pipeline,
     preparation_for: PreparationFor,
+    open_weights: OpenWeights,
     *,
     backends: Sequence[Backend] | None = None,
 ) -> Model:
@@ -84,10 +85,12 @@ def load_model(
         store: where releases are.
         settings: model, backend, device, threads and minimum score are used.
         preparation_for: `gateway.preprocess.preparation.preparation_for`.
+        open_weights: hands over an artefact, verified.
         backends: the preferred first; default all there are.
 
     Raises:
         ModelError: no such release, or it cannot be run here.
+        WeightsWithheldError: the key of its weights is not given out now; no other backend is tried.
         BackendUnavailableError: nothing that could run it is there.
         ConfigError: the device string is none.
     """
@@ -103,6 +106,7 @@ def load_model(
                 choice.artefact,
                 choice.backend,
                 preparation_for,
+                open_weights=open_weights,
                 threads=settings.threads,
                 min_score=settings.min_score,
             )

@@ -125,7 +125,7 @@ class Meter:
         self._accounts: dict[str, Account] = dict(book.accounts)
         self._secured = {name: account.spent_bytes for name, account in self._accounts.items()}
         self._set_aside: Counter[Feature] = Counter()
-        self._exhausted: dict[Feature, int] = {}  # by the period in which not even the next piece fitted
+        self._exhausted: dict[str, int] = {}  # by the period in which not even the next piece fitted
         self._passed: Counter[tuple[Traffic, Direction]] = Counter()
         self._moment: Moment | None = None
         self._told: dict[Feature, Hold] = {}
@@ -165,11 +165,12 @@ class Meter:
         with self._lock:
             self._release(feature, size_bytes)
 
-    def exhaust(self, feature: Feature) -> None:
-        """What is left of the budget is too little for the next piece: the feature waits for the next period."""
+    def exhaust(self, feature: Feature, size_bytes: int) -> None:
+        """A piece of this size was not allowed: if the budget lacks it, the feature waits for the next period."""
         with self._lock:
-            account = self._account(feature)
-            if account is not None:
+            account, left = self._account(feature), self._left(feature)
+            # It may have been a window that closed just then, which must not cost what is left of the budget.
+            if account is not None and left is not None and left < size_bytes:
                 self._exhausted[feature] = account.started_ns
 
     def hold(self, feature: Feature, record_class: RecordClass | None = None) -> Hold | None:
@@ -207,6 +208,7 @@ class Meter:
         with self._lock:
             for feature in ("records", "snapshots", "telemetry"):
                 self._set_aside.pop(feature, None)
+                self._exhausted.pop(feature, None)  # by what was set aside, perhaps
 
     def spent(self, feature: Traffic, direction: Direction, size_bytes: int) -> None:
         """Count bytes that passed."""
@@ -275,6 +277,7 @@ class Meter:
             following = rolled(account, now, self._zone)
             if following.began_age_ms != account.began_age_ms or following.spent_bytes < account.spent_bytes:
                 self._secured[name] = 0
+                self._exhausted.pop(name, None)
             self._accounts[name] = following
         return now
 

@@ -94,7 +94,8 @@ def rolled(account: Account, now: Moment, zone: tzinfo) -> Account:
         return opened(account.per, now, zone)
     return msgspec.structs.replace(
         account,
-        started_ns=started_ns,
+        # A clock that is set back a little stays in the period: crossing its beginning again would grant it twice.
+        started_ns=max(started_ns, account.started_ns) if agrees else started_ns,
         offset_ms=_offset_ms(now),
         boot_id=now.boot_id,
         # Once right in this boot, it was right: losing the time server must not explain a jump.

@@ -8,6 +8,7 @@ import base64
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,11 @@ log = structlog.get_logger()
 
 MAX_FILES: Final = 1000
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""Beyond either the oldest go, those of class critical last; a disk full of pictures helps nobody."""
+"""What the directory may hold; a disk full of pictures helps nobody.
+
+Beyond either, nothing that is only too large goes: its file is the one place where the record still is. It is not taken
+in any more, and stays in the outbox. Of the unreadable ones the oldest make room for a new one.
+"""
 
 _NAME: Final = re.compile(r"(?P<epoch>[0-9a-f]{16})-(?P<class>[a-z]+)-(?P<seq>\d+)\.(?P<reason>[a-z-]+)\.ndjson")
 
@@ -48,7 +53,7 @@ class Aside:
         """Write a row down, durably; one that is there already stays as it is.
 
         Raises:
-            OutboxError: it cannot be written.
+            OutboxError: it cannot be written, or there is no room; it must stay in the outbox then.
         """
         file = self.directory / f"{epoch}-{record_class}-{row.seq:012d}.{reason}.ndjson"
         with self._lock:
@@ -56,7 +61,11 @@ class Aside:
                 line = _line(record_class, epoch, row, reason, gateway)
                 try:
                     self.directory.mkdir(mode=0o700, exist_ok=True)
-                    self._make_room(len(line))
+                    if not self._make_room(len(line), reason):
+                        raise OutboxError(
+                            f"{self.directory} is full ({MAX_FILES} files or {MAX_BYTES >> 20} MiB): record {row.seq} "
+                            f"of class {record_class} stays in the outbox; take files away and import them"
+                        )
                     _write(file, line)
                 except OSError as error:
                     raise OutboxError(
@@ -70,21 +79,45 @@ class Aside:
         known = self._too_large.get((epoch, record_class), frozenset())
         self._too_large[epoch, record_class] = known | {seq}
 
-    def _make_room(self, size_bytes: int) -> None:
-        files = sorted(self._files(), key=lambda file: ("-critical-" in file.name, file.stat().st_mtime_ns, file.name))
-        total = sum(file.stat().st_size for file in files)
-        for at, file in enumerate(files):
-            if len(files) - at < MAX_FILES and total + size_bytes <= MAX_BYTES:
-                return
-            total -= file.stat().st_size
+    def _make_room(self, size_bytes: int, reason: str) -> bool:
+        """Tell whether one more file may be written; a record that alone is more than all may be the only one."""
+        sizes = {file: file.stat() for file in self._files()}
+        files, total = len(sizes), sum(stat.st_size for stat in sizes.values())
+        going: list[Path] = []
+        if reason == "unreadable":
+            old = [file for file in sizes if file.name.endswith(".unreadable.ndjson")]
+            # What is of class critical goes last, the oldest first.
+            going = sorted(old, key=lambda file: ("-critical-" in file.name, sizes[file].st_mtime_ns, file.name))
+        gone = 0
+        while files - gone and (files - gone >= MAX_FILES or total + size_bytes > MAX_BYTES):
+            if gone == len(going):
+                return False  # nothing is given up in vain
+            total -= sizes[going[gone]].st_size
+            gone += 1
+        for file in going[:gone]:
             log.warning("aside_removed", file=str(file), remedy="take the files away in time")
             file.unlink()
+        return True
 
     def _files(self) -> list[Path]:
-        try:
-            return [file for file in self.directory.iterdir() if file.suffix == ".ndjson"]
-        except OSError:  # not there, or not to be read: what needs it will say so
-            return []
+        return files_in(self.directory)
+
+
+def files_in(directory: Path) -> list[Path]:
+    """Return the files of a directory of records; none where it is not there, or not to be read."""
+    try:
+        return [file for file in directory.iterdir() if file.suffix == ".ndjson"]
+    except OSError:  # what needs it will say so
+        return []
+
+
+def held_aside(store: Path) -> tuple[int, int]:
+    """Return how many records lie beside a store, and their bytes."""
+    sizes: list[int] = []
+    for file in files_in(side(store, ".aside")):
+        with suppress(OSError):  # a technician is just taking it away
+            sizes.append(file.stat().st_size)
+    return len(sizes), sum(sizes)
 
 
 def _line(record_class: RecordClass, epoch: str, row: Stored, reason: str, gateway: str) -> bytes:

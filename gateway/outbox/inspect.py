@@ -15,6 +15,7 @@ import msgspec
 from gateway.config import DEFAULT_QUOTAS
 from gateway.errors import OutboxError
 from gateway.outbox.ages import Clocks, SavedAge, resumed_age_ms
+from gateway.outbox.aside import held_aside
 from gateway.outbox.damage import check_contents, check_header, side
 from gateway.outbox.faults import translated
 from gateway.outbox.quota import Quotas
@@ -63,12 +64,15 @@ def status(file: Path, quotas: Quotas | None = None, *, clocks: Clocks | None = 
                 highest=highest,
                 oldest_age_seconds=(now_ms - found[1]) / 1000 if found and now_ms is not None else None,
             )
+    aside_files, aside_bytes = held_aside(file)
     return OutboxStats(
         epoch=meta["epoch"],
         classes=classes,
         file_bytes=file.stat().st_size,
         wal_bytes=side(file, "-wal").stat().st_size if side(file, "-wal").exists() else 0,
         ballast=side(file, ".ballast").exists(),
+        aside_files=aside_files,
+        aside_bytes=aside_bytes,
     )
 
 

@@ -39,11 +39,21 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """A mark of the bridge that speaks of other rows than those of the file; `done` gets the writer's decision."""
+
+    record_class: RecordClass
+    mark: int
+    done: Callable[[bool | OutboxError], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What the writer found to do."""
 
     submissions: tuple[Submission, ...] = ()
     marks: Mapping[RecordClass, int] = field(default_factory=dict)
+    leads: tuple[Lead, ...] = ()
     damage: OutboxError | None = None
     closing: bool = False
 
@@ -61,6 +71,7 @@ class Mailbox:
         self._parked = 0
         self._refusing: frozenset[RecordClass] = frozenset()
         self._marks: dict[RecordClass, int] = {}
+        self._leads: list[Lead] = []
         self._damage: OutboxError | None = None
         self._closing = False
         self._stopped: str | None = None  # why nothing can be handed over
@@ -115,6 +126,18 @@ class Mailbox:
             self._marks[record_class] = max(mark, self._marks.get(record_class, 0))
             self._filled.notify()
 
+    def follow(self, lead: Lead) -> None:
+        """Leave a mark for the writer that is ahead of the file.
+
+        Raises:
+            OutboxError: the outbox is closed or has failed.
+        """
+        with self._lock:
+            if self._stopped is not None:
+                raise OutboxError(self._stopped)
+            self._leads.append(lead)
+            self._filled.notify()
+
     def report(self, error: OutboxError) -> None:
         """Have the writer raise what another thread has found out about the file."""
         with self._lock:
@@ -137,6 +160,7 @@ class Mailbox:
         with self._lock:
             self._damage = None
             self._marks = {}
+            self._leads = []
             if not self._closing:
                 self._stopped = None
 
@@ -177,11 +201,12 @@ class Mailbox:
                 entries += submission.entries
                 size += sum(amount.disk_bytes for amount in submission.amounts.values())
             marks, self._marks = self._marks, {}
+            leads, self._leads = self._leads, []
             damage, self._damage = self._damage, None
-            return Work(tuple(taken), marks, damage, self._closing)
+            return Work(tuple(taken), marks, tuple(leads), damage, self._closing)
 
     def _has_work(self, *, submissions: bool) -> bool:
-        return bool((submissions and self._queue) or self._marks or self._damage or self._closing)
+        return bool((submissions and self._queue) or self._marks or self._leads or self._damage or self._closing)
 
     def prepend(self, submission: Submission) -> None:
         """Put a submission of the outbox itself before all others, whether there is room or not."""

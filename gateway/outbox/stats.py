@@ -44,6 +44,8 @@ class OutboxStats:
     quarantined: int = 0  # stores put aside since this process began
     disk_full: bool = False
     ballast: bool = False  # the reserve on disk is there
+    aside_files: int = 0  # records kept beside the store, that could not travel
+    aside_bytes: int = 0
     failed: bool = False
     failure: str | None = None
 

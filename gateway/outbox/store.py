@@ -21,7 +21,7 @@ from gateway.outbox.damage import side
 from gateway.outbox.evictions import row_of
 from gateway.outbox.faults import DamagedStoreError, StoreClosedError
 from gateway.outbox.generation import Generation, Surroundings
-from gateway.outbox.mailbox import Done, Mailbox, Submission
+from gateway.outbox.mailbox import Done, Lead, Mailbox, Submission
 from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
 from gateway.outbox.quota import Amount, exceeds, page_quota, quotas_of
 from gateway.outbox.rates import seconds_until_empty, seconds_until_full
@@ -262,6 +262,30 @@ class Outbox:
         if mark > below:
             self._mailbox.acknowledge(record_class, mark)
         return max(mark, below)
+
+    def follow(self, record_class: RecordClass, epoch: str, mark: int) -> bool:
+        """Tell the writer that the bridge has other rows than this file under numbers up to `mark`, and wait.
+
+        A file that was put back from an older copy, or has lost a tail, comes to that. What was stored since it was
+        opened is numbered again, above the mark and above everything here, and a notice says so; nothing is let go. No
+        row of the class may be on its way meanwhile. False: it is not to be believed, or those rows are from an earlier
+        run, which may have delivered them.
+
+        Raises:
+            OutboxError: the writer did not come to it; ask again.
+        """
+        if epoch != self._generation.database.epoch:
+            self._tally.ignored_acks += 1
+            return False
+        answers: queue.SimpleQueue[bool | OutboxError] = queue.SimpleQueue()
+        self._mailbox.follow(Lead(record_class, mark, answers.put))
+        try:
+            answer = answers.get(timeout=UNCERTAIN_SECONDS)
+        except queue.Empty:
+            raise OutboxError(f"{self._file}: the writer is busy with the disk") from None
+        if isinstance(answer, OutboxError):
+            raise answer
+        return answer
 
     def heads(self) -> dict[RecordClass, tuple[int, int]]:
         """Return the lowest number present and the highest ever given, by class; (n + 1, n) where there is no row."""

@@ -18,7 +18,7 @@ from gateway.outbox.ages import AgeClock
 from gateway.outbox.database import Database, Row
 from gateway.outbox.evictions import Evictor, LossLog, row_of
 from gateway.outbox.faults import StoreFullError
-from gateway.outbox.mailbox import Mailbox, Submission, Work
+from gateway.outbox.mailbox import Lead, Mailbox, Submission, Work
 from gateway.outbox.opening import close_store, remember_age
 from gateway.outbox.quota import Amount, Quotas, admit, overflow
 from gateway.outbox.space import Space
@@ -96,6 +96,7 @@ class Writer:
         self._uptime_ns = uptime_ns
         self._on_commit = on_commit
         self._opened_at = {name: held.highest for name, held in database.committed.items()}
+        self._followed: dict[RecordClass, int] = {}
         self._marks: dict[RecordClass, int] = {}
         self._slice_rows = 1000
         self._saved_age_ms = age.now_ms()
@@ -118,6 +119,7 @@ class Writer:
             stuck = time.monotonic() < self._stuck_until
             work = self._mailbox.take(self._pause_seconds(), submissions=not stuck)
             self._note(work)
+            self._answer(work.leads)
             self._store(work.submissions)
             self._release_acknowledged()
             self._tick_if_due()
@@ -300,32 +302,60 @@ class Writer:
         elif took < SLICE_TARGET_SECONDS / 4:
             self._slice_rows = min(most, self._slice_rows * 2)
 
-    def _follow(self, record_class: RecordClass, mark: int) -> int:
-        """Deal with a mark above everything stored: the bridge has rows that this file has lost.
+    def _answer(self, leads: Sequence[Lead]) -> None:
+        """Decide about marks of rows that are not in this file, before anything fresh gets a number."""
+        for lead in leads:
+            try:
+                lead.done(self._may_follow(lead.record_class, lead.mark))
+            except StoreFullError as error:
+                self._space.meet_full_disk(error)
+                lead.done(error)
 
-        A disk that lies about its flushes, or a restored copy of the file, does that. What was stored since the file
-        was opened has numbers that the bridge knows for other rows, and would be taken for duplicates: it is numbered
-        again above the mark. Returns the mark up to which rows may go.
+    def _may_follow(self, record_class: RecordClass, mark: int) -> bool:
+        if mark <= self._followed.get(record_class, 0):
+            return True  # asked again, after an answer that came too late
+        if mark <= self._opened_at[record_class]:
+            return False
+        return self._renumber(record_class, mark)
+
+    def _follow(self, record_class: RecordClass, mark: int) -> int:
+        """Deal with an acknowledgement above everything stored; return the mark up to which rows may go.
+
+        The uplink has had the rows up to the mark confirmed, and then the file was opened again and had lost them.
+        """
+        return mark if self._renumber(record_class, mark) else 0
+
+    def _renumber(self, record_class: RecordClass, mark: int) -> bool:
+        """Give what was stored since the file was opened new numbers: the bridge has rows that this file has lost.
+
+        A disk that lies about its flushes, or a restored copy of the file, does that. The numbers of the fresh rows are
+        known to the bridge for other rows, and they would be taken for duplicates, or for the rows of a clone. The new
+        ones are above the mark and above all that were ever given here: no number is used twice.
+
+        Returns whether the mark is believed.
         """
         highest = self._database.committed[record_class].highest
         if mark - highest > BELIEVED_LEAD:
             log.error("ack_ignored", record_class=record_class, mark=mark, highest=highest)
             self._tally.ignored_acks += 1
-            return 0
+            return False
         first = self._opened_at[record_class] + 1
+        above = max(mark, highest)
         notice = Notice(
             code="store_rolled_back",
             severity="error",
-            detail=f"{record_class} ends at {highest}, {mark} is acknowledged; rows from {first} are numbered again",
+            detail=f"the cloud has other records of class {record_class} up to number {mark} than this store, opened "
+            f"at {first - 1}: an older copy of it was put back, its disk lost writes, or it was cloned; rows from {first} "
+            f"are numbered again from {above + 1}",
             at=rfc3339(self._wall_ns()),
         )
         with self._database.transaction():
-            moved = self._database.renumber(record_class, first, highest, above=mark)
+            moved = self._database.renumber(record_class, first, highest, above=above)
             self._database.insert("critical", [row_of("notice", notice, self._wall_ns())], self._age.now_ms())
-        self._opened_at[record_class] = mark
+        self._opened_at[record_class] = self._followed[record_class] = above
         log.error("store_rolled_back", record_class=record_class, mark=mark, highest=highest, moved=moved)
         self._announce(frozenset({record_class, "critical"}))
-        return mark
+        return True
 
     # ---- housekeeping ----------------------------------------------------------------------------
 

@@ -46,6 +46,11 @@ class Windower:
         """What happened so far: `windows`, `gaps`, `rate_changes`, and `samples_discarded` by them."""
         return dict(self._counts)
 
+    @property
+    def needed(self) -> int:
+        """How many of the newest samples will be part of windows to come."""
+        return max(0, self._since_reset - max(0, self._due - self._samples))
+
     def push(self, block: SampleBlock) -> list[Window]:
         """Take a block, samples (n, channels); return the windows it completes, oldest first, each with its own memory.
 
@@ -73,8 +78,7 @@ class Windower:
 
     def reset(self) -> None:
         """Forget what was gathered; the next window starts with the next sample."""
-        unused = self._since_reset - max(0, self._due - self._samples)
-        self._counts["samples_discarded"] += max(0, unused)
+        self._counts["samples_discarded"] += self.needed
         self._write = self._since_reset = 0
         self._due = self._samples
         self._previous = None

@@ -17,15 +17,22 @@ from gateway.config import (
 )
 from gateway.config import Source as SourceSettings
 from gateway.errors import ConfigError
-from gateway.values import Capture
+from gateway.values import Capture, Held
 
 log = structlog.get_logger()
 
 WallClock = Callable[[], int]
 """UTC in nanoseconds, as `time.time_ns`."""
 
-OnMessage = Callable[[str, bytes], None]
-"""Told the topic and the payload, on the thread of the MQTT client; it must not block."""
+
+class OnMessage(Protocol):
+    """Told the topic and the payload, on the thread of the MQTT client; it must not block.
+
+    With `held` the broker keeps the message until that is told that it is done.
+    """
+
+    def __call__(self, topic: str, payload: bytes, held: Held | None = None, /) -> None: ...
+
 
 Subscribe = Callable[[str, OnMessage], Callable[[], None]]
 """Subscribe to a topic filter of the local broker; what is returned ends the subscription."""

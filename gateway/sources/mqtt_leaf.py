@@ -1,6 +1,7 @@
 """Leaf sensors that publish on the local broker."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from queue import Empty, Full, Queue
 
@@ -11,13 +12,13 @@ from numpy.typing import NDArray
 from gateway.config import MqttSource
 from gateway.errors import GatewayError, SourceLostError
 from gateway.sources.base import ClosableSource, Subscribe, WallClock
-from gateway.values import SampleBlock
+from gateway.values import Held, SampleBlock
 
 MAX_PAYLOAD_BYTES = 64 * 1024
 QUEUE_MESSAGES = 1000
 
-_Message = tuple[bytes, int, int]  # payload, UTC, monotonic
-_DONE: _Message = (b"", 0, 0)
+_Message = tuple[str, bytes, int, int, Held | None]  # topic, payload, UTC, monotonic
+_DONE: _Message = ("", b"", 0, 0, None)
 
 
 class UnusableMessageError(GatewayError):
@@ -25,7 +26,11 @@ class UnusableMessageError(GatewayError):
 
 
 class MqttLeaf(ClosableSource):
-    """Each message is one sample, stamped when it arrived: the leaf's clock is not trusted."""
+    """Each message is one sample, stamped when it arrived: the leaf's clock is not trusted.
+
+    Where the broker keeps messages until they were dealt with, each block carries its message on; what cannot be used
+    is dealt with here, and what was not looked at when the source closes waits for the next one.
+    """
 
     def __init__(
         self, name: str, settings: MqttSource, subscribe: Subscribe, *, wall_clock: WallClock = time.time_ns
@@ -35,6 +40,7 @@ class MqttLeaf(ClosableSource):
         self._subscribe = subscribe
         self._wall_clock = wall_clock
         self._channels = len(settings.fields) if settings.fields else settings.channels
+        self._recent: deque[tuple[str, object]] = deque(maxlen=QUEUE_MESSAGES)  # topics and sequence numbers
         self._queue: Queue[_Message] = Queue(QUEUE_MESSAGES)
 
     def close(self) -> None:
@@ -53,20 +59,28 @@ class MqttLeaf(ClosableSource):
                 if left_seconds <= 0:
                     raise self._silent()
                 try:
-                    payload, captured_at_ns, received_ns = self._queue.get(timeout=left_seconds)
+                    topic, payload, captured_at_ns, received_ns, held = self._queue.get(timeout=left_seconds)
                 except Empty:
                     continue
                 if self._closing.is_set():
+                    _give_back(held)
                     return
                 try:
                     sample = self.parsed(payload)
                 except UnusableMessageError as error:
                     self._drops.count(str(error), detail=settings.topic)
+                    _settle(held)
                     continue
                 good_at = time.monotonic()
-                yield SampleBlock(self.name, captured_at_ns, received_ns, settings.rate_hz, sample)
+                if self._is_repeated(topic, payload):
+                    self._drops.count("repeated", detail=topic)
+                    _settle(held)
+                    continue
+                yield SampleBlock(self.name, captured_at_ns, received_ns, settings.rate_hz, sample, held)
         finally:
             unsubscribe()
+            while not self._queue.empty():  # nobody else takes from it, and nothing is added any more
+                _give_back(self._queue.get()[-1])
 
     def _silent(self) -> SourceLostError:
         topic = self._settings.topic
@@ -75,21 +89,39 @@ class MqttLeaf(ClosableSource):
             f"(dropped: {self.drops}); check the sensor and the topic with `mosquitto_sub -t '{topic}'`"
         )
 
-    def _arrived(self, _topic: str, payload: bytes) -> None:
+    def _arrived(self, topic: str, payload: bytes, held: Held | None = None) -> None:
         """Take a message on the MQTT client's thread: only count or queue it."""
         if len(payload) > MAX_PAYLOAD_BYTES:
             self._drops.count("too_large")
+            _settle(held)
             return
         try:
-            self._queue.put_nowait((payload, self._wall_clock(), time.monotonic_ns()))
+            self._queue.put_nowait((topic, payload, self._wall_clock(), time.monotonic_ns(), held))
         except Full:
             self._drops.count("queue_full")
+            _settle(held)
 
     def _wake(self) -> None:
         try:
             self._queue.put_nowait(_DONE)
         except Full:
             return  # then `captures` is not waiting
+
+    def _is_repeated(self, topic: str, payload: bytes) -> bool:
+        """Tell whether a leaf has sent the same reading before, as it may where an answer of the broker got lost."""
+        if self._settings.sequence_field is None:
+            return False
+        message = msgspec.json.decode(payload)
+        try:
+            key = topic, _field(message, self._settings.sequence_field) if isinstance(message, dict) else None
+        except UnusableMessageError:
+            return False
+        if not isinstance(key[1], int | float | str):
+            return False
+        if key in self._recent:
+            return True
+        self._recent.append(key)
+        return False
 
     def parsed(self, payload: bytes) -> NDArray[np.float32]:
         """Return a message as (1, channels); UnusableMessageError if it cannot be."""
@@ -115,6 +147,16 @@ class MqttLeaf(ClosableSource):
         if not np.isfinite(sample).all():
             raise UnusableMessageError("not_finite")
         return sample
+
+
+def _settle(held: Held | None) -> None:
+    if held is not None:
+        held.done()
+
+
+def _give_back(held: Held | None) -> None:
+    if held is not None:
+        held.again()
 
 
 def _field(message: dict[str, object], field: str) -> object:

@@ -10,15 +10,20 @@ import structlog
 
 from gateway.config import Broker
 from gateway.uplink.bulletin import Bulletin, Pump
+from gateway.uplink.endpoint import Access
 from gateway.uplink.exchange import ConnectOptions, Ending, Incoming, Outgoing, Terms
 from gateway.uplink.homeassistant import Discovery, without_retired
 from gateway.uplink.link import LinkState, MqttClient
 from gateway.uplink.presence import GatewayPresence
+from gateway.uplink.receipts import RECEIVE_MAXIMUM, UNANNOUNCED_MAXIMUM, Receipts
+from gateway.values import Done
 from gateway.wire.messages import Event, Measure, PipelineStatus
 
 log = structlog.get_logger()
 
 Callback = Callable[[str, bytes], None]
+Hold = Callable[[str], Done]
+HoldingCallback = Callable[[str, bytes, Hold], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +51,40 @@ class Announcer:
         *,
         version: str = "",
         discovery: Discovery | None = None,
+        access: Access | None = None,
+        session_expiry_seconds: int = 0,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Check the broker; `run` connects.
+
+        With `session_expiry_seconds` the broker is asked to keep messages while the gateway is away, and to keep each
+        until those who hold it are done; without, messages are acknowledged at receipt and a connection starts clean.
 
         Raises:
             ConfigError: the broker cannot be used as configured.
         """
         self._bulletin = Bulletin(gateway_id, root)
         self._discovery = discovery
+        at_most = RECEIVE_MAXIMUM if broker.protocol == "5" else UNANNOUNCED_MAXIMUM
+        self._receipts = Receipts(at_most) if session_expiry_seconds else None
         self._client = MqttClient(
             [broker],
-            ConnectOptions(client_id=f"{root}-{gateway_id}-local"),
+            ConnectOptions(
+                client_id=f"{root}-{gateway_id}-local",
+                identity_client_id=gateway_id,
+                clean_start=self._receipts is None,
+                session_expiry_seconds=session_expiry_seconds,
+                receive_maximum=RECEIVE_MAXIMUM if self._receipts is not None else None,
+            ),
             self,
             presence=GatewayPresence(gateway_id, root, version, clock_ns),
+            access=access,
+            receipts=self._receipts,
             clock_ns=clock_ns,
         )
         self._pump = Pump(self._bulletin, self._client)
         self._lock = threading.Lock()
-        self._callbacks: dict[str, list[Callback]] = {}
+        self._callbacks: dict[str, list[HoldingCallback]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---- from any thread -----------------------------------------------------------------------------
@@ -83,6 +103,27 @@ class Announcer:
 
     def subscribe(self, topic_filter: str, callback: Callback) -> None:
         """Have `callback(topic, payload)` called on the event loop for every message; it must not block."""
+
+        def told(topic: str, payload: bytes, _hold: Hold) -> None:
+            callback(topic, payload)
+
+        self._add(topic_filter, told)
+
+    def subscribe_holding(self, topic_filter: str, taker: str, callback: HoldingCallback) -> None:
+        """As `subscribe`, with a third argument: `hold(taker)` has the broker keep the message until it is done.
+
+        Before `run` this asks nothing of the broker, and what a kept session brings first has its callback.
+        """
+        if self._receipts is not None:
+            self._receipts.expect(taker)
+        self._add(topic_filter, callback)
+
+    @property
+    def max_held(self) -> int:
+        """How many messages may be held for long, all takers together, and leave the broker room to send more."""
+        return self._receipts.at_most // 2 if self._receipts is not None else 0
+
+    def _add(self, topic_filter: str, callback: HoldingCallback) -> None:
         with self._lock:
             self._callbacks.setdefault(topic_filter, []).append(callback)
             loop = self._loop
@@ -109,6 +150,10 @@ class Announcer:
         finally:
             with self._lock:
                 self._loop = None
+
+    def renewed(self) -> None:
+        """A new certificate is there: a broker that knows us by one is shown it."""
+        self._client.renewed()
 
     def status(self) -> AnnouncerStatus:
         """Return how the local broker is."""
@@ -143,7 +188,7 @@ class Announcer:
             with self._lock:
                 callbacks = tuple(self._callbacks[topic_filter])
             for callback in callbacks:
-                callback(message.topic, message.payload)
+                callback(message.topic, message.payload, message.receipt.hold if message.receipt else _hold_nothing)
 
         return handler
 
@@ -171,3 +216,11 @@ class Announcer:
     def _retain(self, topic: str, payload: bytes) -> None:
         publication = self._client.publish(Outgoing(topic, payload, retain=True))
         publication.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+
+
+def _hold_nothing(_taker: str) -> Done:
+    return _nothing
+
+
+def _nothing() -> None:
+    return

@@ -123,8 +123,9 @@ class Bulletin:
         """An item that was taken cannot be published now: it is the next of its kind again."""
         _, _, _, channel, name = item.message.topic.split("/")
         with self._lock:
-            if self._in_flight.pop(item.serial, None) is not None:
-                self._events.appendleft(item)
+            if channel == "event":
+                if self._in_flight.pop(item.serial, None) is not None:  # else it was recalled, and stands there already
+                    self._events.appendleft(item)
             elif channel == "status":
                 self._due = {name: None, **self._due}
             else:
@@ -162,6 +163,7 @@ class Pump:
         self._limit = in_flight
         self._wake = asyncio.Event()
         self._is_up = False
+        self._losses = 0  # connections lost
         self._unanswered: dict[int, float] = {}
         self._held = False
 
@@ -173,6 +175,7 @@ class Pump:
     def link_down(self) -> None:
         """Stop; what was not answered will be published again."""
         self._is_up = False
+        self._losses += 1
         self._unanswered.clear()
         self._bulletin.recall()
 
@@ -196,8 +199,10 @@ class Pump:
                     item = self._bulletin.take()
                     if item is None:
                         break
+                    losses = self._losses
                     # In a thread: what is spent may have to be written down first.
-                    if self._gate is None or await asyncio.to_thread(self._gate.admit_telemetry, item.message):
+                    admitted = self._gate is None or await asyncio.to_thread(self._gate.admit_telemetry, item.message)
+                    if admitted and losses == self._losses:
                         self._send(item)
                     else:
                         self._bulletin.put_back(item)

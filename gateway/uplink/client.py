@@ -18,13 +18,18 @@ QoS 2 and topic aliases are not offered: neither survives a restart, and the ack
 """
 
 import asyncio
+import errno
+import fcntl
 import select
 import socket
 import ssl
+import sys
+import termios
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -38,7 +43,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from gateway.config import Broker
 from gateway.errors import ConfigError, UplinkError
 from gateway.uplink.backoff import Lane
-from gateway.uplink.endpoint import Endpoint, distrust, password_of, tls_context_of
+from gateway.uplink.endpoint import Access, CredentialsAwaitedError, Endpoint, distrust, password_of
 from gateway.uplink.exchange import (
     PACKET_TOO_LARGE,
     ConnectionLostError,
@@ -52,6 +57,7 @@ from gateway.uplink.exchange import (
     Terms,
 )
 from gateway.uplink.network import NetworkBytes, network_bytes
+from gateway.uplink.receipts import Receipt, Receipts
 from gateway.uplink.traffic import Tap
 
 log = structlog.get_logger()
@@ -65,6 +71,12 @@ UNANSWERED_SECONDS: Final = 8.0
 Left alone, TCP tries for a quarter of an hour, and each pause is as long as the outage was until then: after a link
 that was away for 15 s has healed, nothing would move for another ten. A new connection is there sooner.
 """
+
+LARGE_BYTES: Final = 16 * 1024
+"""While more than this is on its way and the peer's TCP takes some of it, its broker may be silent."""
+
+_NOBODY_ANSWERS: Final = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""Errors of a socket whose link is away: the broker is not busy, and may be asked again soon."""
 
 _BUSY_CODES: Final = frozenset({0x88, 0x89, 0x8B, 0x8D, 0x93, 0x96, 0x97, 0x98, 0x9F, 0xA0})
 """Reasons (MQTT 5 §2.4) that pass by themselves; all others from 0x80 need a person."""
@@ -85,15 +97,23 @@ class MqttConnection:
         on_message: Callable[[Incoming], None],
         drops: Drops,
         *,
+        access: Access,
+        receipts: Receipts | None = None,
         tap: Tap | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Nothing is done before `start`. `tap` listens to what passes; the network thread alone uses it."""
+        """Nothing is done before `start`.
+
+        `access` says what is shown to a broker with TLS; `tap` listens to what passes. The network thread uses both.
+        With `receipts` a message of QoS 1 is acknowledged when those who took it are done, else when it is received.
+        """
         self._broker = broker
         self._endpoint = endpoint
         self._options = options
         self._on_message = on_message
         self._drops = drops
+        self._access = access
+        self._receipts = receipts
         self._tap = tap
         self._clock_ns = clock_ns
         self.network = NetworkBytes()  # what passed so far, estimated
@@ -104,11 +124,15 @@ class MqttConnection:
         # Shared with the network thread; deques are appended and popped at opposite ends, which needs no lock.
         self._waiting: deque[tuple[Outgoing, Publication]] = deque()
         self._wishes: deque[tuple[Sequence[str], Subscription]] = deque()
+        self._unwanted: deque[str] = deque()
+        self._acknowledged: deque[int] = deque()
         self._notices: deque[Notice] = deque()
         self._notice_lock = threading.Lock()
         self._notified = False
         self._stop = False
         self._quit = False
+        self._finishing = False
+        self._farewell = Ending("unreachable", "stopped")
         self._beat_ns = time.monotonic_ns()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.settimeout(0)
@@ -148,9 +172,28 @@ class MqttConnection:
         self._wake()
         return future
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Take back a subscription that an earlier run has left in the session."""
+        self._unwanted.append(topic_filter)
+        self._wake()
+
+    def acknowledge(self, packets: Sequence[int]) -> None:
+        """Send PUBACKs, in this order. Any thread may call it."""
+        self._acknowledged.extend(packets)
+        self._wake()
+
     def stop(self) -> None:
         """Say goodbye to the broker once all that was published is written, and end the thread."""
         self._stop = True
+        self._wake()
+
+    def finish(self, ending: Ending) -> None:
+        """Send nothing more, wait for the answers that are due, then say goodbye.
+
+        What is published from now on fails when the connection ends, and the broker has not seen it.
+        """
+        self._farewell = ending
+        self._finishing = True
         self._wake()
 
     def abandon(self, ending: Ending) -> None:
@@ -176,15 +219,15 @@ class MqttConnection:
 
     def _finish(self, ending: Ending) -> None:
         """Settle everything that still waits for this connection."""
-        if self.closed.done():
-            return
-        if not self.opened.done():
-            self.opened.set_exception(ConnectionRefusedByBrokerError(ending))
-        self.opened.exception()  # seen: nobody need await it
-        self.closed.set_result(ending)
+        if not self.closed.done():
+            if not self.opened.done():
+                self.opened.set_exception(ConnectionRefusedByBrokerError(ending))
+            self.opened.exception()  # seen: nobody need await it
+            self.closed.set_result(ending)
         lost = ConnectionLostError(ending.reason)
-        pending: list[Publication | Subscription] = [future for _, future in self._waiting]
-        pending += [future for _, future in self._wishes]
+        # Copies: a thread that was given up may still be popping. What it has in hand just now is settled when it ends.
+        pending: list[Publication | Subscription] = [future for _, future in list(self._waiting)]
+        pending += [future for _, future in list(self._wishes)]
         for others in (self._in_flight, self._unwritten, self._subscribing):
             pending += list(others.values())
         for future in pending:
@@ -213,7 +256,8 @@ class MqttConnection:
             notice()
 
     def _receive(self, message: Incoming) -> None:
-        if not self.closed.done():
+        # One with a receipt is not told again when it comes again, so it must be told now.
+        if message.receipt is not None or not self.closed.done():
             self._on_message(message)
 
     # ---- the network thread ---------------------------------------------------------------------------
@@ -224,9 +268,13 @@ class MqttConnection:
         try:
             client = self._dial()
             ending = self._serve(client)
+            if self._terms is None and ending.code is None:
+                ending = replace(ending, doubt=True)
         except ssl.SSLCertVerificationError as error:
             ending = Ending("refused", distrust(error, self._clock_ns()), distrust=True)
-        except ConfigError as error:
+        except ssl.SSLError as error:
+            ending = Ending("unreachable", _words(error), doubt=True)
+        except (ConfigError, CredentialsAwaitedError) as error:
             ending = Ending("refused", str(error))
         except ConnectionError as error:
             ending = Ending("busy", _words(error))
@@ -239,13 +287,15 @@ class MqttConnection:
             if client is not None and (sock := client.socket()) is not None:
                 self._look_at_network(sock.fileno())
                 sock.close()
+            if self._receipts is not None:
+                self._receipts.disconnected(self)
             if self._tap is not None:
                 self._tap.finish()
             self._post(partial(self._finish, ending))
             self._wake_read.close()
             self._wake_write.close()
 
-    def _dial(self) -> paho.Client:
+    def _dial(self) -> "_CountedClient":
         """Connect the socket and send CONNECT; blocks up to the connect time-out, longer where names resolve slowly."""
         options, broker = self._options, self._broker
         client = _CountedClient(
@@ -254,6 +304,7 @@ class MqttConnection:
             clean_session=None if self._is_v5 else options.clean_start,
             protocol=MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
+            manual_ack=self._receipts is not None,
         )
         client.tap = self._tap
         client.connect_timeout = options.connect_timeout_seconds
@@ -261,7 +312,7 @@ class MqttConnection:
         if broker.username is not None or broker.password_file is not None:
             client.username_pw_set(broker.username or "", password_of(broker))
         if self._endpoint.tls:
-            client.tls_set_context(tls_context_of(broker))
+            client.tls_set_context(self._access.context(broker))
         if options.will is not None:
             topic, payload = options.will
             client.will_set(topic, payload, qos=1, retain=True)
@@ -277,6 +328,8 @@ class MqttConnection:
         if self._is_v5:
             wishes = _properties_of(PacketTypes.CONNECT)
             wishes.MaximumPacketSize = options.max_incoming_bytes
+            if options.receive_maximum is not None:
+                wishes.ReceiveMaximum = options.receive_maximum
             if options.session_expiry_seconds:
                 wishes.SessionExpiryInterval = options.session_expiry_seconds
             client.connect(*address, clean_start=options.clean_start, properties=wishes)
@@ -284,7 +337,7 @@ class MqttConnection:
             client.connect(*address)
         return client
 
-    def _serve(self, client: paho.Client) -> Ending:
+    def _serve(self, client: "_CountedClient") -> Ending:
         """Move packets until the connection is over."""
         sock = client.socket()
         if sock is None:
@@ -294,13 +347,22 @@ class MqttConnection:
         poller.register(sock, select.POLLIN)
         handle = sock.fileno()
         heard_at = time.monotonic()
-        look_ns = 0
+        look_ns = queued = taken = 0
         patience = self._options.connect_timeout_seconds
         while True:
             self._beat_ns = time.monotonic_ns()
             if self._beat_ns >= look_ns:
                 look_ns = self._beat_ns + int(TICK_SECONDS * 1e9)
                 self._look_at_network(handle)
+                if self._receipts is not None:
+                    self._receipts.look()
+                queued, before = _unanswered_bytes(handle), queued
+                taken, until_now = client.written - queued, taken
+                if taken > until_now and before >= LARGE_BYTES:
+                    # One large message may take a thin link longer than the broker may be silent. Of a peer that is
+                    # gone nothing is answered, and the kernel's own limit ends the connection; a ping is no message.
+                    heard_at = time.monotonic()
+                    client.heard()
             if self._terms is not None or self._stop:
                 self._carry_out(client)
             poller.modify(handle, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
@@ -309,6 +371,8 @@ class MqttConnection:
             if self._wake_read.fileno() in ready:
                 _drain(self._wake_read)
             events = ready.get(handle, 0)
+            if events & select.POLLERR and _error_of(sock) in _NOBODY_ANSWERS:
+                return Ending("unreachable", f"nothing has answered for {UNANSWERED_SECONDS:g} s")
             code = MQTTErrorCode.MQTT_ERR_SUCCESS
             if buffered or events & ~select.POLLOUT:
                 heard_at = time.monotonic()
@@ -335,6 +399,10 @@ class MqttConnection:
 
     def _carry_out(self, client: paho.Client) -> None:
         """Hand to paho what the event loop wants, within the server's terms."""
+        while self._acknowledged:
+            client.ack(self._acknowledged.popleft(), 1)
+        while self._unwanted:
+            client.unsubscribe(self._unwanted.popleft())
         while self._wishes:
             filters, wish = self._wishes.popleft()
             code, mid = client.subscribe([(each, 1) for each in filters])
@@ -342,10 +410,11 @@ class MqttConnection:
                 self._settle(wish, ConnectionLostError(paho.error_string(code)))
             else:
                 self._subscribing[mid] = wish
-        while self._waiting and len(self._in_flight) < self._window:
+        while self._waiting and len(self._in_flight) < self._window and not self._finishing:
             self._hand_over(client, *self._waiting.popleft())
-        if self._stop and self._ending is None and not client.want_write():
-            self._ending = Ending("unreachable", "stopped")
+        done = self._stop or (self._finishing and not self._in_flight and not self._unwritten)
+        if done and self._ending is None and not client.want_write():
+            self._ending = self._farewell
             if (sock := client.socket()) is not None:
                 self._look_at_network(sock.fileno())
             client.disconnect()  # written with the next round
@@ -418,6 +487,8 @@ class MqttConnection:
             retain_available=bool(_number(granted, "RetainAvailable", 1)),
         )
         self._window = max(1, min(self._options.in_flight, terms.receive_maximum))
+        if self._receipts is not None:
+            self._receipts.connected(self, session_present=terms.session_present)
         self._post(partial(_resolve, self.opened, terms))
 
     def _disconnected(
@@ -455,23 +526,41 @@ class MqttConnection:
             topic = ""
         if not topic or "\0" in topic:  # no name, or one that MQTT forbids (§1.5.4); an alias we never allowed has none
             self._drops.bad_topic += 1
+            if self._receipts is not None and message.qos:
+                self._receipts.useless(self, message.mid)
             return
-        if len(self._notices) >= self._options.max_waiting_messages:
+        payload = bytes(message.payload)
+        receipt: Receipt | None = None
+        if self._receipts is not None and message.qos:
+            receipt = self._receipts.arrived(self, message.mid, topic, payload)
+            if receipt is None:
+                return
+        elif len(self._notices) >= self._options.max_waiting_messages:  # nothing makes the broker wait
             self._drops.overflow += 1
             return
-        self._post(partial(self._receive, Incoming(topic, bytes(message.payload), bool(message.retain))))
+        self._post(partial(self._receive, Incoming(topic, payload, bool(message.retain), receipt)))
 
 
 class _CountedClient(paho.Client):
     """A paho client that lets a tap hear what it really writes and reads: paho itself counts nothing."""
 
     tap: Tap | None = None
+    written = 0  # bytes
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         size = super()._sock_send(buf)
+        self.written += max(size, 0)
         if self.tap is not None and size > 0:
             self.tap.passed("out", bytes(buf[:size]))
         return size
+
+    def heard(self) -> None:
+        """Have paho, too, believe that the peer lives, though it has said nothing: it has limits of its own."""
+        now = time.monotonic()
+        with self._msgtime_mutex:
+            self._last_bytes_received = now
+        if self._ping_t:  # the ping waits behind the message
+            self._ping_t = now
 
     def _sock_recv(self, bufsize: int) -> bytes:
         data = super()._sock_recv(bufsize)
@@ -523,6 +612,17 @@ def _tune(_c: paho.Client, _u: object, sock: object) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an event must not wait for a delayed TCP ack
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNANSWERED_SECONDS * 1000))  # RFC 5482
+
+
+def _error_of(sock: object) -> int:
+    """Return why a socket is broken, 0 if it is not; the answer is given once (socket(7), SO_ERROR)."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if isinstance(sock, socket.socket) else 0
+
+
+def _unanswered_bytes(handle: int) -> int:
+    """Return how much was written that the peer's TCP has not answered yet (tcp(7), SIOCOUTQ)."""
+    answer = fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _ignore(_c: paho.Client, _u: object, _s: object) -> None:

@@ -24,6 +24,8 @@ PROBE_SHARE: Final = 8
 MAX_PATIENCE_DOUBLINGS: Final = 2
 """A probe is cheap, and a bridge that is back should be found soon: 5, 10, then every 20 s by default."""
 MAX_PAUSE_DOUBLINGS: Final = 4
+MAX_PUBACK_DOUBLINGS: Final = 4
+"""What a thin link needs longer for than the broker may be silent, passes in one of the next connections."""
 QUEUEING_LIMIT_NS: Final = SECOND
 FIRST_WINDOW: Final = 4
 
@@ -80,7 +82,10 @@ class _Stream:
     confirmed: int = 0
     sent_to: int = 0
     sent_high: int = 0
-    stored_high: int = 0  # highest row seen in the store when the epoch began
+    stored_high: int = 0  # highest row seen in the store when the epoch began, or when it was numbered again
+    followed: bool = False  # the store has numbered its rows above those that the bridge has of another
+    doubted: bool = False  # nothing was heard of a mark that should be there: one record goes ahead of the others
+    met: bool = False  # so it has, or the bridge has confirmed what this run sent
     batches: deque[_Batch] = field(default_factory=deque)
     has_more: bool = False
     offers: int = 0
@@ -113,6 +118,10 @@ class Delivery:
         self._best_delay_ns: int | None = None
         self._shrunk_ns = 0
         self._tickets = 0
+        self._answered = 0  # the latest ticket that the broker has answered on this connection
+        self._answered_ns = 0
+        self._puback_doublings = 0
+        self._stuck = False
         self.ignored_acks = 0
 
     # ---- what happens --------------------------------------------------------------------------------
@@ -142,6 +151,7 @@ class Delivery:
         self._cap = max(1, min(self._limits.in_flight, receive_maximum))
         self._window = float(min(FIRST_WINDOW, self._cap))
         self._best_delay_ns = None
+        self._answered = self._answered_ns = 0
         for stream in self._streams.values():
             stream.go_back()
             stream.timeouts = stream.rejections = 0
@@ -151,6 +161,9 @@ class Delivery:
     def link_down(self) -> None:
         """The connection is gone; answers to what was sent on it will not come."""
         self._connected = False
+        if self._stuck:
+            self._puback_doublings = min(self._puback_doublings + 1, MAX_PUBACK_DOUBLINGS)
+            self._stuck = False
         for stream in self._streams.values():
             stream.go_back()
 
@@ -184,6 +197,9 @@ class Delivery:
         stream = self._streams[record_class]
         for batch in stream.batches:
             if batch.ticket == ticket:
+                if now_ns - self._waiting_since_ns(batch) <= self._limits.puback_timeout_seconds / 2 * SECOND:
+                    self._puback_doublings = 0
+                self._note_answer(ticket, now_ns)
                 batch.taken = True
                 stream.progress_ns = now_ns
                 stream.rejections = 0
@@ -194,6 +210,8 @@ class Delivery:
         stream = self._streams[record_class]
         if ticket is not None and all(batch.ticket != ticket for batch in stream.batches):
             return
+        if ticket is not None:
+            self._note_answer(ticket, now_ns)
         stream.go_back()
         pause = self._limits.rejected_pause_seconds * 2.0 ** min(stream.rejections, MAX_PAUSE_DOUBLINGS)
         stream.rejections += 1
@@ -203,15 +221,17 @@ class Delivery:
         """The bridge has committed everything up to a mark; return the mark if it confirms something new.
 
         Marks only move forward. One beyond all that this store can have given away is not believed: rows that
-        were never sent would be thrown away on it.
+        were never sent would be thrown away on it. See `is_ahead` for what it may mean.
         """
         stream = self._streams[record_class]
         if ack.epoch != self._epoch or ack.mark > max(stream.sent_high, stream.stored_high):
             self.ignored_acks += 1
             return None
+        stream.doubted = False
         if ack.mark <= stream.confirmed:
             return None
         stream.confirmed = ack.mark
+        stream.met = stream.met or ack.mark <= stream.sent_high
         stream.timeouts = 0
         stream.progress_ns = now_ns
         while stream.batches and stream.batches[0].last <= ack.mark:
@@ -221,13 +241,50 @@ class Delivery:
             stream.turn += 1
         return ack.mark
 
+    def is_ahead(self, record_class: RecordClass, ack: Ack) -> bool:
+        """Tell whether a mark of our epoch is beyond all that this store has given away, and may come from a loss.
+
+        The file was put back from an older copy, or its disk has lost a tail: the store must decide. Not once the
+        bridge has confirmed what this run sent, or the store has followed: then another device is at work.
+        """
+        stream = self._streams[record_class]
+        if ack.epoch != self._epoch or self.has_met(record_class):
+            return False
+        return ack.mark > max(stream.sent_high, stream.stored_high)
+
+    def has_met(self, record_class: RecordClass) -> bool:
+        """Tell whether this run and the bridge have agreed on the numbers."""
+        return self._streams[record_class].met
+
+    def sent_or_confirmed(self, record_class: RecordClass) -> int:
+        """Return up to which number rows were sent by this run, or need not be."""
+        stream = self._streams[record_class]
+        return max(stream.sent_high, stream.confirmed)
+
+    def followed(self, record_class: RecordClass, high: int, now_ns: int) -> None:
+        """The store has numbered rows again, `high` is the last number now: all that is unconfirmed is sent again."""
+        stream = self._streams[record_class]
+        stream.go_back()
+        stream.followed = stream.met = True
+        stream.stored_high = max(stream.stored_high, high)
+        self._more(record_class, now_ns)
+
+    def doubt(self, classes: Iterable[RecordClass]) -> None:
+        """No mark has come where one should be: find out with one record whether the numbers are still ours."""
+        for name in classes:
+            self._streams[name].doubted = True
+
+    def heard(self, record_class: RecordClass) -> None:
+        """A mark of the class has come and was looked into."""
+        self._streams[record_class].doubted = False
+
     def needs_proof(self, record_class: RecordClass, ack: Ack) -> bool:
         """Tell whether a mark speaks of rows that are here and that this run has not sent.
 
         An earlier run has sent them, or a clone of this device has sent others under their numbers.
         """
         stream = self._streams[record_class]
-        if not ack.digest or ack.epoch != self._epoch:
+        if not (ack.digest or stream.followed) or ack.epoch != self._epoch:
             return False
         return max(stream.sent_high, stream.confirmed) < ack.mark <= stream.stored_high
 
@@ -254,6 +311,9 @@ class Delivery:
         for name in held:
             self._streams[name].waiting_since_ns = now_ns
             self._streams[name].not_before_ns = 0
+        for stream in self._streams.values():
+            if stream.not_before_ns <= now_ns:  # over: no reason to look again
+                stream.not_before_ns = 0
         ready = [name for name in CLASSES if name not in held and self._may_send(name, now_ns)]
         if not ready:
             return None
@@ -263,7 +323,7 @@ class Delivery:
         return Want(
             record_class=name,
             after_seq=stream.sent_to,
-            max_records=max(1, self._limits.batch_records // share),
+            max_records=1 if stream.doubted else max(1, self._limits.batch_records // share),
             max_bytes=max(1024, self._limits.batch_bytes // share),
             turn=stream.turn,
             offers=stream.offers,
@@ -272,21 +332,18 @@ class Delivery:
     def is_stuck(self, now_ns: int) -> bool:
         """Tell whether the broker has left a batch unanswered for so long that the connection should be made anew.
 
-        The same connection cannot be used for a second try: MQTT allows that only after a reconnect (§4.4).
+        The same connection cannot be used for a second try: MQTT allows that only after a reconnect (§4.4). It may have
+        been the link that is thin, so what was found stuck gets twice the time on the next one.
         """
-        limit = int(self._limits.puback_timeout_seconds * SECOND)
-        return any(
-            not batch.taken and batch.sent_ns + limit <= now_ns
-            for stream in self._streams.values()
-            for batch in stream.batches
-        )
+        stuck = any(at <= now_ns for at in self._puback_deadlines())
+        self._stuck = self._stuck or stuck
+        return stuck
 
     def deadline(self) -> int | None:
         """Return when to look again if nothing happens before, or None."""
-        limit = int(self._limits.puback_timeout_seconds * SECOND)
         times = [at for _, at in self._ack_deadlines()]
+        times += self._puback_deadlines()
         for stream in self._streams.values():
-            times += [batch.sent_ns + limit for batch in stream.batches if not batch.taken]
             if stream.not_before_ns and stream.has_more and self._connected:
                 times.append(stream.not_before_ns)
         return min(times, default=None)
@@ -329,7 +386,7 @@ class Delivery:
         stream = self._streams[name]
         if not stream.has_more or now_ns < stream.not_before_ns:
             return False
-        if stream.batches and (stream.timeouts or stream.rejections):
+        if stream.batches and (stream.timeouts or stream.rejections or stream.doubted):
             return False  # a probe is out
         room = int(min(self._window, self._cap))
         others = sum(len(each.batches) for key, each in self._streams.items() if key != "critical")
@@ -351,6 +408,21 @@ class Delivery:
                 patience = self._limits.ack_timeout_seconds * 2.0 ** min(stream.timeouts, MAX_PATIENCE_DOUBLINGS)
                 found.append((name, stream.progress_ns + int(patience * SECOND)))
         return found
+
+    def _puback_deadlines(self) -> list[int]:
+        """When the broker must have answered each batch."""
+        limit = int(self._limits.puback_timeout_seconds * SECOND) << self._puback_doublings
+        batches = (batch for stream in self._streams.values() for batch in stream.batches)
+        return [self._waiting_since_ns(batch) + limit for batch in batches if not batch.taken]
+
+    def _waiting_since_ns(self, batch: _Batch) -> int:
+        """Since when an answer may be expected: until the one before was answered, that was on its way."""
+        # Brokers answer in order (MQTT 5 §4.6): what is passed over is not on its way any more.
+        return batch.sent_ns if batch.ticket < self._answered else max(batch.sent_ns, self._answered_ns)
+
+    def _note_answer(self, ticket: int, now_ns: int) -> None:
+        self._answered = max(self._answered, ticket)
+        self._answered_ns = now_ns
 
     def _steer(self, now_ns: int, sent_ns: int) -> None:
         """Fit the window to the delay of an acknowledged batch."""

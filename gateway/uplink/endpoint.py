@@ -3,11 +3,11 @@
 import ipaddress
 import ssl
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from gateway.config import Broker
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, UplinkError
 from gateway.wire.times import rfc3339
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
@@ -45,6 +45,8 @@ def endpoint_of(broker: Broker) -> Endpoint:
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ConfigError(f"broker url {broker.url!r} has something after the port; write mqtts://host:8883")
     endpoint = Endpoint(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts")
+    if broker.identity and not endpoint.tls:
+        raise ConfigError(f"broker url {broker.url!r} cannot be shown the identity without TLS; write mqtts://")
     if not endpoint.tls and broker.crl_file:
         raise ConfigError(f"broker url {broker.url!r} has a crl_file but no TLS; write mqtts://")
     if not endpoint.tls:
@@ -94,6 +96,48 @@ def tls_context_of(broker: Broker) -> ssl.SSLContext:
                 "name a PEM certificate and its unencrypted key"
             ) from error
     return context
+
+
+class CredentialsAwaitedError(UplinkError):
+    """There is no certificate to show now; one will come."""
+
+
+class Access(Protocol):
+    """What is shown to brokers, and whom one believes. Safe to use from any thread."""
+
+    def awaited(self, broker: Broker) -> str:
+        """Say what a connection has to wait for; "" when it may be tried."""
+        ...
+
+    def context(self, broker: Broker) -> ssl.SSLContext:
+        """Make the TLS context of a new connection.
+
+        Raises:
+            ConfigError: a certificate or key file cannot be used.
+            CredentialsAwaitedError: `awaited` has something to say.
+        """
+        ...
+
+    def doubted(self, broker: Broker) -> None:
+        """Hear that a broker has ended a connection before it was one: it may not believe what it was shown."""
+        ...
+
+
+class FileAccess:
+    """Access by the files that the configuration names."""
+
+    def awaited(self, broker: Broker) -> str:
+        """Nothing is waited for, but for an identity, which is not in files."""
+        return "waiting for the identity: none is configured" if broker.identity else ""
+
+    def context(self, broker: Broker) -> ssl.SSLContext:
+        """Make the TLS context; see `Access.context`."""
+        if reason := self.awaited(broker):
+            raise CredentialsAwaitedError(reason)
+        return tls_context_of(broker)
+
+    def doubted(self, broker: Broker) -> None:
+        """Do nothing: files are read anew for each connection."""
 
 
 def distrust(error: ssl.SSLCertVerificationError, wall_ns: int) -> str:

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from gateway.errors import UplinkError
 from gateway.uplink.backoff import Lane
+from gateway.uplink.receipts import Receipt
 
 PACKET_TOO_LARGE: Final = 0x95
 NO_MATCHING_SUBSCRIBERS: Final = 0x10
@@ -31,6 +32,8 @@ class Ending:
     reason: str
     code: int | None = None  # the MQTT reason code, where there was one
     distrust: bool = False  # the broker's certificate was not believed
+    renewal: bool = False  # ended here, to show a new certificate
+    doubt: bool = False  # the broker took the connection and ended it without a word: it may not believe what it saw
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class Incoming:
     topic: str
     payload: bytes
     retained: bool
+    receipt: Receipt | None = field(default=None, compare=False)  # where acknowledging is not left to the library
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,11 @@ class ConnectOptions:
     clean_start: bool = True
     session_expiry_seconds: int = 0
     in_flight: int = 20
+    receive_maximum: int | None = None  # told to the broker (MQTT 5); None: no limit
     max_incoming_bytes: int = 1024 * 1024
     max_waiting_messages: int = 1000  # received, not yet taken by the event loop; more are dropped and counted
     connect_timeout_seconds: float = 5.0
+    identity_client_id: str = ""  # to brokers that know us by our certificate, and may bind it to that; "": the same
 
 
 @dataclass(slots=True)

@@ -33,8 +33,8 @@ class LinkMeter(Protocol):
         """What was set aside is not sent."""
         ...
 
-    def exhaust(self, feature: Feature) -> None:
-        """What is left of a budget is too little."""
+    def exhaust(self, feature: Feature, size_bytes: int) -> None:
+        """So much was not allowed: have the feature wait, if the budget lacks it."""
         ...
 
     def held(self) -> Mapping[RecordClass, object]:
@@ -121,10 +121,10 @@ class Gate:
         """Set aside what a batch will take; False: it must wait. May wait for the disk."""
         if self._meter is None:
             return True
-        feature = feature_of(record_class)
-        if self._meter.allow(feature, self._size(message), record_class=record_class):
+        feature, size = feature_of(record_class), self._size(message)
+        if self._meter.allow(feature, size, record_class=record_class):
             return True
-        self._meter.exhaust(feature)
+        self._meter.exhaust(feature, size)
         return False
 
     def not_sent(self, record_class: RecordClass, message: Outgoing) -> None:
@@ -140,9 +140,12 @@ class Gate:
 
     def admit_telemetry(self, message: Outgoing) -> bool:
         """As `admit`, for what is only shown."""
-        if self._meter is None or not self._meter.limits or self._meter.allow("telemetry", self._size(message)):
+        if self._meter is None or not self._meter.limits:
             return True
-        self._meter.exhaust("telemetry")
+        size = self._size(message)
+        if self._meter.allow("telemetry", size):
+            return True
+        self._meter.exhaust("telemetry", size)
         return False
 
     # ---- inside --------------------------------------------------------------------------------------

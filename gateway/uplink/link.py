@@ -13,7 +13,15 @@ from gateway.config import Broker
 from gateway.errors import ConfigError
 from gateway.uplink.backoff import Backoff, Lane
 from gateway.uplink.client import MqttConnection, Publication
-from gateway.uplink.endpoint import Endpoint, endpoint_of, password_of, tls_context_of
+from gateway.uplink.endpoint import (
+    Access,
+    CredentialsAwaitedError,
+    Endpoint,
+    FileAccess,
+    endpoint_of,
+    password_of,
+    tls_context_of,
+)
 from gateway.uplink.exchange import (
     ConnectionLostError,
     ConnectionRefusedByBrokerError,
@@ -26,6 +34,7 @@ from gateway.uplink.exchange import (
 )
 from gateway.uplink.filters import matches
 from gateway.uplink.network import NetworkBytes
+from gateway.uplink.receipts import Receipts
 from gateway.uplink.traffic import Tap
 
 log = structlog.get_logger()
@@ -37,7 +46,14 @@ STABLE_SECONDS: Final = 10.0
 SUSPICIOUS_LIVES: Final = 3
 GOODBYE_SECONDS: Final = 2.0
 MAX_THREADS_LEFT_BEHIND: Final = 4
+AWAITING_SECONDS: Final = 5.0
+"""While there is no certificate to show, it is looked for so often, in case nobody says that one has come."""
+RENEWAL_SECONDS: Final = 5.0
+"""Patience for the answers that are due before a connection is made anew to show a new certificate."""
+RESUMED_SECONDS: Final = 60
+"""The broker keeps our session for so long, so that nothing is lost while a connection is made anew (MQTT 5)."""
 WATCH_SECONDS: Final = 2.0
+MAX_STRAYS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,8 @@ class Owner(Protocol):
 
 Handler = Callable[[Incoming], None]
 
+_RENEWED: Final = Ending("unreachable", "the certificate was renewed", renewal=True)
+
 
 def _no_tap() -> None:
     return None
@@ -109,6 +127,7 @@ class _Candidate:
     lane: Lane = "unreachable"
     distrusted: bool = False
     not_before: float = 0.0
+    awaiting: bool = False  # there is no certificate to show to it
 
 
 class MqttClient:
@@ -124,11 +143,16 @@ class MqttClient:
         backoff: Backoff | None = None,
         fail_back_seconds: float = 300.0,
         tap: Callable[[], Tap | None] = _no_tap,
+        access: Access | None = None,
+        receipts: Receipts | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """Check the brokers; nothing is connected yet. `tap` makes the listener of each connection.
+        """Check the brokers; nothing is connected yet.
+
+        `tap` makes the listener of each connection; `access` is what is shown to brokers, by default what their files
+        say; with `receipts`, messages are acknowledged when their handlers, and whoever these let hold them, are done.
 
         Raises:
             ConfigError: a broker cannot be used as configured.
@@ -142,6 +166,12 @@ class MqttClient:
         self._backoff = backoff or Backoff()
         self._fail_back_seconds = fail_back_seconds
         self._tap = tap
+        self._access = access or FileAccess()
+        self._receipts = receipts
+        self._strays: set[str] = set()  # topics nobody here has asked for
+        self._woken = asyncio.Event()  # a certificate has come
+        self._give_up_at = float("inf")  # monotonic; until then answers are waited for before a renewal
+        self._resuming = False  # the last connection has been left only to make this one
         self._handlers: dict[str, Handler] = {}
         self._network = NetworkBytes()  # of earlier connections
         self._present: _Candidate | None = None
@@ -196,13 +226,31 @@ class MqttClient:
         if self._connection is not None:
             self._connection.abandon(Ending("busy", reason))
 
+    def renewed(self) -> None:
+        """A new certificate is there: try at once where one was missing, and show it where the old one is in use.
+
+        A connection that stands is left only after the broker has answered what was sent, and made again at once; with
+        MQTT 5 the broker keeps the session meanwhile.
+        """
+        for candidate in self._candidates:
+            if candidate.broker.identity:
+                candidate.not_before = 0.0
+        if self._connection is not None and self._present is not None and self._present.broker.identity:
+            self._give_up_at = self._monotonic() + RENEWAL_SECONDS
+            self._connection.finish(_RENEWED)
+        self._woken.set()
+
     async def run(self) -> None:
         """Stay connected until cancelled; then say goodbye."""
         try:
             while True:
                 candidate = await self._choose()
                 ending = await self._live(candidate)
-                self._settle(candidate, ending)
+                if ending.renewal:
+                    candidate.failures = candidate.short_lives = 0
+                    self._resuming = True
+                else:
+                    self._settle(candidate, ending)
         finally:
             await self._say_goodbye()
 
@@ -213,12 +261,33 @@ class MqttClient:
         while True:
             self._left_behind = [each for each in self._left_behind if each.thread_alive]
             now = self._monotonic()
+            self._woken.clear()
+            ready = [candidate for candidate in self._candidates if not self._awaits(candidate)]
             if len(self._left_behind) < MAX_THREADS_LEFT_BEHIND:
-                for candidate in self._candidates:
+                for candidate in ready:
                     if candidate.not_before <= now:
                         return candidate
-            wait = min(candidate.not_before for candidate in self._candidates) - now
-            await asyncio.sleep(max(wait, 0.02) if wait > 0 else 1.0)
+            wait = min((candidate.not_before - now for candidate in ready), default=AWAITING_SECONDS)
+            if len(ready) < len(self._candidates):
+                wait = min(wait, AWAITING_SECONDS)
+            await self._rest(max(wait, 0.02) if wait > 0 else 1.0)
+
+    def _awaits(self, candidate: _Candidate) -> bool:
+        """Tell whether a broker cannot be tried because there is nothing to show to it."""
+        reason = self._access.awaited(candidate.broker)
+        if reason and not candidate.awaiting:
+            log.warning("mqtt_waits_for_identity", broker=str(candidate.endpoint), reason=reason)
+        if reason and self._connection is None:
+            self._tell("waiting", candidate, reason)
+        candidate.awaiting = bool(reason)
+        return candidate.awaiting
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
 
     async def _live(self, candidate: _Candidate) -> Ending:
         """Connect, and stay until the connection ends."""
@@ -229,18 +298,24 @@ class MqttClient:
         connection = MqttConnection(
             candidate.broker,
             candidate.endpoint,
-            replace(self._options, will=will),
+            replace(self._options_for(candidate), will=will),
             self._dispatch,
             self.drops,
+            access=self._access,
+            receipts=self._receipts,
             tap=self._tap(),
             clock_ns=self._clock_ns,
         )
         self._present = candidate
         self._connection = connection
+        self._give_up_at = float("inf")
+        self._resuming = False
         connection.start()
         try:
             return await self._use(connection, candidate, await self._opened(connection))
         except ConnectionRefusedByBrokerError as error:
+            if error.ending.doubt:
+                self._access.doubted(candidate.broker)
             return error.ending
         finally:
             if connection.closed.done():
@@ -248,6 +323,16 @@ class MqttClient:
                 self._connection = self._terms = None
                 if connection.thread_alive:
                     self._left_behind.append(connection)
+
+    def _options_for(self, candidate: _Candidate) -> ConnectOptions:
+        options = self._options
+        if not candidate.broker.identity:
+            return options
+        options = replace(options, client_id=options.identity_client_id or options.client_id)
+        if candidate.broker.protocol != "5":  # a session that no expiry ends would stay for ever
+            return options
+        expiry = max(options.session_expiry_seconds, RESUMED_SECONDS)
+        return replace(options, session_expiry_seconds=expiry, clean_start=options.clean_start and not self._resuming)
 
     async def _opened(self, connection: MqttConnection) -> Terms:
         # The connect time-out covers TCP and TLS; a name that does not resolve, or no CONNACK, take longer.
@@ -275,6 +360,8 @@ class MqttClient:
         try:
             while not connection.closed.done():
                 await asyncio.wait({connection.closed}, timeout=WATCH_SECONDS)
+                if self._monotonic() >= self._give_up_at:
+                    connection.abandon(_RENEWED)
                 stuck = stuck + 1 if connection.is_stuck(time.monotonic_ns(), 5 * WATCH_SECONDS) else 0
                 if stuck > 1:  # seen twice: once may be this whole process having been stopped for a while
                     connection.abandon(Ending("busy", "the network thread hangs or is dead"))
@@ -295,7 +382,7 @@ class MqttClient:
         for better in self._candidates[: self._candidates.index(present)]:
             # One that refused us is there all the time: leaving for it would only interrupt what works. Whether a
             # certificate is believed by now, though, the try itself tells.
-            if (better.lane != "refused" or better.distrusted) and await _answers(better):
+            if (better.lane != "refused" or better.distrusted) and await _answers(better, self._access):
                 better.not_before = 0.0
                 connection.abandon(Ending("unreachable", f"{better.endpoint} is back"))
                 return
@@ -309,7 +396,8 @@ class MqttClient:
         candidate.not_before = self._monotonic() + delay
         if ending.code is None and candidate.short_lives >= SUSPICIOUS_LIVES:
             # What a broker does that gives no reason, as mosquitto 2.0 when a session is taken over.
-            hint = f"{ending.reason}, again and again; does another client use the id {self._options.client_id!r}?"
+            used = self._options_for(candidate).client_id
+            hint = f"{ending.reason}, again and again; does another client use the id {used!r}?"
             ending = replace(ending, reason=hint)
         state: State = "refused" if ending.lane == "refused" else "waiting"
         if candidate.failures == 1 or (state, ending.reason) != (self.state.state, self.state.reason):
@@ -362,10 +450,27 @@ class MqttClient:
         connection.subscribe(filters).add_done_callback(answered)
 
     def _dispatch(self, message: Incoming) -> None:
+        wanted = False
         for topic_filter, handler in list(self._handlers.items()):
             if matches(topic_filter, message.topic):
                 # A handler that fails must not take the messages behind this one with it.
                 asyncio.get_running_loop().call_soon(handler, message)
+                wanted = True
+        if message.receipt is not None:
+            asyncio.get_running_loop().call_soon(message.receipt.done)
+            if not wanted:
+                self._unwanted(message.topic)
+
+    def _unwanted(self, topic: str) -> None:
+        """Take back a subscription of an earlier configuration, which the broker has kept with the session.
+
+        Its filter is not known. If it has wildcards, the messages go on coming and are acknowledged and forgotten.
+        """
+        if topic in self._strays or len(self._strays) >= MAX_STRAYS or self._connection is None:
+            return
+        self._strays.add(topic)
+        log.info("mqtt_subscription_taken_back", topic=topic)
+        self._connection.unsubscribe(topic)
 
     def _tell(self, state: State, candidate: _Candidate | None, reason: str) -> None:
         broker = str(candidate.endpoint) if candidate is not None else self.state.broker
@@ -377,18 +482,18 @@ def _checked(broker: Broker) -> Endpoint:
     """Find what a person must change before anything is started."""
     endpoint = endpoint_of(broker)
     password_of(broker)
-    if endpoint.tls:
+    if endpoint.tls and not broker.identity:
         tls_context_of(broker)
     return endpoint
 
 
-async def _answers(candidate: _Candidate) -> bool:
+async def _answers(candidate: _Candidate, access: Access) -> bool:
     """Tell whether a broker takes connections at all, so that a working one is not left for nothing."""
     try:
-        context = tls_context_of(candidate.broker) if candidate.endpoint.tls else None
+        context = access.context(candidate.broker) if candidate.endpoint.tls else None
         async with asyncio.timeout(5.0):
             _, writer = await asyncio.open_connection(candidate.endpoint.host, candidate.endpoint.port, ssl=context)
-    except (OSError, ConfigError):  # TimeoutError and SSLError are OSErrors
+    except (OSError, ConfigError, CredentialsAwaitedError):  # TimeoutError and SSLError are OSErrors
         return False
     writer.close()
     return True

@@ -21,6 +21,7 @@ from gateway.errors import OutboxError
 from gateway.uplink.bulletin import Bulletin, BulletinDrops, Pump
 from gateway.uplink.client import Publication
 from gateway.uplink.delivery import Delivery, Limits, Want
+from gateway.uplink.endpoint import Access
 from gateway.uplink.exchange import (
     NO_MATCHING_SUBSCRIBERS,
     PACKET_TOO_LARGE,
@@ -37,7 +38,7 @@ from gateway.uplink.network import NetworkBytes
 from gateway.uplink.packetlimit import PacketLimit
 from gateway.uplink.packing import Load
 from gateway.uplink.presence import GatewayPresence
-from gateway.uplink.withholding import KeepingStore, Withholding
+from gateway.uplink.withholding import KeepingStore, NotKeptError, Withholding
 from gateway.wire.batch import CONTENT_FRAMED
 from gateway.wire.errors import WireError
 from gateway.wire.messages import CLASSES, Ack, Event, Measure, PipelineStatus, RecordClass, decode
@@ -47,6 +48,8 @@ log = structlog.get_logger()
 
 SETTLE_SECONDS: Final = 0.1
 """Patience after a connection for the retained acks: they may save a whole window from being sent again."""
+FIRST_SETTLE_SECONDS: Final = 2.0
+"""The same for the first acks of a store of which something has gone before: only they tell that it is an old copy."""
 LOOK_SECONDS: Final = 10.0
 """The store is asked so often what it holds, in case a notification was missed or it was opened anew."""
 HELD_SECONDS: Final = 1.0
@@ -65,6 +68,10 @@ class RecordStore(KeepingStore, Protocol):
 
     def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> int:
         """Let the rows up to the mark go; return how many went."""
+        ...
+
+    def follow(self, record_class: RecordClass, epoch: str, mark: int) -> bool:
+        """Number rows again that the bridge cannot have, above a mark that speaks of other rows; see the outbox."""
         ...
 
     def heads(self) -> Mapping[RecordClass, tuple[int, int]]:
@@ -103,6 +110,7 @@ class UplinkStatus:
     ignored_acks: int
     connects: int
     blocked: str  # why a class cannot be sent at all, in words; "" if all can
+    blocked_classes: frozenset[RecordClass] = frozenset()
     withheld: Mapping[tuple[RecordClass, str], int] = field(default_factory=dict)  # rows replaced, by class and reason
     conflicts: Mapping[RecordClass, int] = field(default_factory=dict)  # numbers the bridge has for other records
     bad_topics: int = 0  # messages received without a usable topic
@@ -128,6 +136,7 @@ class Uplink:
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         on_conflict: Callable[[RecordClass, int], None] | None = None,
         meter: LinkMeter | None = None,
+        access: Access | None = None,
     ) -> None:
         """Check the brokers; `run` connects. `on_conflict` is told, on the event loop, when `conflicts` has grown.
 
@@ -151,11 +160,14 @@ class Uplink:
         self._gate = Gate(meter, cloud.brokers, root)
         self._client = MqttClient(
             cloud.brokers,
-            ConnectOptions(client_id=f"{root}-{gateway_id}", in_flight=cloud.in_flight),
+            ConnectOptions(
+                client_id=f"{root}-{gateway_id}", identity_client_id=gateway_id, in_flight=cloud.in_flight
+            ),
             self,
             presence=GatewayPresence(gateway_id, root, version, clock_ns),
             fail_back_seconds=cloud.fail_back_seconds,
             tap=self._gate.tap,
+            access=access,
             clock_ns=clock_ns,
         )
         self._bulletin = Bulletin(gateway_id, root) if cloud.publish_events else None
@@ -168,15 +180,18 @@ class Uplink:
         self._wake = asyncio.Event()
         self._up = asyncio.Event()
         self._first_ack = asyncio.Event()
+        self._awaited: set[RecordClass] = set()  # classes whose first ack of this run should be there at once
         self._marks: dict[RecordClass, tuple[str, int]] = {}
         self._marks_due = asyncio.Event()
         self._look_at_ns = 0
+        self._heads: Mapping[RecordClass, tuple[int, int]] = {}  # as of the latest look
         self._store_is_away = False
         self._errors: Counter[str] = Counter()
         self._bad_acks = 0
         self._sent_records: Counter[RecordClass] = Counter()
         self._sent_bytes: Counter[RecordClass] = Counter()
         self._blocked: dict[RecordClass, str] = {}
+        self._unkept: dict[RecordClass, str] = {}  # classes that wait for room to set a record aside, in words
         self._held: frozenset[RecordClass] = frozenset()
         self._overdue: set[RecordClass] = set()
         self._withholding = Withholding(store, gateway_id)
@@ -223,6 +238,7 @@ class Uplink:
         """Deliver until cancelled, then say goodbye to the broker."""
         self._loop = asyncio.get_running_loop()
         await self._look()  # first: the retained acks of the first connection must find their epoch
+        self._awaited = {name for name, (low, _) in self._heads.items() if low > 1}
         self._client.subscribe(filter_for("ack", gateway=self._gateway_id, root=self._root), self._acknowledged)
         try:
             async with asyncio.TaskGroup() as group:
@@ -233,6 +249,10 @@ class Uplink:
                     group.create_task(self._pump.run(), name="uplink-pump")
         finally:
             self._loop = None
+
+    def renewed(self) -> None:
+        """A new certificate is there: brokers that know us by one are shown it; nothing is lost or sent twice."""
+        self._client.renewed()
 
     def status(self) -> UplinkStatus:
         """Return how the way to the cloud is."""
@@ -254,7 +274,8 @@ class Uplink:
             publish_errors=dict(self._errors),
             ignored_acks=self._bad_acks + self._delivery.ignored_acks,
             connects=self._client.connects,
-            blocked="; ".join(list(self._blocked.values())),
+            blocked="; ".join([*self._blocked.values(), *self._unkept.values()]),
+            blocked_classes=frozenset([*self._blocked, *self._unkept]),
             withheld=self._withholding.counts,
             conflicts=dict(self._conflicts),
             bad_topics=self._client.drops.bad_topic,
@@ -270,7 +291,8 @@ class Uplink:
         """Whether the cloud can be reached."""
         if self._client.terms is None:
             return Partition.PARTITIONED
-        return Partition.DEGRADED if self._delivery.is_degraded or self._blocked else Partition.HEALTHY
+        waits = self._delivery.is_degraded or self._blocked or self._unkept
+        return Partition.DEGRADED if waits else Partition.HEALTHY
 
     # ---- told by the client --------------------------------------------------------------------------
 
@@ -322,7 +344,7 @@ class Uplink:
                 if self._delivery.is_stuck(now):
                     self._client.reconnect("the broker leaves messages unanswered")
                     break
-                self._held = self._gate.held()
+                self._held = self._gate.held() | self._unproven.keys()
                 want = self._delivery.next_want(now, self._held)
                 if want is None:
                     await self._sleep(now)
@@ -331,10 +353,11 @@ class Uplink:
 
     async def _settle(self) -> None:
         try:
-            async with asyncio.timeout(SETTLE_SECONDS):
+            async with asyncio.timeout(FIRST_SETTLE_SECONDS if self._awaited else SETTLE_SECONDS):
                 await self._first_ack.wait()
         except TimeoutError:
-            return
+            self._delivery.doubt(self._awaited)
+            self._awaited.clear()
 
     async def _look(self) -> None:
         """Ask the store what it holds, now and then."""
@@ -348,6 +371,9 @@ class Uplink:
             self._store_away(error)
             return
         self._store_away(None)
+        if epoch != self._delivery.epoch:
+            self._conflicts.clear()  # they were counted in the old one
+        self._heads = heads
         self._delivery.begin(epoch, heads)
         for name, progress in self._delivery.progress().items():
             if name in heads and heads[name][0] <= progress.confirmed:  # the store was away when they were confirmed
@@ -388,11 +414,16 @@ class Uplink:
             preferred = min(preferred, max(room - around, 1))
         try:
             load = await asyncio.to_thread(self._withholding.load, want, limit, preferred)
+        except NotKeptError as error:
+            self._not_kept(want.record_class, error)
+            self._delivery.rejected(want.record_class, None, self._monotonic_ns())
+            return
         except OutboxError as error:
             self._store_away(error)
             self._delivery.nothing(want)
             return
         self._store_away(None)
+        self._not_kept(want.record_class, None)
         if load is None:
             self._delivery.nothing(want)
             return
@@ -410,7 +441,9 @@ class Uplink:
         asks = self._gate.asks
         if asks and not await asyncio.to_thread(self._gate.admit, want.record_class, batch):
             return  # the class is held from now on
-        ticket = self._delivery.sent(want, load.epoch, load.first, load.last, now)
+        ticket = None
+        if want.record_class not in self._unproven:  # else a mark came meanwhile: it may be that numbers change
+            ticket = self._delivery.sent(want, load.epoch, load.first, load.last, now)
         if ticket is None:
             if asks:
                 self._gate.not_sent(want.record_class, batch)
@@ -460,6 +493,21 @@ class Uplink:
             log.error("record_too_large", record_class=record_class, seq=load.first, limit_bytes=limit_bytes)
         self._blocked[record_class] = words
 
+    def _not_kept(self, record_class: RecordClass, error: NotKeptError | None) -> None:
+        """Note whether a class waits because a record of it can neither travel nor be set aside. It is tried again."""
+        if error is None:
+            if self._unkept.pop(record_class, None) is not None:
+                log.info("class_goes_on", record_class=record_class)
+            return
+        if record_class not in self._unkept:
+            log.error(
+                "record_not_set_aside",
+                record_class=record_class,
+                error=str(error),
+                remedy="take files away from the directory and import them, or raise the broker's maximum packet size",
+            )
+        self._unkept[record_class] = f"class {record_class} waits: {error}"
+
     def _store_away(self, error: OutboxError | None) -> None:
         if error is not None and not self._store_is_away:
             log.error("store_unreadable", error=str(error))
@@ -483,35 +531,64 @@ class Uplink:
             self._bad_acks += 1
             return
         self._note_conflicts(name, ack)
-        if self._delivery.needs_proof(name, ack):
+        if self._delivery.needs_proof(name, ack) or self._delivery.is_ahead(name, ack):
             self._unproven[name] = ack
         else:
             self._unproven.pop(name, None)
             self._take_mark(name, ack)
-        self._first_ack.set()
+        self._awaited.discard(name)
+        if not self._awaited:
+            self._first_ack.set()
         self._wake.set()
 
     async def _prove(self) -> None:
-        """Compare marks of rows that this run has not sent with the rows, before anything is let go or sent."""
-        while self._unproven:
-            name, ack = self._unproven.popitem()
+        """Look into marks of rows that this run has not sent, before anything is let go or sent."""
+        for name in list(self._unproven):
+            ack = self._unproven[name]
             try:
-                differs = await asyncio.to_thread(self._withholding.differs, name, ack.mark, ack.digest)
+                if self._delivery.is_ahead(name, ack):
+                    verdict = "other"
+                else:
+                    sent = self._delivery.sent_or_confirmed(name)
+                    verdict = await asyncio.to_thread(self._withholding.verdict, name, ack.mark, ack.digest, sent)
             except OutboxError as error:
                 # Not believed then: the rows are sent, and what the bridge has already it knows by their numbers.
                 self._store_away(error)
+                verdict = "unsent"
+            if verdict == "other" and not await self._follow(name, ack):
                 continue
-            if differs:
-                log.error(
-                    "mark_of_another",
-                    record_class=name,
-                    mark=ack.mark,
-                    remedy="the cloud has other records under the numbers of this store: it was cloned, or put back "
-                    "from a copy; give each device an id and a state directory of its own",
-                )
-                self._bad_acks += 1
-            else:
+            self._delivery.heard(name)
+            if self._unproven.get(name) is ack:
+                del self._unproven[name]
+            if verdict == "same":
                 self._take_mark(name, ack)
+
+    async def _follow(self, name: RecordClass, ack: Ack) -> bool:
+        """Hand a mark over that speaks of rows which are not ours; False: the store does not answer, ask it again."""
+        if self._delivery.has_met(name):
+            followed = False
+        else:
+            try:
+                followed = await asyncio.to_thread(self._store.follow, name, ack.epoch, ack.mark)
+                heads = await asyncio.to_thread(self._store.heads)
+            except OutboxError as error:
+                self._store_away(error)  # the class is held meanwhile: a row that was sent must not change its number
+                return False
+            if followed:
+                self._delivery.followed(name, max(ack.mark, heads.get(name, (0, 0))[1]), self._monotonic_ns())
+                return True
+        if self._delivery.is_ahead(name, ack):
+            self._take_mark(name, ack)  # it is counted as one that nothing here matches
+            return True
+        log.error(
+            "mark_of_another",
+            record_class=name,
+            mark=ack.mark,
+            remedy="the cloud has other records under the numbers of this store: it was cloned, or put back "
+            "from a copy; give each device an id and a state directory of its own",
+        )
+        self._bad_acks += 1
+        return True
 
     def _note_conflicts(self, name: RecordClass, ack: Ack) -> None:
         if ack.epoch != self._delivery.epoch or ack.conflicts <= self._conflicts.get(name, 0):

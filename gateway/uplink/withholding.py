@@ -8,16 +8,23 @@ first, and would find two different records under one number.
 import threading
 from collections import Counter
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import structlog
 
+from gateway.errors import OutboxError
 from gateway.uplink.delivery import Want
 from gateway.uplink.packing import Load, Reason, load_of, stand_in, unreadable
 from gateway.values import Stored, StoredRun
 from gateway.wire.messages import RecordClass, record_digest
 
 log = structlog.get_logger()
+
+Verdict = Literal["same", "other", "unsent"]
+
+
+class NotKeptError(OutboxError):
+    """A row that cannot travel cannot be set aside either, so it must not be replaced: its class waits."""
 
 
 class KeepingStore(Protocol):
@@ -62,7 +69,8 @@ class Withholding:
         More than one row only within `preferred_bytes`. `packed` is None if not even a stand-in fits.
 
         Raises:
-            OutboxError: the store cannot be read, or a row cannot be set aside; nothing must be sent.
+            NotKeptError: the next row cannot be set aside; the class waits, others go on.
+            OutboxError: the store cannot be read; nothing must be sent.
         """
         run = self._store.read(want.record_class, want.after_seq, want.max_records, want.max_bytes)
         if run is None or not run.rows:
@@ -75,33 +83,48 @@ class Withholding:
             load = load_of(replace(run, rows=(self._withhold(run, run.rows[0], "too-large"),)), limit_bytes)
         return load
 
-    def differs(self, record_class: RecordClass, seq: int, digest: str) -> bool:
-        """Tell whether the row of a number is here and is not the one that the bridge has.
+    def verdict(self, record_class: RecordClass, seq: int, digest: str, sent: int) -> Verdict:
+        """Compare the row of a number with the one that the bridge has.
+
+        "same" also where it is not here and no row between `sent` and it is: then nothing goes that was not sent.
+        "unsent" where it is not here and such rows are: what the bridge has under their numbers is not known.
 
         Raises:
             OutboxError: the store cannot be read.
         """
         run = self._store.read(record_class, seq - 1, 1, 1)
         if run is None or not run.rows or run.rows[0].seq != seq:
-            return False
+            before = self._store.read(record_class, sent, 1, 1)
+            return "unsent" if before is not None and before.rows and before.rows[0].seq < seq else "same"
         (row,) = self._replaced(run)
-        return record_digest(row.kind, row.body, row.blob) != digest
+        return "same" if not digest or record_digest(row.kind, row.body, row.blob) == digest else "other"
 
     def _replaced(self, run: StoredRun) -> tuple[Stored, ...]:
-        """Return the rows with what cannot travel replaced; the very same tuple if nothing is."""
+        """Return the rows with what cannot travel replaced; the very same tuple if nothing is.
+
+        They end before a row that cannot be set aside, unless it is the first.
+        """
         known = self._store.aside(run.record_class, run.epoch)
         rows = list(run.rows)
         changed = False
         for at, row in enumerate(rows):
             detail = unreadable(row)
             if detail is not None:
-                rows[at], changed = self._withhold(run, row, "unreadable", detail), True
+                try:
+                    rows[at], changed = self._withhold(run, row, "unreadable", detail), True
+                except NotKeptError:
+                    if at == 0:
+                        raise
+                    return tuple(rows[:at])
             elif known and row.seq in known:
                 rows[at], changed = stand_in(row, "too-large"), True
         return tuple(rows) if changed else run.rows
 
     def _withhold(self, run: StoredRun, row: Stored, reason: Reason, detail: str = "") -> Stored:
-        self._store.set_aside(run.record_class, run.epoch, row, reason, self._gateway_id)
+        try:
+            self._store.set_aside(run.record_class, run.epoch, row, reason, self._gateway_id)
+        except OutboxError as error:
+            raise NotKeptError(str(error)) from error
         key = (run.epoch, run.record_class, row.seq)
         with self._lock:
             if key not in self._told:

@@ -28,7 +28,6 @@ _MAGIC: Final = b"SLB1"
 _HEADER: Final = struct.Struct(">4sI")
 WORTH_COMPRESSING: Final = 512
 """A single event of 700 bytes becomes 380 in 45 µs; below this, little is left to save."""
-"""Below this zlib saves little."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
+from structlog.testing import capture_logs
 
-from gateway.errors import GaveUpError
+from gateway.errors import GaveUpError, ModelError
 from gateway.supervisor import RestartPolicy, supervise
 
 
@@ -88,3 +89,21 @@ async def test_cancelling_is_no_failure() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert time.slept == []
+
+
+@pytest.mark.parametrize(("error", "traceback"), [(ModelError("install it again"), False), (ValueError("a bug"), True)])
+async def test_what_was_raised_on_purpose_is_told_in_its_own_words_without_a_traceback(
+    error: Exception, traceback: bool
+) -> None:
+    time, failures = Timeline(), [error]
+
+    async def run() -> None:
+        if failures:
+            raise failures.pop()
+
+    with capture_logs() as logs:
+        await supervise("c", run, RestartPolicy(), time.clock, time.sleep)
+    (line,) = logs
+    assert (line["event"], line["log_level"]) == ("component_failed", "error")
+    assert bool(line.get("exc_info")) is traceback
+    assert (line.get("error") == "install it again") is not traceback

@@ -2,11 +2,14 @@
 
 The library has no time-out: a TPM that stops answering blocks a call for ever. So calls run on a thread that can be
 left behind; while one hangs, further calls are refused at once instead of piling up behind it. A connection for each
-call costs half a millisecond. It needs no repair after the TPM went away and came back, leaves nothing behind
-in a resource manager, and lets several programs take turns where there is none.
+call costs half a millisecond. It needs no repair after the TPM went away and came back, and leaves nothing behind
+in a resource manager. Where there is none, programs and connections take turns: everybody's objects and sessions
+have the same few slots there, and each call begins by freeing those that a killed program has left.
 """
 
 import contextlib
+import hashlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +34,7 @@ _LOADED_SESSIONS: Final = 0x0200_0000
 _SAVED_SESSIONS: Final = 0x0300_0000
 _FLUSH_CONTEXT: Final = 0x0000_0165
 _MAX_HANDLES: Final = 64
+_TURN_POLL_SECONDS: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Connection:
         self._library = library
         self._turn = threading.Lock()
         self._state = threading.Lock()
+        self._pause = threading.Event()  # never set
         self._hanging_since: float | None = None
 
     def call(self, what: str, work: Callable[[Tpm], Answer]) -> Answer:
@@ -138,7 +143,7 @@ class Connection:
 
     def _work(self, library: TpmLibrary, what: str, work: Callable[[Tpm], Answer], answer: Future[Answer]) -> None:
         try:
-            with self._opened(library, what) as tpm:
+            with self._alone(what), self._opened(library, what) as tpm:
                 answer.set_result(work(tpm))
         except library.failure as error:
             answer.set_exception(translated(what, self.tcti, int(error.rc), str(error)))  # type: ignore[attr-defined]
@@ -148,6 +153,32 @@ class Connection:
         finally:
             self._turn.release()
             self._answers()
+
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """Keep the other connections of this machine away where no resource manager does.
+
+        A socket name that can be bound once (unix(7), abstract) is a lock that ends with whoever holds it, and that
+        programs of all users share.
+        """
+        if self._is_managed:
+            yield
+            return
+        name = b"\0sluice-tpm-" + hashlib.sha256(self.tcti.encode()).hexdigest()[:32].encode()
+        # Half of the time that the call has: what is waited for here is no TPM that hangs.
+        deadline = self._clock() + self._seconds / 2
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as turn:
+            while True:
+                try:
+                    turn.bind(name)
+                    break
+                except OSError as error:
+                    if self._clock() > deadline:
+                        raise KeyStoreUnavailableError(
+                            f"{what}: the TPM at {self.tcti} is busy with another program"
+                        ) from error
+                self._pause.wait(_TURN_POLL_SECONDS)
+            yield
 
     @contextlib.contextmanager
     def _opened(self, library: TpmLibrary, what: str) -> Iterator[Tpm]:

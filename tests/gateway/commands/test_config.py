@@ -10,6 +10,7 @@ from gateway.cli import main
 
 GOOD = """\
 gateway: {id: dock-7}
+vault: {level: software}
 sources: {own: {type: health}}
 pipelines: {own: {source: own, model: process-anomaly}}
 cloud: {brokers: [{url: "mqtts://bridge.example.net", ca_file: ca.pem}]}

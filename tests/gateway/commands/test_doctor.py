@@ -14,6 +14,7 @@ from tests.simulators.releases import write_release
 
 CONFIG = """\
 gateway: {id: dock-7, state_directory: state}
+vault: {level: software}
 sources: {cam: {type: camera, device: door.avi}}
 pipelines: {door: {source: cam, model: cat-finder}}
 models: {directories: [models]}
@@ -41,7 +42,7 @@ def test_all_checks_are_made(config_file: Path) -> None:
     checks = found(config_file, config_file.parent)
     assert list(checks) == [
         "clock", "memory", "temperature", "load", "python", "sqlite", "tpm", "configuration", "accelerator",
-        "camera cam", "disk space", "disk writing", "outbox", "model cat-finder", "brokers",
+        "camera cam", "disk space", "disk writing", "outbox", "vault", "model cat-finder", "brokers",
     ]  # fmt: skip
     assert checks["model cat-finder"].verdict == "ok"
     assert checks["camera cam"].verdict == "ok"

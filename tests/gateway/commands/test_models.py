@@ -60,5 +60,8 @@ def test_the_directories_of_the_configuration_are_searched(
     models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     file = tmp_path_factory.mktemp("config") / "gateway.yaml"
-    file.write_text(f"gateway: {{id: a}}\nsources: {{}}\npipelines: {{}}\nmodels: {{directories: ['{models}']}}\n")
+    file.write_text(
+        f"gateway: {{id: a, state_directory: state}}\n"
+        f"vault: {{level: software}}\nsources: {{}}\npipelines: {{}}\nmodels: {{directories: ['{models}']}}\n"
+    )
     assert run("check", "cat-finder", "--config", str(file)).exit_code == 0

@@ -25,7 +25,7 @@ def notice(record_class: RecordClass, code: str, blob: bytes = b"") -> Entry:
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     file = tmp_path / "gateway.yaml"
-    file.write_text("gateway: {id: dock-7, state_directory: .}\nsources: {}\npipelines: {}\n")
+    file.write_text("gateway: {id: dock-7, state_directory: .}\nvault: {level: software}\nsources: {}\npipelines: {}\n")
     store = Outbox.open(tmp_path / "outbox.db", OutboxSettings(ballast_bytes=0))
     store.put([notice("critical", "a"), notice("bulk", "b", b"jpeg"), notice("bulk", "c")])
     store.close()

@@ -6,13 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from gateway.cli import main
 from gateway.control import ControlServer, Handler, ask
 from gateway.errors import ControlError
-from gateway.report import ClassReport, GatewayStatus, LinkReport, OutboxReport
+from gateway.report import (
+    ClassReport,
+    GatewayStatus,
+    IdentityReport,
+    KeyReport,
+    LinkReport,
+    OutboxReport,
+    VaultReport,
+)
 from gateway.wire.messages import ModelRef, PipelineStatus
 from tests.simulators.waiting import wait_for
 
@@ -90,7 +99,7 @@ def test_programs_get_json(socket: Path) -> None:
 
 def test_the_socket_is_found_by_the_configuration(socket: Path) -> None:
     file = socket.parent / "gateway.yaml"
-    file.write_text("gateway: {id: dock-7, state_directory: .}\nsources: {}\npipelines: {}\n")
+    file.write_text("gateway: {id: dock-7, state_directory: .}\nvault: {level: software}\nsources: {}\npipelines: {}\n")
     run = CliRunner().invoke(main, ["status", "--config", str(file)])
     assert run.exit_code == 0
     assert "dock-7" in run.output
@@ -102,3 +111,37 @@ def test_an_answer_of_another_version_is_no_crash(socket: Path) -> None:
     assert run.exit_code == 3
     assert "restart it" in run.output
     assert CliRunner().invoke(main, ["status", "--socket", str(socket), "--json"]).exit_code == 0
+
+
+SECURED = msgspec.structs.replace(
+    STATUS,
+    pipelines=[msgspec.structs.replace(STATUS.pipelines[0], state="starting", waits_for="key", last_error="PCR 11")],
+    vault=VaultReport(
+        level="software",
+        initialised=True,
+        warnings=["level software: for development only"],
+        problems=["image-1: PCR 11 differs"],
+        releases=["a 1.0.0", "b 1.0.0"],
+        keys=[KeyReport(label="a 1.0.0", release="ab", remaining_seconds=7200.0)],
+    ),
+    identity=IdentityReport(
+        state="refused",
+        level="tpm",
+        spiffe_id="spiffe://sluice.test/gateway/dock-7",
+        expires_in_seconds=1800.0,
+        reason="PCR 11 differs (wrong-pcr)",
+    ),
+)
+
+
+@pytest.mark.parametrize("socket", [SECURED], indirect=True)
+def test_vault_and_identity_are_shown_with_what_is_wrong(socket: Path) -> None:
+    run = CliRunner().invoke(main, ["status", "--socket", str(socket)])
+    assert run.exit_code == 0, run.output
+    for words in (
+        "vault:  level software, NOT READY, 2 releases sealed", "warning: level software: for development only",
+        "failed: image-1: PCR 11 differs", "the key of a 1.0.0 is leased for another 2 h",
+        "identity: refused, valid for 30 min, spiffe://sluice.test/gateway/dock-7",
+        "failed: PCR 11 differs (wrong-pcr)", "waits (key)",
+    ):  # fmt: skip
+        assert words in run.output

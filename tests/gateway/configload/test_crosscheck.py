@@ -8,6 +8,7 @@ from gateway.configload import Problem, check
 
 GOOD = """\
 gateway: {id: dock-7}
+vault: {level: software}
 sources:
   cam: {type: camera, device: /dev/video0}
 pipelines:
@@ -32,6 +33,11 @@ def test_a_good_file_has_no_problems() -> None:
     assert check(GOOD) == []
 
 
+@pytest.mark.parametrize("size", [0, 2 * 1024 * 1024])
+def test_no_ballast_at_all_and_enough_of_it_are_accepted(size: int) -> None:
+    assert check(f"{GOOD}outbox: {{ballast_bytes: {size}}}\n") == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "path", "message", "remedy"),
     [
@@ -49,6 +55,7 @@ def test_a_good_file_has_no_problems() -> None:
         ('example.net"', 'example.net/path"', "cloud.brokers[0].url", "nothing may follow", ""),
         ("{name: someone, zone: gate}", "{name: a}, {name: a}", "pipelines.door.rules[1].name", "2 rules", "rename"),
         ("cloud:", "metrics: {host: 0.0.0.0}\ncloud:", "metrics.host", "open to everyone", "token_file"),
+        ("cloud:", "outbox: {ballast_bytes: 1048576}\ncloud:", "outbox.ballast_bytes", "so little", "2097152"),
         ("cloud:", "local: {home_assistant: {enabled: true}}\ncloud:", "local.home_assistant.enabled", "none", "add"),
         (
             "rules:", "interest: {low_confidence: [0.6, 0.4]}\n    rules:",
@@ -215,3 +222,62 @@ def test_one_bad_value_does_not_hide_what_is_wrong_with_its_siblings(
 def test_nothing_is_said_about_what_only_stands_in_for_a_bad_value() -> None:
     found = check(GOOD.replace("device: /dev/video0", "device: 7"))
     assert [problem.path for problem in found] == ["sources.cam.device"]
+
+
+# ---- vault and identity ----------------------------------------------------------------------------------
+
+
+def test_level_tpm_needs_the_key_of_its_policies() -> None:
+    problem = only(GOOD.replace("{level: software}", "{level: tpm}"))
+    assert problem.path == "vault.level"
+    assert "gateway vault policy keygen" in problem.remedy
+    assert check(GOOD.replace("{level: software}", "{level: tpm, policy_key_file: k}"), require_files=False) == []
+
+
+def test_what_concerns_a_tpm_means_nothing_at_level_software() -> None:
+    problem = only(GOOD.replace("{level: software}", '{level: software, tcti: "device:/dev/tpm0"}'), "warning")
+    assert problem.path == "vault.tcti"
+
+
+@pytest.mark.parametrize("directory", ["state/models", "state/models/more"])
+def test_the_sealed_store_is_no_place_for_releases_in_clear(tmp_path: Path, directory: str) -> None:
+    (tmp_path / directory).mkdir(parents=True)
+    text = GOOD.replace("{id: dock-7}", "{id: dock-7, state_directory: state}")
+    problem = only(text + f"models: {{directories: [{directory}]}}\n", directory=tmp_path)
+    assert problem.path == "models.directories[0]"
+    assert "store of sealed releases" in problem.message
+
+
+IDENTITY = 'identity: {url: "https://bridge.example.net:8471"}\n'
+WITH_IDENTITY = GOOD.replace('example.net"', 'example.net", identity: true') + IDENTITY
+
+
+def test_brokers_may_be_shown_the_identity() -> None:
+    assert check(WITH_IDENTITY) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path", "message"),
+    [
+        (IDENTITY, "", "cloud.brokers[0].identity", "no identity to show"),
+        ("mqtts://", "mqtt://127.0.0.1?", "cloud.brokers[0].url", "nothing may follow"),
+        ("mqtts://bridge.example.net", "mqtt://127.0.0.1", "cloud.brokers[0].identity", "cannot be shown over mqtt://"),
+        ("identity: true", "identity: true, ca_file: c", "cloud.brokers[0].ca_file", "no place beside"),
+        ("identity: true", "identity: true, crl_file: c", "cloud.brokers[0].crl_file", "no place beside"),
+        ("https://", "http://", "identity.url", "expected https://host:8471"),
+        (":8471", ":8471/identity", "identity.url", "only host and port"),
+        (
+            IDENTITY, IDENTITY + 'local: {broker: {url: "mqtts://bridge.example.net", identity: true}}\n',
+            "local.broker.url", "must be another than that of the cloud",
+        ),
+    ],
+)  # fmt: skip
+def test_an_identity_that_cannot_be_shown_is_an_error(old: str, new: str, path: str, message: str) -> None:
+    found = [each for each in check(WITH_IDENTITY.replace(old, new), require_files=False) if each.severity == "error"]
+    assert path in [problem.path for problem in found]
+    assert any(message in problem.message for problem in found)
+
+
+def test_a_login_beside_the_identity_is_warned_of() -> None:
+    problem = only(WITH_IDENTITY.replace("identity: true", "identity: true, username: me"), "warning")
+    assert problem.path == "cloud.brokers[0].username"

@@ -9,7 +9,8 @@ from tests.simulators.clips import write_video
 from tests.simulators.releases import write_release
 
 CONFIG = """\
-gateway: {id: dock-7, state_directory: .}
+gateway: {id: dock-7, state_directory: state}
+vault: {level: software}
 models: {directories: [models]}
 sources: {cam: {type: camera, device: door.avi}}
 pipelines:

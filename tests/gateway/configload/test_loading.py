@@ -11,6 +11,7 @@ from gateway.errors import ConfigError
 
 GOOD = """\
 gateway: {id: dock-7, state_directory: state}
+vault: {level: software}
 sources:
   cam: {type: camera, device: clips/a.mp4, username: me, password_file: secret}
 pipelines:
@@ -84,7 +85,7 @@ def test_the_error_tells_all_mistakes_in_the_order_of_the_file(tmp_path: Path) -
     text = GOOD.replace("id: dock-7", "id: D").replace("source: cam", "source: x").replace("max_rows: 7", "max_rows: 0")
     with pytest.raises(InvalidConfigError) as caught:
         loaded(tmp_path, text)
-    assert [problem.line for problem in caught.value.problems] == [1, 5, 6]
+    assert [problem.line for problem in caught.value.problems] == [1, 6, 7]
     assert str(caught.value).count("gateway.yaml:") == 3
 
 

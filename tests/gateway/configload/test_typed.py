@@ -6,6 +6,7 @@ from gateway.configload import Problem, check
 
 GOOD = """\
 gateway: {id: dock-7}
+vault: {level: software}
 sources:
   cam: {type: camera, device: /dev/video0}
 pipelines:
@@ -55,15 +56,15 @@ def test_a_mistake_is_explained(addition: str, path: str, message: str, remedy: 
     assert problem.path == path
     assert message in problem.message
     assert remedy in problem.remedy
-    assert problem.line == 7
+    assert problem.line == 8
     assert "hunter2" not in problem.told("f")
 
 
 def test_the_place_is_that_of_the_value() -> None:
     problem = only(GOOD.replace("device: /dev/video0", "device: /dev/video0, fps: 500"))
-    assert (problem.line, problem.column) == (3, 49)
+    assert (problem.line, problem.column) == (4, 49)
     assert problem.told("g.yaml").startswith(
-        "g.yaml:3:49: error: sources.cam.fps: expected a number above 0, at most 120"
+        "g.yaml:4:49: error: sources.cam.fps: expected a number above 0, at most 120"
     )
 
 
@@ -84,11 +85,20 @@ def test_a_key_of_another_type_is_recognised() -> None:
 
 
 def test_missing_keys_are_told_one_by_one() -> None:
-    found = errors("gateway: {}\nsources: {}\n")
-    assert [(problem.path, problem.message) for problem in found] == [
-        ("gateway", "`id` is missing"),
-        ("", "`pipelines` is missing"),
-    ] or sorted(problem.message for problem in found) == ["`id` is missing", "`pipelines` is missing"]
+    found = errors("gateway: {}\nsources: {}\nvault: {}\n")
+    assert sorted(problem.message for problem in found) == [
+        "`id` is missing",
+        "`level` is missing",
+        "`pipelines` is missing",
+    ]
+
+
+@pytest.mark.parametrize("vault", ["", "vault: {}\n", "vault: {timeout_seconds: 3}\n"])
+def test_no_level_of_the_vault_is_assumed_and_both_are_explained(vault: str) -> None:
+    problem = only(GOOD.replace("vault: {level: software}\n", vault))
+    assert "is missing" in problem.message
+    for words in ("`tpm`", "approved boot states", "`software`", "beside what it protects", "for development"):
+        assert words in problem.remedy
 
 
 def test_names_are_checked_and_explained_in_words() -> None:

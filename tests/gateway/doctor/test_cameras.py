@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
-from gateway.config import CameraSource, Config, Gateway
+from gateway.config import CameraSource, Config, Gateway, Vault
 from gateway.doctor.cameras import try_cameras
 from gateway.doctor.diagnosis import Diagnosis
 from tests.simulators.camera import MjpegCamera
 from tests.simulators.camera_rtsp import RtspCamera
 from tests.simulators.clips import write_video
 
+SOFTWARE = Vault(level="software")
+
 
 def tried(device: str, **more: object) -> list[Diagnosis]:
     source = CameraSource(device=device, timeout_seconds=0.5, **more)  # type: ignore[arg-type]
-    return list(try_cameras(Config(gateway=Gateway(id="a"), sources={"cam": source}, pipelines={})))
+    return list(try_cameras(Config(gateway=Gateway(id="a"), sources={"cam": source}, pipelines={}, vault=SOFTWARE)))
 
 
 def test_a_camera_that_gives_pictures_is_well() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import CameraSource, Config, Gateway, Pipeline, SerialSource
+from gateway.config import CameraSource, Config, Gateway, Pipeline, SerialSource, Vault
 from gateway.doctor.devices import Machine, check_accelerator, check_cameras, check_serial, check_tpm
+
+SOFTWARE = Vault(level="software")
 
 
 def machine(root: Path, *nodes: str, libraries: bool = True, may_open: bool = True) -> Machine:
@@ -30,7 +32,7 @@ def config(*, edgetpu: bool = False, camera: str = "rtsp://cam", serial: str = "
     if serial:
         sources["line"] = SerialSource(device=Path(serial), rate_hz=1)
     pipeline = Pipeline(source="cam", model="m", backend="edgetpu" if edgetpu else "auto")
-    return Config(gateway=Gateway(id="a"), sources=dict(sources), pipelines={"p": pipeline})
+    return Config(gateway=Gateway(id="a"), sources=dict(sources), pipelines={"p": pipeline}, vault=SOFTWARE)
 
 
 def test_a_missing_edge_tpu_fails_only_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_a_camera_is_looked_for_by_its_name(tmp_path: Path) -> None:
 
 
 def test_cameras_that_are_not_used_are_named(tmp_path: Path) -> None:
-    nothing = Config(gateway=Gateway(id="a"), sources={}, pipelines={})
+    nothing = Config(gateway=Gateway(id="a"), sources={}, pipelines={}, vault=SOFTWARE)
     (found,) = check_cameras(nothing, machine(tmp_path, "dev/video0"))
     assert found.verdict == "skipped"
     assert "/dev/video0" in found.found

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, Gateway, Outbox
+from gateway.config import Config, Gateway, Outbox, Vault
 from gateway.doctor.diagnosis import Diagnosis, worst
 from gateway.doctor.machine import (
     check_clock,
@@ -17,13 +17,17 @@ from gateway.doctor.machine import (
 )
 from gateway.health.probes import Clock, Load, Memory, Temperature
 
+SOFTWARE = Vault(level="software")
+
 NOW = 1_900_000_000 * 10**9
 MIB = 1024 * 1024
 
 
 def config(directory: Path, **outbox: object) -> Config:
     settings = Outbox(**outbox)  # type: ignore[arg-type]  # whatever a test wants
-    return Config(gateway=Gateway(id="a", state_directory=directory), sources={}, pipelines={}, outbox=settings)
+    return Config(
+        gateway=Gateway(id="a", state_directory=directory), sources={}, pipelines={}, vault=SOFTWARE, outbox=settings
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from gateway.config import Config, Gateway, HealthSource, Pipeline, Rule
+from gateway.config import Config, Gateway, HealthSource, Pipeline, Rule, Vault
 from gateway.doctor.models import check_models
+
+SOFTWARE = Vault(level="software")
 
 
 def config(model: str, *labels: str) -> Config:
@@ -12,6 +14,7 @@ def config(model: str, *labels: str) -> Config:
         gateway=Gateway(id="g", state_directory=Path("unused")),
         sources={"s": HealthSource()},
         pipelines={"p": Pipeline(source="s", model=model, rules=[rule])},
+        vault=SOFTWARE,
     )
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Broker, Cloud, Config, Gateway
+from gateway.config import Broker, Cloud, Config, Gateway, Vault
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.doctor.network import check_broker, check_brokers, connect_packet
+
+SOFTWARE = Vault(level="software")
 
 ACCEPTED = b"\x20\x03\x00\x00\x00"
 
@@ -193,7 +195,7 @@ def test_mosquitto_agrees_with_the_scripted_broker(tmp_path: Path, protocol: Any
 
 def test_all_brokers_are_tried() -> None:
     cloud = Cloud(brokers=[Broker(url="mqtts://a.invalid"), Broker(url="mqtts://b.invalid")])
-    config = Config(gateway=Gateway(id="a"), sources={}, pipelines={}, cloud=cloud)
+    config = Config(gateway=Gateway(id="a"), sources={}, pipelines={}, vault=SOFTWARE, cloud=cloud)
     assert [found.check for found in check_brokers(config)] == ["cloud.brokers[0]", "cloud.brokers[1]"]
-    (none,) = check_brokers(Config(gateway=Gateway(id="a"), sources={}, pipelines={}))
+    (none,) = check_brokers(Config(gateway=Gateway(id="a"), sources={}, pipelines={}, vault=SOFTWARE))
     assert none.verdict == "skipped"

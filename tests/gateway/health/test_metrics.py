@@ -2,7 +2,7 @@
 
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from gateway.errors import ConfigError
 from gateway.health.metrics import LATENCY_BUCKETS, Metrics
 from gateway.outbox.rates import Flow
 from gateway.outbox.stats import ClassStats, OutboxStats
-from gateway.report import FeatureReport, HoldReport, LinkUsageReport
+from gateway.report import FeatureReport, HoldReport, IdentityReport, KeyReport, LinkUsageReport, VaultReport
 from gateway.values import Inference
-from gateway.wire.messages import Event, ModelRef, PipelineStatus, decode
+from gateway.wire.messages import Event, ModelRef, PipelineStatus, RecordClass, decode
 
 SAMPLES = Path(__file__).parents[3] / "gateway" / "wire" / "samples"
 MODEL = ModelRef(name="person-detector", version="1.2.0", digest="ab")
@@ -41,6 +41,7 @@ class Uplink:
     bad_topics: int = 0
     overflows: int = 0
     publish_errors: dict[str, int] = field(default_factory=dict)
+    blocked_classes: tuple[RecordClass, ...] = ()
 
 
 def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
@@ -140,6 +141,18 @@ def test_the_uplink_is_shown_by_class(partition: str, number: int) -> None:
     assert value(metrics, "uplink_dropped_messages_total", reason="bad-topic") == 4
     assert value(metrics, "uplink_dropped_messages_total", reason="overflow") == 5
     assert value(metrics, "uplink_publish_errors_total", reason="Quota exceeded") == 6
+    assert value(metrics, "uplink_blocked", **{"class": "bulk"}) == 0
+
+
+def test_a_class_that_waits_and_one_in_conflict_are_shown_until_it_is_over() -> None:
+    metrics = Metrics()
+    for conflicts, blocked in ((5, 1), (0, 0)):
+        uplink = Uplink("healthy", {"bulk": Link(0, 0, 0)}, 1)
+        metrics.observe_uplink(
+            replace(uplink, conflicts={"bulk": conflicts} if conflicts else {}, blocked_classes=("bulk",) * blocked)
+        )
+        assert value(metrics, "uplink_conflicts", **{"class": "bulk"}) == conflicts
+        assert value(metrics, "uplink_blocked", **{"class": "bulk"}) == blocked
 
 
 def test_the_link_is_shown_by_its_use() -> None:
@@ -261,3 +274,49 @@ def test_a_port_that_is_taken_is_told() -> None:
         port = int(url.rpartition(":")[2].partition("/")[0])
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"), Metrics().serve(MetricsSettings(port=port)):
             pass
+
+
+def test_the_vault_is_shown_with_its_level_and_what_waits_for_it() -> None:
+    metrics = Metrics()
+    keys = [
+        KeyReport(label="pump 1.0.0", release="ab" * 32, remaining_seconds=3600.0),
+        KeyReport(label="", release="cd" * 32),
+    ]
+    report = VaultReport(
+        level="tpm",
+        initialised=True,
+        ready=True,
+        releases=["pump 1.0.0"],
+        keys=keys,
+        waiting={"door": "why"},
+        refusals=3,
+    )
+    metrics.observe_vault(report)
+    assert value(metrics, "sluice_vault_level", level="tpm") == 1
+    assert value(metrics, "sluice_vault_level", level="software") is None
+    assert value(metrics, "sluice_vault_ready") == 1
+    assert value(metrics, "sluice_vault_sealed_releases") == 1
+    assert value(metrics, "sluice_vault_lease_seconds", release="pump 1.0.0") == 3600
+    assert value(metrics, "sluice_vault_lease_seconds", release="cd" * 6) == float("inf")
+    assert value(metrics, "sluice_vault_waiting", pipeline="door") == 1
+    metrics.observe_vault(VaultReport(level="tpm", refusals=4))
+    assert value(metrics, "sluice_vault_ready") == 0
+    assert value(metrics, "sluice_vault_waiting", pipeline="door") is None
+    assert value(metrics, "sluice_vault_refusals_total") == 4
+
+
+def test_the_identity_is_shown_with_what_is_left_of_it() -> None:
+    metrics = Metrics()
+    metrics.observe_identity(IdentityReport(state="starting", level="tpm"))
+    assert value(metrics, "sluice_identity_valid") == 0
+    metrics.observe_identity(IdentityReport(state="valid", level="tpm", expires_in_seconds=1800.0, renewals=2))
+    assert value(metrics, "sluice_identity_valid") == 1
+    assert value(metrics, "sluice_identity_expiry_seconds") == 1800
+    assert value(metrics, "sluice_identity_renewals_total") == 2
+    assert value(metrics, "sluice_identity_state", state="valid") == 1
+    metrics.observe_identity(
+        IdentityReport(state="refused", level="tpm", expires_in_seconds=-5.0, renewals=2, refusals=1)
+    )
+    assert value(metrics, "sluice_identity_valid") == 0
+    assert value(metrics, "sluice_identity_refusals_total") == 1
+    assert value(metrics, "sluice_identity_state", state="valid") is None

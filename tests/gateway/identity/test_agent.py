@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from nacl.public import PrivateKey, SealedBox
 
 from cloud_bridge.identity.app import create_app
 from cloud_bridge.identity.issuer import key_pem, life_from, new_key, utc
+from cloud_bridge.identity.service import Anchors
 from cloud_bridge.serving import HttpServer
 from gateway.config import Identity
 from gateway.identity.agent import IdentityAgent, Outcomes
@@ -88,8 +90,8 @@ class Site:
     def files(self) -> IdentityFiles:
         return IdentityFiles(self.state)
 
-    def claim(self) -> None:
-        code = ClaimCode(token=self.desk.token(GATEWAY), fingerprint=self.desk.ca.services_fingerprint)
+    def claim(self, *, replace: bool = False) -> None:
+        code = ClaimCode(token=self.desk.token(GATEWAY, replace=replace), fingerprint=self.desk.ca.services_fingerprint)
         self.files.leave_claim(code.text())
 
     def approve(self) -> None:
@@ -195,6 +197,22 @@ async def test_a_restarted_device_needs_no_claim_and_gets_a_new_key(site: Site) 
         async with running(agent.run):
             await until(lambda agent=agent: agent.status().state == "valid", "the certificate")  # type: ignore[misc]
     assert site.files.read_claim() is None
+
+
+async def test_a_device_that_lost_its_attestation_key_enrols_again_by_its_tpm_alone(site: Site) -> None:
+    site.approve()
+    site.claim()
+    for _ in range(2):
+        agent = site.agent()
+        async with running(agent.run):
+            await until(lambda agent=agent: agent.status().state == "valid", "the certificate")  # type: ignore[misc]
+        site.keys.tpm.new_ak()
+    assert "re-enrolled" in site.desk.kinds()
+    # The control: another TPM with the same record is nobody.
+    site.keys = TpmKeys()
+    stranger = site.agent()
+    async with running(stranger.run):
+        await until(lambda: "other-tpm" in stranger.status().reason, "the refusal")
 
 
 async def test_without_a_claim_it_waits_and_takes_one_that_comes_later(site: Site) -> None:
@@ -364,3 +382,83 @@ async def test_after_damage_to_its_record_a_known_tpm_needs_no_new_claim(site: S
 def test_the_key_in_the_certificate_request_is_new_each_time() -> None:
     requests = {x509.load_der_x509_csr(fresh_key()[1]).public_key().public_numbers() for _ in range(3)}  # type: ignore[union-attr]
     assert len(requests) == 3
+
+
+async def test_what_somebody_in_between_adds_to_the_authority_is_not_believed(site: Site, tmp_path: Path) -> None:
+    """The fingerprint vouches for the first certificate of the bundle alone."""
+    between = tmp_path / "between"
+    between.mkdir(mode=0o700)
+    impostor = Desk(between, clock=Clock(time.time_ns()))
+    both = site.desk.ca.services_pem.decode() + impostor.ca.services_pem.decode()
+    impostor.service._anchors = Anchors(both, site.desk.ca.services_fingerprint)
+    site.claim()
+    port = free_port()
+    async with listening(impostor, port):
+        site.url = f"https://127.0.0.1:{port}"
+        agent = site.agent()
+        async with running(agent.run):
+            await until(lambda: agent.status().state not in ("starting", "valid"), "the refusal to believe it")
+        assert agent.status().state == "failed"
+        assert "not the bridge that this device believes" in agent.status().reason
+
+
+async def test_a_code_that_comes_while_another_is_tried_is_taken_at_once(site: Site) -> None:
+    @dataclass
+    class Meanwhile(TpmKeys):
+        """The person brings the right code and approval while the first attestation is under way."""
+
+        rounds: int = 0
+
+        def prove(self, challenge: Challenge, csr: bytes, recipient: bytes, gateway: str) -> Proof:
+            proof = super().prove(challenge, csr, recipient, gateway)
+            if not self.rounds:
+                site.claim()
+            self.rounds += 1
+            return proof
+
+    site.keys = Meanwhile()
+    site.claim()
+    agent = site.agent()
+    async with running(agent.run):
+        await until(lambda: agent.status().state == "refused", "the refusal")
+        site.approve()
+        await until(lambda: agent.status().state == "valid", "the certificate", seconds=10.0)
+
+
+async def test_a_new_code_makes_a_device_believe_a_bridge_that_was_rebuilt(site: Site, tmp_path: Path) -> None:
+    site.approve()
+    site.claim()
+    port = free_port()
+    site.url = f"https://127.0.0.1:{port}"
+    async with listening(site.desk, port):
+        agent = site.agent()
+        async with running(agent.run):
+            await until(lambda: agent.status().state == "valid", "the first certificate")
+    rebuilt = tmp_path / "rebuilt"
+    rebuilt.mkdir(mode=0o700)
+    site.desk = Desk(rebuilt, clock=Clock(time.time_ns()))
+    site.approve()
+    async with listening(site.desk, port):
+        again = site.agent()
+        async with running(again.run):
+            await until(lambda: again.status().state == "failed", "the refusal to believe another authority")
+            site.claim()
+            await until(lambda: again.status().state == "valid", "the certificate of the new bridge")
+
+
+async def test_a_floor_that_a_bridge_of_the_future_has_left_goes_with_a_new_code(site: Site) -> None:
+    site.approve()
+    site.claim()
+    first = site.agent()
+    async with running(first.run):
+        await until(lambda: first.status().state == "valid", "the first certificate")
+    ahead = time.time_ns() + int(10 * 365 * DAY) * SECOND
+    site.files.write(msgspec.structs.replace(site.files.read(), floor_ns=ahead))
+    agent = site.agent()
+    async with running(agent.run):
+        await until(lambda: agent.status().state == "failed", "the refusal")
+        assert "claim code" in agent.status().reason
+        site.claim(replace=True)
+        await until(lambda: agent.status().state == "valid", "the certificate")
+    assert site.files.read().floor_ns < ahead
+    assert abs(agent.clock.now_ns() - time.time_ns()) < 60 * SECOND

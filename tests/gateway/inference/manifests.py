@@ -16,6 +16,7 @@ from gateway.inference.backend import Backend
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.litert import LiteRtBackend
 from gateway.inference.model import Model
+from gateway.inference.plain import open_plain
 from gateway.inference.select import load_model
 from gateway.preprocess.preparation import preparation_for
 from gateway.values import Frame, Window
@@ -94,7 +95,7 @@ def load(directory: Path, *, backends: Sequence[Backend] = CPU, **settings: Any)
     """Load the release `probe` from a directory."""
     pipeline = Pipeline(source="s", **{"model": "probe", **settings})
     store = ReleaseStore([directory], packaged=directory / "none")
-    return load_model(store, pipeline, preparation_for, backends=backends)
+    return load_model(store, pipeline, preparation_for, open_plain, backends=backends)
 
 
 def open_cpu(

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.errors import ModelError
 from gateway.inference.bundle import ReleaseStore, version_key
+from gateway.inference.plain import open_plain
 from gateway.wire.manifest import MANIFEST_FILE, Plain, Regression, WindowInput
 from tests.gateway.inference.manifests import write_release
 
@@ -44,7 +45,7 @@ def test_the_newest_may_lie_in_any_directory_and_the_first_wins_a_tie(tmp_path: 
     release(tmp_path / "shipped", "2.0.0", content=b"shipped")
     release(tmp_path / "shipped", "1.5.0")
     found = store(tmp_path / "site", tmp_path / "shipped").find("pump")
-    assert found.model_file(found.manifest.artefacts[0]).content == b"from the site"
+    assert found.directory == tmp_path / "site" / "pump" / "2.0.0"
 
 
 def test_a_release_that_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_an_artefact_that_was_changed_is_refused(tmp_path: Path, content: bytes,
     (folder / "cpu-int8.tflite").write_bytes(content)
     found = store(tmp_path).find("pump")
     with pytest.raises(ModelError, match=message):
-        found.model_file(found.manifest.artefacts[0])
+        found.verify(found.manifest.artefacts[0])
 
 
 def test_a_missing_artefact_is_named(tmp_path: Path) -> None:
@@ -106,11 +107,51 @@ def test_a_missing_artefact_is_named(tmp_path: Path) -> None:
     (folder / "cpu-int8.tflite").unlink()
     found = store(tmp_path).find("pump")
     with pytest.raises(ModelError, match=r"cpu-int8\.tflite cannot be read: No such file"):
-        found.model_file(found.manifest.artefacts[0])
+        found.verify(found.manifest.artefacts[0])
 
 
-def test_an_untouched_artefact_is_read_whole(tmp_path: Path) -> None:
+def test_an_untouched_artefact_is_opened_whole(tmp_path: Path) -> None:
     release(tmp_path, "1.0.0")
     found = store(tmp_path).find("pump")
-    file = found.model_file(found.manifest.artefacts[0])
-    assert (file.content, file.target, file.release) == (b"weights", "cpu-int8", "pump 1.0.0")
+    found.verify(found.manifest.artefacts[0])
+    weights = open_plain(found, found.manifest.artefacts[0])
+    assert Path(weights.path).read_bytes() == b"weights"
+    weights.close()
+    weights.close()
+
+
+def sealed(directory: Path, plain: Path) -> Path:
+    """Do to the store what sealing does, as far as it can be seen from here."""
+    folder = directory / plain.parent.name / plain.name
+    folder.mkdir(parents=True)
+    (folder / MANIFEST_FILE).write_bytes((plain / MANIFEST_FILE).read_bytes())
+    return folder
+
+
+def test_of_a_release_that_lies_sealed_too_the_sealed_one_is_taken(tmp_path: Path) -> None:
+    plain = release(tmp_path / "site", "1.0.0")
+    releases = ReleaseStore([tmp_path / "site"], packaged=tmp_path / "none", sealed=tmp_path / "sealed")
+    assert releases.find("pump").directory == plain
+    twin = sealed(tmp_path / "sealed", plain)
+    assert releases.find("pump").directory == twin
+
+
+def test_another_release_under_the_same_version_is_not_hidden_by_the_sealed_one(tmp_path: Path) -> None:
+    sealed(tmp_path / "sealed", release(tmp_path / "before", "1.0.0"))
+    changed = release(tmp_path / "site", "1.0.0", content=b"trained again")
+    releases = ReleaseStore([tmp_path / "site"], packaged=tmp_path / "none", sealed=tmp_path / "sealed")
+    assert releases.find("pump").directory == changed
+
+
+def test_a_release_that_lies_sealed_alone_is_found(tmp_path: Path) -> None:
+    twin = sealed(tmp_path / "sealed", release(tmp_path / "before", "1.0.0"))
+    releases = ReleaseStore(packaged=tmp_path / "none", sealed=tmp_path / "sealed")
+    assert releases.find("pump").directory == twin
+
+
+def test_what_is_being_sealed_is_no_release_yet(tmp_path: Path) -> None:
+    sealed(tmp_path / "sealed", release(tmp_path / "before", "1.0.0-rc.1"))
+    begun = sealed(tmp_path / "sealed", release(tmp_path / "before", "1.0.0-rc.2"))
+    begun.rename(begun.with_name("1.0.0-rc.2.partial"))
+    releases = ReleaseStore(packaged=tmp_path / "none", sealed=tmp_path / "sealed")
+    assert [listed.version for listed in releases.releases()] == ["1.0.0-rc.1"]

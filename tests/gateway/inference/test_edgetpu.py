@@ -17,6 +17,7 @@ from gateway.inference.backend import ModelFile
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.edgetpu import Device, EdgeTpuBackend, check_device_string, list_devices, matching
 from gateway.inference.litert import LiteRtBackend
+from gateway.inference.plain import MemoryWeights, open_plain
 from gateway.inference.select import load_model
 from gateway.preprocess.preparation import preparation_for
 from gateway.wire.manifest import Classification, ImageInput, Plain, WindowInput
@@ -47,7 +48,7 @@ def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_file(content: bytes) -> ModelFile:
-    return ModelFile("probe 1.0.0", "probe_edgetpu.tflite", "edgetpu", digest(content), content)
+    return ModelFile("probe 1.0.0", "probe_edgetpu.tflite", "edgetpu", digest(content), MemoryWeights(content))
 
 
 def test_without_the_library_the_reason_names_it_and_the_package(capfd: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +155,7 @@ def test_auto_takes_the_edge_tpu_or_says_why_not(
             ReleaseStore([tmp_path], packaged=tmp_path / "none"),
             Pipeline(source="s", model="probe"),
             preparation_for,
+            open_plain,
             backends=(EdgeTpuBackend(library=library), LiteRtBackend()),
         )
     assert model.info.backend == expected
@@ -174,6 +176,7 @@ def test_a_published_edge_tpu_model_goes_through_the_delegate(library: str, tmp_
         ReleaseStore([tmp_path], packaged=tmp_path / "none"),
         Pipeline(source="s", model="probe", backend="edgetpu"),
         preparation_for,
+        open_plain,
         backends=(EdgeTpuBackend(library=library),),
     )
     assert model.info.backend == "edgetpu"

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from gateway.errors import BackendUnavailableError, InferenceError, ModelError
 from gateway.inference.backend import ModelFile, Session
 from gateway.inference.litert import LiteRtBackend
+from gateway.inference.plain import MemoryWeights
 from gateway.inference.runtime import Runtime, installed_runtime
 from tests.gateway.inference.graphs import custom, dense
 from tests.gateway.inference.manifests import digest, shared
@@ -19,7 +20,9 @@ BIAS = np.array([0, 0, 0.5], dtype=np.float32)
 
 def load(content: bytes, find: Runtime | None = None) -> Session:
     backend = LiteRtBackend((lambda: find) if find else installed_runtime)
-    return backend.load(ModelFile("probe 1.0.0", "probe.tflite", "cpu-float", digest(content), content), 1)
+    return backend.load(
+        ModelFile("probe 1.0.0", "probe.tflite", "cpu-float", digest(content), MemoryWeights(content)), 1
+    )
 
 
 def test_a_session_runs_and_says_what_it_is() -> None:

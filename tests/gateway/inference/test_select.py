@@ -11,6 +11,7 @@ from gateway.config import Pipeline
 from gateway.errors import BackendUnavailableError, ConfigError, ModelError
 from gateway.inference.backend import Availability
 from gateway.inference.bundle import ReleaseStore
+from gateway.inference.plain import open_plain
 from gateway.inference.select import default_backends, load_model
 from gateway.preprocess.preparation import preparation_for
 from gateway.wire.manifest import Plain, Regression, Target, WindowInput
@@ -49,7 +50,7 @@ def test_auto_prefers_the_accelerator_and_its_own_file(tmp_path: Path) -> None:
     release(tmp_path, "cpu-int8", "edgetpu")
     fast, slow = accelerator(), cpu()
     assert load(tmp_path, backends=(fast, slow)).info.backend == "edgetpu"
-    assert fast.loaded[0].content == b"edgetpu"
+    assert Path(fast.loaded[0].weights.path).read_bytes() == b"edgetpu"
     assert slow.loaded == []
 
 
@@ -83,7 +84,7 @@ def test_auto_falls_back_to_the_cpus_file_and_says_why(tmp_path: Path, knobs: di
     with capture_logs() as logs:
         model = load(tmp_path, backends=(accelerator(**knobs), slow))
     assert model.info.backend == "litert-cpu"
-    assert slow.loaded[0].content == b"cpu-int8"
+    assert Path(slow.loaded[0].weights.path).read_bytes() == b"cpu-int8"
     assert logs[-1]["passed_over"] == ["edgetpu: it is broken"]
 
 
@@ -130,5 +131,5 @@ def test_the_programs_own_backends_run_a_cpu_release(tmp_path: Path) -> None:
     content = dense(np.ones((1, 4), np.float32), np.zeros(1, np.float32))
     write_release(tmp_path, {"cpu-float": content}, INPUT, OUTPUT)
     store = ReleaseStore([tmp_path], packaged=tmp_path / "none")
-    model = load_model(store, Pipeline(source="s", model="probe@1.0.0"), preparation_for)
+    model = load_model(store, Pipeline(source="s", model="probe@1.0.0"), preparation_for, open_plain)
     assert model.info.backend == "litert-cpu"

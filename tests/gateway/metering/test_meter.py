@@ -111,7 +111,7 @@ def test_a_remainder_too_small_for_the_next_piece_makes_the_feature_wait(
     meter = meter_of(budget())
     assert send(meter, "records", 9990)
     assert meter.held() == {}
-    meter.exhaust("records")
+    meter.exhaust("records", 11)
     assert meter.hold("records") == Hold("budget", MIDNIGHT)
     machine.pass_seconds(12 * 3600)
     assert meter.hold("records") is None
@@ -290,3 +290,28 @@ def test_a_budget_for_another_period_begins_anew(meter_of: Make) -> None:
     assert send(meter, "records", 10_000)
     meter.close()
     assert meter_of(budget(per="month")).room("records") == 10_000
+
+
+def test_a_window_that_closes_while_a_piece_is_made_ready_takes_nothing_from_the_budget(
+    meter_of: Make, machine: SettableClocks
+) -> None:
+    feature = FeatureMetering(budget=Budget(bytes=10_000, per="month"), windows=NIGHT)
+    meter = meter_of(Metering(features={"records": feature}))
+    machine.pass_seconds((TWO - NOON) / 1e9 + 3599)
+    assert meter.hold("records") is None
+    machine.pass_seconds(2)
+    assert not meter.allow("records", 500)
+    meter.exhaust("records", 500)  # as whoever was refused does
+    machine.pass_seconds(23 * 3600)
+    assert meter.hold("records") is None
+
+
+def test_a_remainder_that_was_only_promised_is_there_again_when_the_connection_is_lost(meter_of: Make) -> None:
+    meter = meter_of(budget())
+    assert meter.allow("records", 9000)
+    assert not meter.allow("records", 2000)
+    meter.exhaust("records", 2000)
+    assert meter.hold("records") is not None
+    meter.link_down()
+    assert meter.hold("records") is None
+    assert meter.allow("records", 2000)

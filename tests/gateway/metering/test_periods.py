@@ -137,3 +137,17 @@ def test_the_renewal_is_told_by_the_clock_as_it_is() -> None:
     assert renews_at(account, now, BERLIN) == ns(datetime(2026, 11, 21, 23, tzinfo=UTC))
     wrong = stepped(now, -1000)
     assert renews_at(account, wrong, BERLIN) == wrong.wall_ns + 25 * 3600 * 1_000_000_000
+
+
+def test_a_clock_set_back_a_little_over_the_turn_does_not_begin_the_same_period_twice() -> None:
+    before = at(datetime(2026, 11, 21, 12, 58, tzinfo=UTC))
+    fresh = rolled(used("hour", before), later(before, 0.05), BERLIN)
+    assert fresh.spent_bytes == 0
+    account = msgspec.structs.replace(fresh, spent_bytes=100)
+    now = later(before, 0.05)
+    for _ in range(3):
+        now = stepped(now, -0.05)
+        account = rolled(account, now, BERLIN)
+        now = later(now, 0.05)
+        account = rolled(account, now, BERLIN)
+        assert account.spent_bytes == 100

@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 from base64 import b64decode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cloud_bridge.transfer import read_lines
 from gateway.config import Outbox as OutboxSettings
 from gateway.errors import OutboxError
 from gateway.outbox import aside
-from gateway.outbox.aside import Aside
+from gateway.outbox.aside import Aside, held_aside
 from gateway.outbox.store import Outbox
 from gateway.uplink.packing import unreadable
 from gateway.values import Entry, Stored
@@ -60,15 +61,56 @@ def test_a_second_try_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     assert list(kept.directory.iterdir()) == [file]
 
 
-def test_the_oldest_go_first_and_critical_ones_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_unreadable_go_first_and_critical_ones_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aside, "MAX_FILES", 3)
     kept = Aside(tmp_path / "outbox.db")
     for seq, name in enumerate(("critical", "bulk", "event", "bulk", "event"), start=1):
-        kept.keep(name, EPOCH, Stored(seq, "event", 1, b"{}"), "too-large", "dock")  # type: ignore[arg-type]  # classes
+        kept.keep(name, EPOCH, Stored(seq, "event", 1, b"}"), "unreadable", "dock")  # type: ignore[arg-type]  # classes
         os.utime(max(kept.directory.iterdir(), key=lambda file: file.stat().st_ctime_ns), (seq, seq))
     left = sorted(file.name.split("-")[1:3] for file in kept.directory.iterdir())
     assert [name for name, _ in left] == ["bulk", "critical", "event"]
     assert {int(rest.split(".")[0]) for _, rest in left} == {1, 4, 5}
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_FILES", 2), ("MAX_BYTES", 800)])
+def test_without_room_nothing_that_is_only_too_large_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(aside, limit, value)
+    kept = Aside(tmp_path / "outbox.db")
+    row = Stored(1, "event", 1, b'"%s"' % (b"x" * 200))
+    for seq in (1, 2):
+        kept.keep("critical", EPOCH, replace(row, seq=seq), "too-large", "dock")
+    before = sorted(kept.directory.iterdir())
+    for reason in ("too-large", "unreadable"):
+        with pytest.raises(OutboxError, match=r"record 3 of class bulk stays in the outbox; take files away"):
+            kept.keep("bulk", EPOCH, replace(row, seq=3), reason, "dock")
+    assert sorted(kept.directory.iterdir()) == before
+    assert kept.too_large("bulk", EPOCH) == frozenset()
+    before[0].unlink()
+    kept.keep("bulk", EPOCH, replace(row, seq=3), "too-large", "dock")
+    assert kept.too_large("bulk", EPOCH) == {3}
+    assert held_aside(tmp_path / "outbox.db")[0] == 2
+
+
+def test_unreadable_ones_make_room_for_their_like_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside, "MAX_FILES", 2)
+    kept = Aside(tmp_path / "outbox.db")
+    kept.keep("bulk", EPOCH, ROW, "too-large", "dock")
+    kept.keep("bulk", EPOCH, Stored(8, "event", 1, b"}"), "unreadable", "dock")
+    with pytest.raises(OutboxError, match="is full"):
+        kept.keep("bulk", EPOCH, Stored(9, "event", 1, b"{}"), "too-large", "dock")
+    kept.keep("bulk", EPOCH, Stored(10, "event", 1, b"}"), "unreadable", "dock")
+    assert sorted(file.name.split("-")[2] for file in kept.directory.iterdir()) == [
+        "000000000007.too",
+        "000000000010.unreadable.ndjson",
+    ]
+
+
+def test_a_record_larger_than_all_may_be_the_only_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside, "MAX_BYTES", 10)
+    Aside(tmp_path / "outbox.db").keep("bulk", EPOCH, ROW, "too-large", "dock")
+    assert held_aside(tmp_path / "outbox.db")[0] == 1
 
 
 def test_what_cannot_be_written_is_an_error_with_the_place(tmp_path: Path) -> None:

@@ -163,3 +163,79 @@ def test_a_leaf_that_sends_only_garbage_is_lost_and_the_topic_given_back() -> No
 def test_without_a_local_broker_the_source_is_a_mistake_in_the_configuration() -> None:
     with pytest.raises(ConfigError, match=r"set `local\.broker`"):
         open_source("boiler", MqttSource(topic="leaf/1", rate_hz=1))
+
+
+class Kept:
+    """A message that its sender keeps."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def done(self) -> None:
+        self.said.append("done")
+
+    def again(self) -> None:
+        self.said.append("again")
+
+
+def heard(source: MqttLeaf, broker: LocalBroker, payloads: list[bytes]) -> tuple[list[float], list[Kept]]:
+    """Hear some messages until the source is silent; return the values and what was said of each message."""
+    kept = [Kept() for _ in payloads]
+
+    def publish() -> None:
+        assert broker.subscribed.wait(5)
+        for payload, each in zip(payloads, kept, strict=True):
+            source._arrived("leaf/1", payload, each)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    values: list[float] = []
+    try:
+        for block in source.captures():
+            values += block.samples[:, 0].tolist()
+            assert block.held is not None
+            block.held.done()
+    except SourceLostError:
+        publisher.join()
+    return values, kept
+
+
+def test_each_block_carries_its_message_and_what_cannot_be_used_is_done() -> None:
+    broker = LocalBroker()
+    source = leaf(broker, silent_after_seconds=0.2)
+    values, kept = heard(source, broker, [b"1", b"junk", b" " * (MAX_PAYLOAD_BYTES + 1), b"2"])
+    assert values == [1.0, 2.0]
+    assert [each.said for each in kept] == [["done"]] * 4
+
+
+def test_what_was_not_looked_at_when_the_source_closes_goes_back() -> None:
+    broker = LocalBroker()
+    source = leaf(broker)
+    blocks = source.captures()
+    kept = [Kept(), Kept(), Kept()]
+
+    def publish() -> None:
+        assert broker.subscribed.wait(5)
+        for each in kept:
+            source._arrived("leaf/1", b"1", each)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    assert next(blocks).held is kept[0]
+    publisher.join()
+    source.close()
+    assert list(blocks) == []
+    assert [each.said for each in kept] == [[], ["again"], ["again"]]
+
+
+@pytest.mark.parametrize(("sequence", "values"), [("n", [1.0, 2.0]), (None, [1.0, 1.0, 2.0])])
+def test_a_reading_that_comes_again_is_dropped_where_the_leaf_numbers_them(
+    sequence: str | None, values: list[float]
+) -> None:
+    broker = LocalBroker()
+    source = leaf(broker, silent_after_seconds=0.2, fields=["v"], sequence_field=sequence)
+    payloads = [b'{"n": 7, "v": 1}', b'{"n": 7, "v": 1}', b'{"n": 8, "v": 2}']
+    found, kept = heard(source, broker, payloads)
+    assert found == values
+    assert [each.said for each in kept] == [["done"]] * 3
+    assert source.drops == ({"repeated": 1} if sequence else {})

@@ -231,3 +231,14 @@ def test_memory_is_bounded_while_offline(count: int) -> None:
         taken += 1
     assert taken == 1000 + 100 + 1
     assert (bulletin.drops.events, bulletin.drops.measures) == (2000 * count - 1000, 2000 * count - 100)
+
+
+def test_an_event_that_was_recalled_meanwhile_is_not_put_back_a_second_time() -> None:
+    bulletin = Bulletin("gw", "sluice")
+    bulletin.put_event(event(1))
+    item = bulletin.take()
+    assert item is not None
+    bulletin.recall()  # the connection is lost while the meter is asked
+    bulletin.put_back(item)
+    assert bulletin.take() == item
+    assert bulletin.take() is None

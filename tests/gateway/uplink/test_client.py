@@ -1,7 +1,9 @@
 import asyncio
+import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
@@ -9,7 +11,7 @@ import pytest
 
 from gateway.config import Broker
 from gateway.uplink.client import MqttConnection
-from gateway.uplink.endpoint import endpoint_of
+from gateway.uplink.endpoint import FileAccess, endpoint_of
 from gateway.uplink.exchange import (
     ConnectionLostError,
     ConnectionRefusedByBrokerError,
@@ -29,12 +31,16 @@ PROTOCOLS = pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 class Talk:
     """A connection under test, and what it received."""
 
-    def __init__(self, broker: ScriptedBroker, protocol: str = "5", keepalive: int = 30, **options: object) -> None:
+    def __init__(
+        self, broker: ScriptedBroker, protocol: str = "5", keepalive: int = 30, url: str = "", **options: object
+    ) -> None:
         self.received: list[Incoming] = []
         self.drops = Drops()
-        given = Broker(url=broker.url, protocol=protocol, keepalive_seconds=keepalive)  # type: ignore[arg-type]
+        given = Broker(url=url or broker.url, protocol=protocol, keepalive_seconds=keepalive)  # type: ignore[arg-type]
         chosen = ConnectOptions(**{"client_id": "one", "connect_timeout_seconds": 2.0, **options})  # type: ignore[arg-type]
-        self.connection = MqttConnection(given, endpoint_of(given), chosen, self.received.append, self.drops)
+        self.connection = MqttConnection(
+            given, endpoint_of(given), chosen, self.received.append, self.drops, access=FileAccess()
+        )
         self.connection.start()
 
     async def end(self) -> Ending:
@@ -227,6 +233,88 @@ async def test_a_broker_that_stops_answering_pings_is_left_after_one_and_a_half_
         await until(lambda: not talk.connection.thread_alive)
 
 
+@asynccontextmanager
+async def thin_link(port: int, bytes_per_second: int) -> AsyncIterator[str]:
+    """Stand before a broker and take what clients send at a low rate, with small buffers; 0 takes nothing any more."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool) -> None:
+        passed = 0
+        with suppress(ConnectionError):
+            while data := await reader.read(4096):
+                writer.write(data)
+                await writer.drain()
+                passed += len(data)
+                while slow and passed > 1000 and not bytes_per_second:
+                    await asyncio.sleep(1.0)
+                if slow and passed > 1000:
+                    await asyncio.sleep(len(data) / bytes_per_second)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward_reader, onward = await asyncio.open_connection("127.0.0.1", port)
+        for coroutine in (pump(reader, onward, slow=True), pump(onward_reader, writer, slow=False)):
+            tasks.add(asyncio.get_running_loop().create_task(coroutine))
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    listener.bind(("127.0.0.1", 0))
+    server = await asyncio.start_server(serve, sock=listener, limit=8192)
+    try:
+        yield f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def published_over(bytes_per_second: int) -> Ending | None:
+    """Publish one message of 600 kB to a broker that expects a ping each second; None if it arrives."""
+    async with (
+        ScriptedBroker(Script(connack_properties=[(wire.SERVER_KEEP_ALIVE, 1)])) as broker,
+        thin_link(broker.port, bytes_per_second) as url,
+    ):
+        talk = Talk(broker, url=url)
+        await talk.connection.opened
+        publication = talk.connection.publish(outgoing(bytes(600_000)))
+        await until(lambda: publication.done() or talk.connection.closed.done(), 30.0)
+        if talk.connection.closed.done():
+            publication.exception()
+            return talk.connection.closed.result()
+        await talk.close()
+        return None
+
+
+async def test_a_large_message_may_take_longer_than_the_broker_may_be_silent() -> None:
+    assert await published_over(100_000) is None
+
+
+async def test_the_control_that_counts_only_what_it_hears_gives_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.uplink.client.LARGE_BYTES", 1 << 40)
+    ending = await published_over(100_000)
+    assert ending is not None
+
+
+async def test_a_peer_that_takes_no_more_of_a_large_message_is_left() -> None:
+    ending = await published_over(0)
+    assert ending is not None
+    assert ending.lane in ("unreachable", "busy")
+
+
+async def test_given_up_in_the_middle_of_traffic_every_message_is_answered() -> None:
+    """The network thread takes from the same queues meanwhile."""
+    for _ in range(20):
+        async with ScriptedBroker() as broker:
+            talk = Talk(broker)
+            await talk.connection.opened
+            waiting = [talk.connection.publish(outgoing()) for _ in range(2000)]
+            await asyncio.sleep(0)
+            talk.connection.abandon(Ending("busy", "enough"))
+            async with asyncio.timeout(10):
+                await asyncio.wait(waiting)
+
+
 async def test_half_a_packet_and_then_silence_is_a_dead_connection() -> None:
     granted: list[wire.Property] = [(wire.SERVER_KEEP_ALIVE, 2)]
     async with ScriptedBroker(Script(connack_properties=granted, half_packet_after_publishes=0)) as broker:
@@ -387,7 +475,9 @@ def tls_server(certificate: Path, key: Path) -> SSLContext:
 
 def secure(broker: ScriptedBroker, ca_file: Path | None) -> MqttConnection:
     given = Broker(url=broker.url, ca_file=ca_file)
-    connection = MqttConnection(given, endpoint_of(given), ConnectOptions("one"), lambda _: None, Drops())
+    connection = MqttConnection(
+        given, endpoint_of(given), ConnectOptions("one"), lambda _: None, Drops(), access=FileAccess()
+    )
     connection.start()
     return connection
 

@@ -151,10 +151,10 @@ def test_the_clock_of_the_ack_runs_only_once_the_broker_has_everything() -> None
     _, second = send(delivery)
     delivery.taken("event", first, 1 * SECOND)
     assert delivery.expire(29 * SECOND) == ()
-    assert not delivery.is_stuck(29 * SECOND)
-    assert delivery.is_stuck(30 * SECOND)  # a batch the broker never answered: only a new connection helps
-    delivery.taken("event", second, 29 * SECOND)
     assert not delivery.is_stuck(30 * SECOND)
+    assert delivery.is_stuck(31 * SECOND)  # a batch the broker never answered: only a new connection helps
+    delivery.taken("event", second, 29 * SECOND)
+    assert not delivery.is_stuck(31 * SECOND)
     assert delivery.deadline() == 34 * SECOND
 
 
@@ -467,3 +467,54 @@ class LossyWorld(RuleBasedStateMachine):
 
 TestLossyWorld = LossyWorld.TestCase
 TestLossyWorld.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+def test_a_pause_that_is_over_is_no_reason_to_wake_up() -> None:
+    """Where the window is full, or nothing comes back, a time in the past would make the uplink spin."""
+    delivery = begun(rejected_pause_seconds=1.0)
+    _, ticket = send(delivery)
+    delivery.rejected("event", ticket, 0)
+    now = 2 * SECOND
+    _, ticket = send(delivery, now)  # one probe
+    assert delivery.next_want(now) is None
+    deadline = delivery.deadline()
+    assert deadline is not None
+    assert deadline > now
+
+
+def test_a_batch_that_is_too_much_for_a_thin_link_is_given_more_time_on_each_new_connection() -> None:
+    """256 KiB over 64 kbit/s take longer than a broker may be silent; in ever new connections they would never pass."""
+    delivery = begun(name="bulk", puback_timeout_seconds=30.0)
+    now, patience = 0, []
+    for _ in range(6):
+        send(delivery, now)
+        deadline = delivery.deadline()
+        assert deadline is not None
+        assert not delivery.is_stuck(deadline - 1)
+        assert delivery.is_stuck(deadline)
+        patience.append((deadline - now) // SECOND)
+        now = deadline
+        delivery.link_down()
+        delivery.link_up(20, now)
+    assert patience == [30, 60, 120, 240, 480, 480]
+    _, ticket = send(delivery, now)
+    delivery.taken("bulk", ticket, now + SECOND)  # the link is well again
+    send(delivery, now + SECOND)
+    assert delivery.is_stuck(now + 31 * SECOND)
+
+
+def test_batches_behind_one_another_are_given_time_one_after_the_other() -> None:
+    delivery = begun(name="bulk", puback_timeout_seconds=30.0)
+    tickets = [send(delivery)[1] for _ in range(3)]
+    for number, ticket in enumerate(tickets, 1):
+        assert not delivery.is_stuck(number * 20 * SECOND)
+        delivery.taken("bulk", ticket, number * 20 * SECOND)
+
+
+def test_a_batch_that_the_broker_passed_over_is_not_waited_for_again() -> None:
+    """A broker answers in order (MQTT 5 §4.6)."""
+    delivery = begun(puback_timeout_seconds=30.0)
+    send(delivery)
+    _, second = send(delivery)
+    delivery.taken("event", second, 20 * SECOND)
+    assert delivery.is_stuck(30 * SECOND)

@@ -58,3 +58,33 @@ def test_another_broker_begins_with_nothing_known_and_the_same_one_does_not() ->
     assert limit.certain(ANNOUNCED) == 4999
     limit.begin("mqtt://two:1883")
     assert limit.certain(ANNOUNCED) == ANNOUNCED
+
+
+def answers_until_larger(limit: PacketLimit) -> int:
+    """Count the answers after which larger batches are tried."""
+    before = limit.preferred(ANNOUNCED)
+    for count in range(1, 100_000):
+        limit.answered()
+        if limit.preferred(ANNOUNCED) > before:
+            return count
+    raise AssertionError("never")
+
+
+def test_after_a_storm_of_cuts_batches_grow_again_to_what_the_broker_takes() -> None:
+    limit = begun()
+    for _ in range(20 * CUTS_BELIEVED):
+        limit.ended(CUT, limit.preferred(ANNOUNCED))
+    for _ in range(2000):
+        limit.answered()
+    assert limit.preferred(ANNOUNCED) == ANNOUNCED
+
+
+def test_where_growth_meets_cuts_again_it_is_tried_ever_more_rarely() -> None:
+    limit = begun()
+    answers = []
+    for _ in range(8):
+        for _ in range(CUTS_BELIEVED):
+            limit.ended(CUT, 20_000)
+        answers.append(answers_until_larger(limit))
+    assert answers == sorted(answers)
+    assert answers[-1] >= 50 * answers[0]

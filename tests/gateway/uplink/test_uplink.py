@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.config import Broker, Cloud
 from gateway.errors import ConfigError
@@ -342,17 +343,58 @@ async def test_a_record_that_cannot_even_be_told_of_blocks_its_class_alone_and_s
             assert store.left("bulk") == 1
 
 
-async def test_a_record_that_cannot_be_set_aside_is_not_replaced() -> None:
+async def test_a_record_that_cannot_be_set_aside_is_not_replaced_and_its_class_alone_waits() -> None:
     store = MemoryStore()
     store.put("bulk", 1, blob=bytes(5000))
     store.keeps = False
     async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 2048)]) as broker:
         uplink = uplink_for(store, broker)
+        with capture_logs() as logs:
+            async with running(uplink.run()):
+                await until(lambda: store.refusals >= 1)
+                store.put("event", 20)
+                uplink.notify(["event"])
+                await until(lambda: store.refusals >= 2 and not store.left("event"))
+                status = uplink.status()
+                assert status.blocked == "class bulk waits: no room to set it aside"
+                assert status.blocked_classes == {"bulk"}
+                assert status.partition is Partition.DEGRADED
+                assert store.left("bulk") == 1
+                store.keeps = True
+                await until(lambda: store.empty)
+                assert uplink.status().blocked == ""
+        told = [entry["event"] for entry in logs if entry["event"] in ("record_not_set_aside", "class_goes_on")]
+        assert told == ["record_not_set_aside", "class_goes_on"]
+        assert not [entry for entry in logs if entry["event"] == "store_unreadable"]
+
+
+async def test_a_class_that_waits_for_room_goes_on_when_the_broker_takes_more() -> None:
+    store = MemoryStore()
+    store.put("bulk", 3, blob=bytes(5000))
+    store.keeps = False
+    async with bridge(connack_properties=[(wire.MAXIMUM_PACKET, 2048)]) as broker:
+        uplink = uplink_for(store, broker)
         async with running(uplink.run()):
-            await until(lambda: store.refusals >= 2)
-            assert store.left("bulk") == 1
-            store.keeps = True
+            await until(lambda: uplink.status().blocked)
+            broker.script.connack_properties = []
+            await broker.stop()
+            await broker.start()
             await until(lambda: store.empty)
+            assert store.kept == {}
+            assert uplink.status().blocked == ""
+
+
+async def test_rows_before_one_that_cannot_be_set_aside_are_delivered() -> None:
+    store = MemoryStore()
+    store.put("event", 5)
+    store.put("event", 1, body=b"}")
+    store.put("event", 5)
+    store.keeps = False
+    async with bridge() as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.left("event") == 6 and uplink.status().blocked)
+        assert committed(broker, "event") == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("body", [b'{"n": 2, "cla', b"", b"\x00" * 30, b'{"n": \xff}', b'{"n": "\xff"}', b"{}}"])
@@ -430,6 +472,58 @@ async def test_a_conflict_is_told_once_and_shown() -> None:
                 broker.acknowledge("gw", epoch, "event", 0, conflicts=conflicts)
             await until(lambda: uplink.status().conflicts == {"event": 3})
         assert told == [("event", 2), ("event", 3)]
+
+
+async def test_conflicts_of_a_store_that_is_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.uplink.uplink.LOOK_SECONDS", 0.2)
+    store = MemoryStore()
+    store.put("event", 1)
+    told: list[tuple[str, int]] = []
+    async with bridge() as broker:
+        uplink = Uplink(cloud(broker), "gw", "sluice", store, on_conflict=lambda name, n: told.append((name, n)))
+        async with running(uplink.run()):
+            await until(lambda: store.empty)
+            broker.acknowledge("gw", EPOCH, "event", 1, conflicts=5)
+            await until(lambda: uplink.status().conflicts == {"event": 5})
+            store.begin_anew("aaaaaaaaaaaaaaaa")
+            uplink.notify(["event"])
+            await until(lambda: uplink.status().conflicts == {})
+            broker.acknowledge("gw", "aaaaaaaaaaaaaaaa", "event", 0, conflicts=1)
+            await until(lambda: uplink.status().conflicts == {"event": 1})
+        assert told == [("event", 5), ("event", 1)]
+
+
+async def test_a_mark_ahead_of_the_store_is_handed_to_it_before_anything_is_sent() -> None:
+    store = MemoryStore()
+    store.put("event", 5)
+    store.follows = True
+    async with bridge() as broker:
+        broker.acknowledge("gw", EPOCH, "event", 50)
+        broker.marks["gw", EPOCH, "event"] = 50
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: store.empty)
+            assert store.ahead == [("event", EPOCH, 50)]
+            broker.acknowledge("gw", EPOCH, "event", 99)  # another device: this one and the bridge have met
+            await until(lambda: uplink.status().ignored_acks == 1)
+            assert store.ahead == [("event", EPOCH, 50)]
+        assert committed(broker, "event") == [51, 52, 53, 54, 55]
+
+
+async def test_the_mark_of_rows_that_are_not_here_lets_nothing_go_that_was_not_sent() -> None:
+    """What was put back is sent once more: an earlier run may have stored it after the loss."""
+    store = MemoryStore()
+    store.put("event", 5)
+    store.jump("event", 45)
+    store.put("event", 5)
+    async with bridge() as broker:
+        broker.acknowledge("gw", EPOCH, "event", 40)
+        broker.digests["gw", EPOCH, "event", 40] = "00"
+        broker.acknowledge("gw", EPOCH, "event", 40)
+        broker.marks["gw", EPOCH, "event"] = 50
+        async with running(uplink_for(store, broker).run()):
+            await until(lambda: store.empty)
+        assert committed(broker, "event") == [1, 2, 3, 4, 5, 51, 52, 53, 54, 55]
 
 
 async def test_a_session_taken_over_is_not_fought_for() -> None:

@@ -1,9 +1,11 @@
 """Calls to the TPM end in time, and leave nothing behind."""
 
+import contextlib
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -109,6 +111,62 @@ def test_without_freeing_them_the_slots_are_soon_used_up(tpm: Swtpm) -> None:
 
     with pytest.raises(KeyStoreUnavailableError, match="no slot left"):
         leak_often()
+
+
+def use_a_slot(tpm: Tpm) -> None:
+    made = tpm.esys.create_primary(None, "ecc")[0]
+    with tpm.flushed(made):
+        for _ in range(3):
+            tpm.esys.read_public(made)
+
+
+def failures_at_once(kind: type[Connection], tcti: str) -> int:
+    """Use several connections at the same time; returns how many of the calls have failed."""
+    failed: list[str] = []
+
+    def often() -> None:
+        connection = kind(tcti, seconds=20)
+        for _ in range(15):
+            try:
+                connection.call("using a slot", use_a_slot)
+            except KeyStoreError as error:
+                failed.append(str(error))
+
+    threads = [threading.Thread(target=often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(failed)
+
+
+def test_connections_take_turns_where_no_resource_manager_keeps_them_apart(tpm: Swtpm) -> None:
+    class Careless(Connection):
+        @contextlib.contextmanager
+        def _alone(self, what: str) -> Iterator[None]:
+            yield
+
+    assert failures_at_once(Connection, tpm.tcti) == 0
+    assert failures_at_once(Careless, tpm.tcti) > 0
+
+
+def test_another_program_that_keeps_the_tpm_is_told_as_busy(tpm: Swtpm) -> None:
+    connection = Connection(tpm.tcti, seconds=0.4)
+    other = Connection(tpm.tcti, seconds=20)
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay(opened: Tpm) -> None:
+        inside.set()
+        leave.wait(20)
+
+    thread = threading.Thread(target=lambda: other.call("staying", stay))
+    thread.start()
+    assert inside.wait(10)
+    with pytest.raises(KeyStoreUnavailableError, match="busy with another program"):
+        connection.call("trying", random_bytes)
+    leave.set()
+    thread.join()
+    assert connection.call("trying", random_bytes) == 8
 
 
 def test_an_error_of_the_work_itself_reaches_the_caller(tpm: Swtpm) -> None:

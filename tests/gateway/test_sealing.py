@@ -1,0 +1,308 @@
+"""Pipelines get weights from the sealed store alone; what lies in clear is sealed first."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from nacl.public import PublicKey, SealedBox
+
+from gateway.config import Vault as VaultSettings
+from gateway.errors import ModelError, WeightsWithheldError
+from gateway.inference.bundle import Release, ReleaseStore
+from gateway.sealing import KeyWatch, SealedModels, VaultView, open_vault
+from gateway.vault.aead import this_machines_algorithm
+from gateway.vault.store import read_release
+from gateway.vault.vault import Vault
+from gateway.wire.identity import Grant
+from gateway.wire.manifest import Artefact
+from gateway.wire.times import rfc3339
+from tests.simulators import swtpm
+from tests.simulators.releases import write_release
+
+SOFTWARE = VaultSettings(level="software")
+NOW_NS = 1_790_000_000_000_000_000
+DAY_NS = 86_400 * 10**9
+WEIGHTS = b"canary weights " * 1000
+
+
+class Device:
+    """A state directory with a vault, and a directory with a release in clear."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.state = tmp_path / "state"
+        self.state.mkdir()
+        self.site = tmp_path / "site"
+        self.now_ns = NOW_NS
+        write_release(self.site, "pump", "1.0.0", WEIGHTS)
+        self.vault = Vault.open(SOFTWARE, self.state, now_ns=lambda: self.now_ns)
+        self.models = SealedModels(self.vault)
+
+    def find(self, wanted: str = "pump") -> tuple[Release, Artefact]:
+        store = ReleaseStore([self.site], packaged=self.site / "none", sealed=self.models.directory)
+        release = store.find(wanted)
+        return release, release.manifest.artefacts[0]
+
+    def read(self) -> bytes:
+        weights = self.models.open(*self.find())
+        try:
+            return Path(weights.path).read_bytes()
+        finally:
+            weights.close()
+
+    def clear_files(self) -> list[Path]:
+        """Return the files below the state directory that hold the canary."""
+        return [file for file in self.state.rglob("*") if file.is_file() and b"canary weights" in file.read_bytes()]
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return Device(tmp_path)
+
+
+def test_a_release_in_clear_is_sealed_and_its_weights_come_from_there(device: Device) -> None:
+    assert device.read() == WEIGHTS
+    release, _ = device.find()
+    assert release.directory == device.models.directory / "pump" / "1.0.0"
+    assert read_release(release.directory).is_sealed
+    assert device.clear_files() == []
+
+
+def test_a_search_for_the_canary_finds_it_where_it_lies_in_clear(device: Device) -> None:
+    (device.state / "careless").write_bytes(WEIGHTS)
+    assert device.clear_files() == [device.state / "careless"]
+
+
+def test_once_sealed_a_release_needs_its_plain_files_no_more(device: Device) -> None:
+    device.read()
+    for file in (device.site / "pump" / "1.0.0").iterdir():
+        file.unlink()
+    assert device.read() == WEIGHTS
+
+
+def test_two_pipelines_that_want_a_release_at_the_same_time_seal_it_once(device: Device) -> None:
+    found: list[bytes] = []
+    together = threading.Barrier(4)
+
+    def run() -> None:
+        together.wait()
+        found.append(device.read())
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [WEIGHTS] * 4
+    assert len([*device.models.directory.rglob("*.sealed")]) == 1
+
+
+def test_sealing_that_was_cut_short_is_done_again(device: Device) -> None:
+    partial = device.models.directory / "pump" / "1.0.0.partial"
+    partial.mkdir(parents=True)
+    (partial / "manifest.json").write_bytes((device.site / "pump" / "1.0.0" / "manifest.json").read_bytes())
+    (partial / "model.tflite.sealed").write_bytes(b"half of it")
+    assert device.read() == WEIGHTS
+    assert not partial.exists()
+
+
+def test_weights_that_are_not_those_of_the_manifest_are_not_sealed(device: Device) -> None:
+    (device.site / "pump" / "1.0.0" / "model.tflite").write_bytes(WEIGHTS[:-1] + b"!")
+    with pytest.raises(
+        ModelError, match=r"model pump 1\.0\.0: .*is not the file of this release .*install the release again"
+    ):
+        device.read()
+    assert not (device.models.directory / "pump" / "1.0.0").exists()
+
+
+def test_a_damaged_container_is_a_matter_of_the_release(device: Device) -> None:
+    device.read()
+    (sealed,) = device.models.directory.rglob("*.sealed")
+    content = bytearray(sealed.read_bytes())
+    content[-20] ^= 1
+    sealed.write_bytes(content)
+    with pytest.raises(ModelError, match="fetch the release again"):
+        device.read()
+
+
+def test_a_version_that_was_changed_is_told_and_not_run(device: Device) -> None:
+    device.read()
+    for file in (device.site / "pump" / "1.0.0").iterdir():
+        file.unlink()
+    (device.site / "pump" / "1.0.0").rmdir()
+    write_release(device.site, "pump", "1.0.0", b"trained again")
+    with pytest.raises(ModelError, match="a version is never changed, choose a new one"):
+        device.read()
+
+
+def test_what_lies_in_clear_among_the_sealed_releases_is_not_run(device: Device) -> None:
+    write_release(device.models.directory, "fan", "1.0.0")
+    with pytest.raises(ModelError, match="lies in clear among the sealed releases: move it elsewhere"):
+        device.models.open(*device.find("fan"))
+
+
+# ---- keys ----------------------------------------------------------------------------------------
+
+
+def test_without_the_key_weights_are_withheld_and_come_when_it_is_back(device: Device) -> None:
+    device.read()
+    key = device.state / "vault" / "software.key"
+    key.chmod(0o644)
+    with pytest.raises(WeightsWithheldError, match=r"model pump 1\.0\.0 waits for its key: .*chmod 600"):
+        device.read()
+    key.chmod(0o600)
+    assert device.read() == WEIGHTS
+
+
+def test_what_was_sealed_under_a_vault_that_was_given_up_is_sealed_again_where_it_lies_in_clear(device: Device) -> None:
+    device.read()
+    device.vault.initialise(anew=True)
+    assert device.read() == WEIGHTS
+    device.vault.initialise(anew=True)
+    shutil.rmtree(device.site)
+    with pytest.raises(WeightsWithheldError, match="no key for the release"):
+        device.read()
+
+
+def fleet_release(device: Device, content_key: bytes) -> Path:
+    """Seal a release as the build side does, with a key that this device has not."""
+    other = Vault.open(SOFTWARE, device.state.with_name("build"))
+    other.initialise()
+    plain = read_release(write_release(device.site.with_name("build-site"), "fleet", "1.0.0", WEIGHTS))
+    return other.releases.put(plain, content_key, this_machines_algorithm()).directory
+
+
+def grant(device: Device, directory: Path, content_key: bytes, lease_until_ns: int = NOW_NS + DAY_NS) -> Grant:
+    release = read_release(directory)
+    return Grant(
+        release=release.label,
+        digest=release.digest,
+        wrapped_key=SealedBox(PublicKey(device.vault.recipient())).encrypt(content_key),
+        lease_until=rfc3339(lease_until_ns),
+        lease_until_ns=lease_until_ns,
+    )
+
+
+def test_a_release_of_the_fleet_opens_with_its_grant_and_is_refused_when_the_lease_has_ended(device: Device) -> None:
+    key = bytes(range(32))
+    directory = fleet_release(device, key)
+    found = ReleaseStore([directory.parents[1]], packaged=device.site / "none", sealed=device.models.directory)
+    release = found.find("fleet")
+
+    def opened() -> bytes:
+        weights = device.models.open(release, release.manifest.artefacts[0])
+        try:
+            return Path(weights.path).read_bytes()
+        finally:
+            weights.close()
+
+    with pytest.raises(WeightsWithheldError, match="no key for the release"):
+        opened()
+    device.models.accept([grant(device, directory, key)], NOW_NS)
+    running = device.models.open(release, release.manifest.artefacts[0])
+    assert opened() == WEIGHTS
+    device.now_ns += 2 * DAY_NS
+    with pytest.raises(WeightsWithheldError, match=r"lease for fleet 1\.0\.0 ended .*What is running goes on"):
+        opened()
+    assert Path(running.path).read_bytes() == WEIGHTS
+    device.models.accept([grant(device, directory, key, device.now_ns + DAY_NS)], device.now_ns)
+    assert opened() == WEIGHTS
+
+
+def test_a_grant_does_not_take_away_the_key_of_what_this_device_has_sealed_itself(device: Device) -> None:
+    device.read()
+    release, _ = device.find()
+    device.models.accept([grant(device, release.directory, bytes(32))], NOW_NS)
+    assert device.read() == WEIGHTS
+
+
+def test_a_grant_that_cannot_be_used_does_not_keep_the_others_out(device: Device) -> None:
+    device.models.prepare()
+    key = bytes(range(32))
+    directory = fleet_release(device, key)
+    good = grant(device, directory, key)
+    bad = Grant(
+        release="else 1.0.0",
+        digest="ab" * 32,
+        wrapped_key=bytes(80),
+        lease_until=good.lease_until,
+        lease_until_ns=good.lease_until_ns,
+    )
+    device.models.accept([bad, good], NOW_NS)
+    assert [key.label for key in device.vault.status().keys] == ["fleet 1.0.0"]
+
+
+# ---- level tpm -----------------------------------------------------------------------------------
+
+
+def tpm_settings(tmp_path: Path) -> VaultSettings:
+    if reason := swtpm.missing():
+        pytest.skip(reason)
+    (tmp_path / "policy").mkdir()
+    public = generate_private_key(SECP256R1()).public_key()
+    file = tmp_path / "policy.pub"
+    file.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return VaultSettings(
+        level="tpm",
+        tcti="swtpm:host=127.0.0.1,port=9",
+        policy_key_file=file,
+        policy_directory=tmp_path / "policy",
+        timeout_seconds=3.0,
+    )
+
+
+def test_without_an_approval_a_vault_of_level_tpm_says_which_command_makes_one(tmp_path: Path) -> None:
+    settings = tpm_settings(tmp_path)
+    write_release(tmp_path / "site", "pump", "1.0.0", WEIGHTS)
+    models = SealedModels(open_vault(settings, tmp_path / "state"))
+    release = ReleaseStore([tmp_path / "site"], packaged=tmp_path / "none").find("pump")
+    with pytest.raises(WeightsWithheldError, match="gateway vault policy sign --first"):
+        models.open(release, release.manifest.artefacts[0])
+    assert "gateway vault policy sign --first" in models.look().problem
+    assert [*tmp_path.rglob("*.sealed")] == []
+
+
+# ---- telling -------------------------------------------------------------------------------------
+
+
+class Told:
+    """Notices, as they come."""
+
+    def __init__(self) -> None:
+        self.codes: list[str] = []
+
+    def __call__(self, code: str, severity: str, detail: str) -> None:
+        assert severity in ("info", "error")
+        assert "door" in detail
+        self.codes.append(code)
+
+
+def test_a_pipeline_without_its_key_is_told_once_when_it_begins_and_once_when_it_is_over() -> None:
+    told = Told()
+    watch = KeyWatch(told)
+    for _ in range(3):
+        watch.withheld("door", "the TPM does not answer")
+    assert watch.waiting == {"door": "the TPM does not answer"}
+    assert watch.refusals == 3
+    watch.given("door")
+    watch.given("door")
+    assert told.codes == ["weights_withheld", "weights_given"]
+    assert watch.waiting == {}
+
+
+def test_the_report_says_how_long_a_lease_still_lasts(device: Device) -> None:
+    device.models.prepare()
+    key = bytes(range(32))
+    device.models.accept([grant(device, fleet_release(device, key), key)], NOW_NS)
+    now = 100.0
+    view = VaultView(SOFTWARE, KeyWatch(Told()), monotonic=lambda: now)
+    assert (view.report().level, view.report().ready) == ("software", False)
+    view.take(device.models.look())
+    now += 60
+    report = view.report()
+    assert report.ready
+    assert "development" in report.warnings[0]
+    assert report.keys[0].remaining_seconds == pytest.approx(86_400 - 60)
+    assert report.keys[0].lease_until is not None
