@@ -110,8 +110,8 @@ def free_port() -> int:
         return port
 
 
-def is_listening(port: int) -> bool:
-    """Tell whether something accepts connections on a loopback port."""
+def is_listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Tell whether something accepts connections on a port, of the loopback address unless another one is given."""
     with socket.socket() as probe:
         probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0

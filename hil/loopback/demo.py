@@ -1,5 +1,7 @@
 """`make demo`: the whole system on this machine, on real input, until Ctrl-C or for DURATION seconds.
 
+The gateway has a TPM (swtpm), enrols, and reaches the cloud's broker with a certificate; its models lie sealed.
+
 Progress goes to stderr; the last line of stdout is one JSON document. The exit status is 0 only if nothing
 was lost, nothing is there twice, and every pipeline produced inferences.
 """
@@ -11,18 +13,22 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gateway.vault.store import SealedStore
 from hil.loopback.assets.clip import CLIPS
 from hil.loopback.children import RigError
 from hil.loopback.rig import GATEWAY_ID, Rig, eventually
 from hil.loopback.tally import Tally, tally_of
 
 VAR = Path("var/demo")
+_COMMANDS = Path(sys.executable).parent
 _REPORT_EVERY_SECONDS = 5.0
+_SECURED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +130,24 @@ def run(wishes: Wishes, directory: Path = VAR) -> int:
         signal.signal(number, lambda *_: stop.set())
     run_directory = (directory / "run").resolve()
     models = {"directories": [str((directory / "models").resolve())]}
-    with Rig(run_directory, sources_for(wishes, data.resolve()), pipelines(), gateway={"models": models}) as rig:
+    sources = sources_for(wishes, data.resolve())
+    with Rig(run_directory, sources, pipelines(), gateway={"models": models}, security="tpm") as rig:
         _introduce(rig)
-        say("==> starting the broker, the cloud bridge and the gateway")
-        started = time.monotonic()
+        say("==> preparing a TPM, an approved boot state, certificates and a claim; then starting everything")
         rig.start(lambda what: say(f"    {what}"))
+        started = time.monotonic()
+        _say_how_secured(rig, stop)
         say(f"==> running; open {rig.console_url}  (Ctrl-C stops)")
-        say(f"    mosquitto_sub -h 127.0.0.1 -p {rig.ports.broker} -t 'sluice/v1/+/event/#'")
+        say(f"    mosquitto_sub -h 127.0.0.1 -p {rig.site_port} -t 'sluice/v1/+/event/#'")
         _watch(rig, stop, started, wishes.duration_seconds)
+        security = security_of(rig)
         say("==> stopping; the outbox drains first")
         ran_seconds = time.monotonic() - started
         rig.gateway.stop(60.0)
         last = rig.last_run()
         counts = _settled(rig)
         rig.stop()
-    result = summary(last, counts, ran_seconds)
+    result = {**summary(last, counts, ran_seconds), "security": security}
     silent = [name for name, pipeline in last["pipelines"].items() if not pipeline["inferences"]]
     for name in silent:
         reason = last["pipelines"][name].get("last_error") or "no samples"
@@ -159,6 +168,54 @@ def _introduce(rig: Rig) -> None:
     say("    person-vehicle-detector: SSD MobileNet v2 for Open Images V4, from MediaPipe (Apache-2.0), made int8 here")
 
 
+def _say_how_secured(rig: Rig, stop: threading.Event) -> None:
+    """Wait until the gateway has enrolled and its models are sealed and loaded, and say so.
+
+    Raises:
+        RigError: it does not get that far.
+    """
+    deadline = time.monotonic() + _SECURED_SECONDS
+    while not stop.wait(0.1):
+        security, status = security_of(rig), rig.gateway_status() or {}
+        if security["certificate_until"] and not _loading(status):
+            break
+        if time.monotonic() > deadline:
+            why = (rig.gateway_identity() or {}).get("reason") or "see the log"
+            raise RigError(f"the gateway did not enrol and seal its models: {why}\n{rig.gateway.tail()}")
+    else:
+        return
+    say(f"    enrolled: certificate until {security['certificate_until']}, renewed half-way by the TPM's word")
+    say(f"    attested: boot state {security['boot_state']} is approved")
+    say(f"    sealed under the TPM: {', '.join(security['sealed_models'])}")
+    say(f"    {_shown(_COMMANDS)}/gateway vault status --config {_shown(rig.gateway_file)}")
+    say(f"    {_shown(_COMMANDS)}/cloud-bridge identity devices --config {_shown(rig.bridge_file)}")
+
+
+def _loading(status: dict[str, Any]) -> bool:
+    """Tell whether a pipeline has not made up its mind yet; one that has failed has."""
+    found = status.get("pipelines", [])
+    return not found or any(pipeline["state"] == "starting" for pipeline in found)
+
+
+def security_of(rig: Rig) -> dict[str, Any]:
+    """Return how the running gateway is secured, for the closing document."""
+    identity = rig.gateway_identity() or {}
+    left = identity.get("expires_in_seconds") or 0.0
+    until = datetime.now(UTC) + timedelta(seconds=left)
+    return {
+        "level": identity.get("level") or "none",
+        "boot_state": identity.get("boot_state", ""),
+        "certificate_until": until.strftime("%Y-%m-%dT%H:%M:%SZ") if left > 0 else None,
+        "renewals": max(0, identity.get("renewals", 0) - 1),  # the first of them was the enrolment
+        "sealed_models": sorted(release.label for release in SealedStore(rig.state_directory / "models").releases()),
+    }
+
+
+def _shown(file: Path) -> Path:
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
+
+
 def _watch(rig: Rig, stop: threading.Event, started: float, duration_seconds: float | None) -> None:
     """Report every few seconds until it is time to stop.
 
@@ -170,7 +227,7 @@ def _watch(rig: Rig, stop: threading.Event, started: float, duration_seconds: fl
         left = _REPORT_EVERY_SECONDS if end is None else end - time.monotonic()
         if left <= 0 or stop.wait(min(_REPORT_EVERY_SECONDS, left)):
             return
-        for child in (rig.broker, rig.bridge, rig.gateway):
+        for child in rig.children:
             if not child.running:
                 raise RigError(f"{child.name} ended by itself; its output:\n{child.tail()}")
         status = rig.gateway_status()

@@ -207,7 +207,7 @@ sources:
 pipelines:
   door:
     source: gates
-    model: person
+    model: vibration-anomaly
     rules:
       - {name: somebody, min_score: 1.5}
       - {name: somebody, zone: yard}
@@ -217,6 +217,7 @@ cloud:
 metrics:
   port: 99999
 log: {level: loud}
+vault: {level: software}
 """
 
 PLACES = {
@@ -262,8 +263,9 @@ def test_the_same_configuration_without_mistakes_is_accepted(tmp_path: Path) -> 
     file = tmp_path / "gateway.yaml"
     file.write_text(
         "gateway: {id: dock-7, state_directory: state}\n"
+        "vault: {level: software}\n"
         "sources: {machine: {type: health}}\n"
-        "pipelines: {machine: {source: machine, model: person}}\n"
+        "pipelines: {machine: {source: machine, model: vibration-anomaly}}\n"
     )
     checked = gateway_command("config", "validate", str(file))
     assert checked.returncode == 0, checked.stdout

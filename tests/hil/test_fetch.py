@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from gateway.config import Pipeline
 from gateway.inference.bundle import ReleaseStore
+from gateway.inference.plain import open_plain
 from gateway.inference.select import load_model
 from gateway.preprocess.preparation import preparation_for
 from gateway.values import Frame
@@ -326,7 +327,7 @@ def test_the_detector_finds_people_in_the_clip() -> None:
     if clip is None or clip.name != PEDESTRIANS.file or not detector.detector_is_there(DEMO / "models"):
         pytest.skip("needs the clip vtest.avi and the detector in var/demo: run `python -m hil.loopback.fetch`")
     pipeline = Pipeline(source="entrance", model=detector.NAME)
-    model = load_model(ReleaseStore([DEMO / "models"]), pipeline, preparation_for)
+    model = load_model(ReleaseStore([DEMO / "models"]), pipeline, preparation_for, open_plain)
     images = detector.take_frames(clip).held_back
     people = 0
     for number, image in enumerate(images, start=1):

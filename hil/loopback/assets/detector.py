@@ -22,6 +22,7 @@ from gateway.errors import ModelError
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.litert import LiteRtBackend
 from gateway.inference.model import Model, open_model
+from gateway.inference.plain import open_plain
 from gateway.preprocess.image import ImageShaper
 from gateway.preprocess.preparation import preparation_for
 from gateway.values import Frame
@@ -261,7 +262,9 @@ def open_detector(models: Path, artefact: Artefact, min_score: float = _JUDGED_A
     """
     try:
         release = ReleaseStore([models]).find(f"{NAME}@{VERSION}")
-        return open_model(release, artefact, LiteRtBackend(), preparation_for, min_score=min_score)
+        return open_model(
+            release, artefact, LiteRtBackend(), preparation_for, open_weights=open_plain, min_score=min_score
+        )
     except ModelError as error:
         raise FetchError(str(error)) from error
 
