@@ -143,6 +143,7 @@ def emulated(network: Network, place: Place, weather: Weather, log: Path) -> Ite
     command += ["--weather", json.dumps(asdict(weather)), "--report", str(report)]
     emulator = Child("link-emulator", command, log)
     address = network.address(place)
+    report.unlink(missing_ok=True)  # of an earlier emulator of that name
     emulator.start()
     try:
         emulator.wait_until(report.exists, "the emulator is there")

@@ -46,7 +46,7 @@ def withhold(experiment: Experiment, options: Options) -> float:
     options = Options(
         rate=options.rate, ack_timeout_seconds=options.ack_timeout_seconds, broker_lines=(f"acl_file {rules}",)
     )
-    seconds = experiment.seconds(6.0, 1 / 30)
+    seconds = experiment.seconds(4.0, 1 / 30)
     with Stand(experiment, options) as stand:
         stand.start()
         stand.flows()

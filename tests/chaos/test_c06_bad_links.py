@@ -51,7 +51,7 @@ def test_c06_control_more_than_the_link_carries_is_seen_in_the_backlog(
     with NetRig(experiment, network, Options(rate=3000.0, keepalive_seconds=10)) as stand:
         stand.start()
         with rate(network, "device", 64):
-            pause(4.0)
+            pause(2.5)
             waiting = int(stand.told()["waiting"])
         experiment.log("overloaded", waiting=waiting)
         assert waiting > RATE * BACKLOG_SECONDS

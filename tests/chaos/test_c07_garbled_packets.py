@@ -63,7 +63,7 @@ def forge(experiment: Experiment, network: Network, stand: NetRig) -> None:
     """Change bytes in packets and make their checksums right, for a while."""
     weather = Weather(delay_ms=2.0, forge=0.02, seed=experiment.random.randrange(1 << 30))
     with emulated(network, "device", weather, experiment.directory / "forged.log") as report:
-        for _ in range(experiment.scaled(4, 60)):
+        for _ in range(experiment.scaled(3, 60)):
             stand.ask("burst")
             pause(1.5)
     done = json.loads(report.read_text())

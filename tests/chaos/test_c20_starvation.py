@@ -40,7 +40,7 @@ def test_c20_control_a_quota_that_is_too_small_is_seen(experiment: Experiment) -
 
 def starve(experiment: Experiment, stand: SiteStand, percent: float) -> tuple[float, float]:
     """Return inferences a second before, and with busy neighbours and a quota."""
-    seconds = experiment.seconds(4.0, 1 / 30)
+    seconds = experiment.seconds(3.0, 1 / 30)
     stand.start()
     stand.flows(1)
     stand.remember()

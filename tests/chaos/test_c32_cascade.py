@@ -42,7 +42,7 @@ def test_c32_control_a_gateway_that_deletes_on_puback_does_not_survive(
     storm = Step(("pause-bridge",), 0.5, 0.0, burst=True), Step(("kill-bridge", "kill-broker"), 0.2, 0.5, burst=True)
     with NetRig(experiment, network, careless) as stand:
         stand.start()
-        for _ in range(5):
+        for _ in range(3):
             carry_out(stand, storm)
         stand.flows(1)
         with pytest.raises(AssertionError, match="lost"):

@@ -27,7 +27,7 @@ from tests.chaos.trend import Trend, trend_of
 RATE_FACTOR = 20
 WINDOWS_A_SECOND = 4.0
 """What the sensor gives at its own speed."""
-SHORT_SECONDS = 40.0
+SHORT_SECONDS = 35.0
 WARM_UP_SHARE = 0.3
 CAPS = {"rss_bytes": 256.0 * MIB, "fds": 64.0, "threads": 16.0, "wal_bytes": 256.0 * MIB, "store_bytes": 1024.0 * MIB}
 # What a start may still add while a short look is taken; nothing in the long form.

@@ -291,11 +291,14 @@ class SoftwareDevice:
     recipient: PrivateKey = field(default_factory=PrivateKey.generate)
 
     def enrol(self, token: str | None = None) -> Granted:
+        return self.attest(self.open_enrolment(token))
+
+    def open_enrolment(self, token: str | None = None) -> Challenge:
         spki = self.identity.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         request = EnrolRequest(gateway=self.gateway, level="software", ak_public=spki, claim_token=token)
-        return self.attest(ask(self.post, PATH_ENROL, request, Challenge))
+        return ask(self.post, PATH_ENROL, request, Challenge)
 
     def renew(self) -> Granted:
         request = ChallengeRequest(gateway=self.gateway, level="software")

@@ -19,6 +19,8 @@ class MemoryStore:
         self.acknowledged: list[tuple[RecordClass, str, int]] = []
         self.keeps = True  # False: nothing can be set aside
         self.refusals = 0
+        self.follows = False  # True: a mark that is ahead makes it number all its rows again above
+        self.ahead: list[tuple[RecordClass, str, int]] = []
         self.kept: dict[tuple[RecordClass, int], tuple[str, Stored]] = {}
         self._lock = threading.Lock()
         self._rows: dict[RecordClass, dict[int, Stored]] = {name: {} for name in CLASSES}
@@ -49,6 +51,11 @@ class MemoryStore:
             for seq in seqs:
                 self._rows[name].pop(seq, None)
                 self._base[name] = max(self._base[name], seq + 1)
+
+    def jump(self, name: RecordClass, count: int) -> None:
+        """Leave numbers out."""
+        with self._lock:
+            self._next[name] += count
 
     def left(self, name: RecordClass) -> int:
         with self._lock:
@@ -101,6 +108,20 @@ class MemoryStore:
             gone = [seq for seq in range(self._base[record_class], mark + 1) if held.pop(seq, None) is not None]
             self._base[record_class] = max(self._base[record_class], mark + 1)
             return len(gone)
+
+    def follow(self, record_class: RecordClass, epoch: str, mark: int) -> bool:
+        self._check()
+        with self._lock:
+            self.ahead.append((record_class, epoch, mark))
+            if not self.follows:
+                return False
+            moved = [self._rows[record_class].pop(seq) for seq in sorted(self._rows[record_class])]
+            self._next[record_class] = max(self._next[record_class], mark + 1)
+            for row in moved:
+                seq = self._next[record_class]
+                self._rows[record_class][seq] = Stored(seq, row.kind, row.recorded_at_ns, row.body, row.blob)
+                self._next[record_class] += 1
+            return True
 
     def heads(self) -> Mapping[RecordClass, tuple[int, int]]:
         self._check()
