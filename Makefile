@@ -59,7 +59,7 @@ $(ASSETS): $(wildcard hil/loopback/fetch.py hil/loopback/assets/*.py) cloud_brid
 	@$(PY) -m hil.loopback.fetch
 	@touch $@
 
-demo: setup $(ASSETS) ## Run broker, gateway and cloud bridge on this machine [CAMERA= SPEED= DURATION=]
+demo: setup $(ASSETS) ## Run brokers, cloud bridge and a gateway with a TPM on this machine [CAMERA= SPEED= DURATION=]
 	@$(PY) -m hil.loopback.demo $(ARGS)
 
 test: setup lint ## Check the code, then run the tests [ARGS=]

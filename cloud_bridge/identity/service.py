@@ -389,7 +389,7 @@ class IdentityService:
         note(tx, Happening(device.gateway, kind, device.address, detail, evidence, proven=True), now_ns)
         self._metrics.enrolled.labels(device.level).inc()
         log.info(
-            "identity_enrolled", gateway=device.gateway, how=kind, level=device.level, ek_trusted=device.ek_trusted
+            "identity_enrolled", gateway=device.gateway, how=kind, security=device.level, ek_trusted=device.ek_trusted
         )
 
     def _open(self, tx: Transaction, gateway: str, pending: Pending, now_ns: int) -> Session:

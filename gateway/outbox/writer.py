@@ -345,8 +345,8 @@ class Writer:
             code="store_rolled_back",
             severity="error",
             detail=f"the cloud has other records of class {record_class} up to number {mark} than this store, opened "
-            f"at {first - 1}: an older copy of it was put back, its disk lost writes, or it was cloned; rows from {first} "
-            f"are numbered again from {above + 1}",
+            f"at {first - 1}: an older copy of it was put back, its disk lost writes, or it was cloned; "
+            f"rows from {first} are numbered again from {above + 1}",
             at=rfc3339(self._wall_ns()),
         )
         with self._database.transaction():

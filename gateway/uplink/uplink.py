@@ -160,9 +160,7 @@ class Uplink:
         self._gate = Gate(meter, cloud.brokers, root)
         self._client = MqttClient(
             cloud.brokers,
-            ConnectOptions(
-                client_id=f"{root}-{gateway_id}", identity_client_id=gateway_id, in_flight=cloud.in_flight
-            ),
+            ConnectOptions(client_id=f"{root}-{gateway_id}", identity_client_id=gateway_id, in_flight=cloud.in_flight),
             self,
             presence=GatewayPresence(gateway_id, root, version, clock_ns),
             fail_back_seconds=cloud.fail_back_seconds,

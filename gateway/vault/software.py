@@ -41,7 +41,9 @@ class SoftwareKeyStore:
                 f"vault.level software is refused on an appliance ({appliance_marker} is there): use level tpm"
             )
         self._file = directory / _FILE
-        log.warning("vault_is_not_protected", level="software", key_file=str(self._file), remedy="use vault.level tpm")
+        log.warning(
+            "vault_is_not_protected", security="software", key_file=str(self._file), remedy="use vault.level tpm"
+        )
 
     def provision(self) -> None:
         """Draw the key if there is none."""

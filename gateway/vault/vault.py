@@ -130,7 +130,7 @@ class Vault:
             if self._keyring.generation is None:
                 self.store.provision()
                 self._keyring.create()
-                log.info("vault_initialised", level=self.store.level)
+                log.info("vault_initialised", security=self.store.level)
 
     def check(self) -> None:
         """Unseal everything and throw it away.
@@ -146,13 +146,13 @@ class Vault:
         """Change the vault key and the recipient key. Grants that were made before and not taken yet come too late."""
         with self._locked(exclusive=True):
             self._keyring.replace(vault_key=secrets.token_bytes(KEY_BYTES))
-            log.info("vault_rotated", level=self.store.level, generation=self._keyring.generation)
+            log.info("vault_rotated", security=self.store.level, generation=self._keyring.generation)
 
     def reseal(self) -> None:
         """Seal the same keys anew, e.g. for another policy key. The present state must be an approved one."""
         with self._locked(exclusive=True):
             self._keyring.replace()
-            log.info("vault_resealed", level=self.store.level, generation=self._keyring.generation)
+            log.info("vault_resealed", security=self.store.level, generation=self._keyring.generation)
 
     def advance_counter(self) -> int:
         """Make older images worthless; see `TpmKeyStore.advance`. Call it when a new image has proved itself.

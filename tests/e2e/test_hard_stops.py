@@ -55,7 +55,7 @@ def on(disk: Path, site: Site) -> Rig:
         pipelines={"motor": motor},
         gateway={
             "gateway": {"state_directory": str(disk / "state")},
-            "outbox": {"ballast_bytes": MIB},
+            "outbox": {"ballast_bytes": 2 * MIB},
             "cloud": {"drain_seconds": 3.0},
         },
     )

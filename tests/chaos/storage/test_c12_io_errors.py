@@ -145,7 +145,7 @@ def test_c12_a_gateway_on_a_disk_that_turns_read_only_says_so_and_recovers_after
 ) -> None:
     disk = fuse_disk(size_mib=48)
     state = disk.mountpoint / "state"
-    rig = site(gateway={"gateway": {"state_directory": str(state)}, "outbox": {"ballast_bytes": 1 << 20}})
+    rig = site(gateway={"gateway": {"state_directory": str(state)}, "outbox": {"ballast_bytes": 2 << 20}})
     rig.use_state(state)
     rig.start_broker()
     rig.start_gateway()

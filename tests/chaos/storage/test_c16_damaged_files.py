@@ -58,7 +58,7 @@ def reachable() -> bool:
 
 
 def test_c16_a_gateway_starts_whatever_has_become_of_its_files(experiment: Experiment, site: Site) -> None:
-    rig = site(gateway={"outbox": {"ballast_bytes": 1 << 20}, "cloud": {"drain_seconds": 0.2}})
+    rig = site(gateway={"outbox": {"ballast_bytes": 2 << 20}, "cloud": {"drain_seconds": 0.2}})
     if reachable():
         unprivileged(rig)
     else:

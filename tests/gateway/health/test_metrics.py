@@ -2,7 +2,7 @@
 
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,9 @@ def test_a_class_that_waits_and_one_in_conflict_are_shown_until_it_is_over() -> 
     metrics = Metrics()
     for conflicts, blocked in ((5, 1), (0, 0)):
         uplink = Uplink("healthy", {"bulk": Link(0, 0, 0)}, 1)
-        metrics.observe_uplink(
-            replace(uplink, conflicts={"bulk": conflicts} if conflicts else {}, blocked_classes=("bulk",) * blocked)
-        )
+        uplink.conflicts = {"bulk": conflicts} if conflicts else {}
+        uplink.blocked_classes = ("bulk",) if blocked else ()
+        metrics.observe_uplink(uplink)
         assert value(metrics, "uplink_conflicts", **{"class": "bulk"}) == conflicts
         assert value(metrics, "uplink_blocked", **{"class": "bulk"}) == blocked
 
