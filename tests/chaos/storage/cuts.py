@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,11 +151,20 @@ def workplace() -> Iterator[Path]:
         yield Path(name)
 
 
+_TRIES = 5
+
+
 @contextmanager
 def mounted(image: Path, place: Path, file_system: FileSystem = "ext4") -> Iterator[Path]:
     """Mount an image as a machine does after the power came back: the file system replays its journal first."""
     place.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", file_system, "-o", "loop", str(image), str(place)], check=True)
+    command = ["mount", "-t", file_system, "-o", "loop", str(image), str(place)]
+    for _ in range(_TRIES - 1):  # another experiment may take the free loop device between the asking and the taking
+        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+            break
+        time.sleep(0.3)
+    else:
+        subprocess.run(command, check=True)
     try:
         yield place
     finally:
