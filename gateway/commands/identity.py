@@ -30,13 +30,15 @@ def command() -> None:
 @config_option
 @json_option
 def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
-    """Tell how the identity of the running gateway stands."""
+    """Tell how the identity of the running gateway stands; exit status 1 unless it is valid."""
     config = _config(config_file)
     answer = _ask(config)
     if as_json:
         print_json(answer)
     else:
         _show(answer)
+    if answer.state != "valid":
+        sys.exit(1)
 
 
 @command.command("enrol")

@@ -21,7 +21,7 @@ from gateway.identity.errors import (
 from gateway.identity.keys import Attestor
 from gateway.identity.record import IdentityFiles, IdentityRecord, read_claim_file
 from gateway.identity.server import IdentityServer
-from gateway.identity.tls import Svid, fresh_key
+from gateway.identity.tls import Svid, fingerprint_of, first_of, fresh_key
 from gateway.threads import in_thread
 from gateway.wire.identity import (
     AttestRequest,
@@ -173,7 +173,9 @@ class IdentityAgent:
         """Attest once; returns how long to wait for the next time, in seconds."""
         code = self._claim()
         believes = bool(self._record.bundle) and self._record.url == self._server.url
-        if not believes and not await self._learn_trust(code):
+        # A code of another bridge than the one that is believed, or of one that was rebuilt.
+        other = believes and code is not None and not self._is_of(code)
+        if (other or not believes) and not await self._learn_trust(code, anew=other):
             return _CLAIM_LOOK_SECONDS
         try:
             granted = await self._attested(code)
@@ -185,6 +187,10 @@ class IdentityAgent:
             await self._learn_trust(code, anew=True)
             granted = await self._attested(code)
         return await self._accept(granted)
+
+    def _is_of(self, code: ClaimCode) -> bool:
+        """Tell whether a code names the authority that this device believes."""
+        return fingerprint_of(first_of(self._record.bundle)) == code.fingerprint.lower()
 
     async def _attested(self, code: ClaimCode | None) -> Granted:
         try:
@@ -302,6 +308,7 @@ class IdentityAgent:
             )
         )
         self._files.drop_claim()
+        self._claim_seen = None  # the same code, left again, is a new wish
         await self._outcomes.granted(granted.grants)
         self._renewals += 1
         self._failures = 0

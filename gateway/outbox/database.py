@@ -15,9 +15,11 @@ from typing import Final
 
 import structlog
 
+from gateway.outbox.damage import side
 from gateway.outbox.faults import translated
 from gateway.outbox.quota import Amount, Held
 from gateway.outbox.readers import connect_read_only
+from gateway.outbox.rescue import Identity, identity_of, write_out
 from gateway.outbox.reserve import Reserve
 from gateway.outbox.schema import COLUMNS, PAGE_BYTES, TABLES, insert_statement
 from gateway.wire.messages import CLASSES, RecordClass
@@ -61,6 +63,21 @@ class Database:
         self._committed: Mapping[RecordClass, Held] = MappingProxyType(dict(self._held))
         self._changed: set[RecordClass] = set()
         self.dirty_pages = 0  # estimate of what the next checkpoint has to move
+        self._identities = self._present()
+
+    def _present(self) -> tuple[Identity | None, Identity | None]:
+        return identity_of(self.file), identity_of(side(self.file, "-wal"))
+
+    def still_in_place(self) -> bool:
+        """Tell whether the names still lead to the files that are open here."""
+        now = self._present()
+        if self._identities[1] is None:  # SQLite makes the log with the first change
+            self._identities = (self._identities[0], now[1])
+        return now == self._identities
+
+    def write_out(self) -> None:
+        """Save everything from a file that has lost its name; see `gateway.outbox.rescue`."""
+        write_out(self._db, self.file)
 
     @property
     def committed(self) -> Mapping[RecordClass, Held]:

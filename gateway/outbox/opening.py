@@ -32,6 +32,7 @@ from gateway.outbox.damage import (
 from gateway.outbox.database import CONNECTION_PRAGMAS, Database
 from gateway.outbox.faults import DamagedStoreError, StoreFaultError, StoreFullError, translated, unreadable
 from gateway.outbox.remains import remains_of
+from gateway.outbox.rescue import put_back
 from gateway.outbox.reserve import Reserve
 from gateway.outbox.schema import APPLICATION_ID, PAGE_BYTES, migrate
 from gateway.outbox.truth import forget
@@ -108,6 +109,7 @@ def open_store(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) ->
     Raises:
         OutboxError: neither the old store nor a new one can be opened.
     """
+    put_back(file)
     if not file.exists():
         return _create(file, page_limit, clocks, ballast)
     try:

@@ -17,7 +17,7 @@ from gateway.errors import OutboxError
 from gateway.outbox.ages import AgeClock
 from gateway.outbox.database import Database, Row
 from gateway.outbox.evictions import Evictor, LossLog, row_of
-from gateway.outbox.faults import StoreFullError
+from gateway.outbox.faults import StoreFaultError, StoreFullError
 from gateway.outbox.mailbox import Lead, Mailbox, Submission, Work
 from gateway.outbox.opening import close_store, remember_age
 from gateway.outbox.quota import Amount, Quotas, admit, overflow
@@ -104,6 +104,7 @@ class Writer:
         self._more_to_evict = False
         self._losses = LossLog()
         self._stuck_until = 0.0
+        self._displaced = False  # the file has lost its name, and could not be saved yet
         self._freed = False  # something went since the parked ones were asked last
         self.parked: list[Submission] = []  # their class is full and refuses
         self.unsettled: Batch | None = None  # in a transaction that failed: stored or not, only the file can tell
@@ -364,6 +365,7 @@ class Writer:
         if now < self._next_tick and not self._more_to_evict:
             return
         self._next_tick = now + TICK_SECONDS
+        self._check_place()
         self._losses.tell_ended(now)
         self._freed = self._freed or bool(self.parked)
         try:
@@ -373,6 +375,26 @@ class Writer:
             self._space.meet_full_disk(error)
         if self._space.take_back():
             self._stuck_until = 0.0
+
+    def _check_place(self) -> None:
+        """Notice a file that somebody has deleted or replaced: what goes into it would be gone with this process.
+
+        Raises:
+            StoreFaultError: it was; everything in it has been saved for the next opening.
+        """
+        if self._database.still_in_place():
+            self._displaced = False
+            return
+        try:
+            self._database.write_out()
+        except OutboxError as error:  # no room now: the open file serves until there is
+            if not self._displaced:
+                log.error("store_displaced", file=str(self._database.file), error=str(error))
+            self._displaced = True
+            return
+        raise StoreFaultError(
+            f"{self._database.file} was deleted or replaced while the gateway ran; what it held was put back"
+        )
 
     def _evict_old_and_excess(self) -> None:
         now_ms = self._age.now_ms()

@@ -31,7 +31,8 @@ def harden_process() -> Hardening:
     is reset when a child executes something else (core(5), prctl(2)). Afterwards /proc/PID belongs to root;
     this process still reads its own.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The hard limit stays as it is: whoever may raise the limit again in here can read the memory anyway.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         log.warning("process_still_dumpable", error=os.strerror(ctypes.get_errno()))
     return hardening()

@@ -177,7 +177,7 @@ def _say_how_secured(rig: Rig, stop: threading.Event) -> None:
     deadline = time.monotonic() + _SECURED_SECONDS
     while not stop.wait(0.1):
         security, status = security_of(rig), rig.gateway_status() or {}
-        if security["certificate_until"] and not _loading(status):
+        if security["certificate_until"] and security["boot_state"] and not _loading(status):
             break
         if time.monotonic() > deadline:
             why = (rig.gateway_identity() or {}).get("reason") or "see the log"

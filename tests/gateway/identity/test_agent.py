@@ -341,6 +341,30 @@ async def test_it_renews_at_half_life(site: Site) -> None:
     assert agent.credentials.not_after_ns > first
 
 
+async def test_a_code_with_another_fingerprint_is_not_taken_by_an_enrolled_device(site: Site) -> None:
+    site.approve()
+    site.claim()
+    agent = site.agent()
+    async with running(agent.run):
+        await until(lambda: agent.status().state == "valid", "the certificate")
+        site.files.leave_claim(ClaimCode(token=site.desk.token(GATEWAY, replace=True), fingerprint="0" * 64).text())
+        await until(lambda: agent.status().state == "failed", "the refusal")
+    assert "somebody stands between" in agent.status().reason
+    assert site.files.read().enrolled  # what it believed before, it believes still
+
+
+async def test_the_same_code_left_again_is_tried_again(site: Site) -> None:
+    site.approve()
+    site.claim()
+    code = site.files.read_claim()
+    assert code is not None
+    agent = site.agent()
+    async with running(agent.run):
+        await until(lambda: agent.status().state == "valid", "the certificate")
+        site.files.leave_claim(code)
+        await until(lambda: agent.status().renewals == 2 or agent.status().state == "refused", "another try")
+
+
 async def test_a_bridge_that_is_away_is_tried_again_until_it_is_back(site: Site) -> None:
     site.approve()
     site.claim()
