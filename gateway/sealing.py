@@ -102,7 +102,7 @@ class SealedModels:
             directory = self._sealed(release, artefact)
             try:
                 return self._vault.open_weights(directory, artefact)
-            except KeyMissingError:
+            except (KeyMissingError, WrongKeyError):
                 if release.origin is None or read_release(release.origin).is_sealed:
                     raise
                 # As after `gateway vault init --anew`: what was sealed here is lost, and lies in clear elsewhere.

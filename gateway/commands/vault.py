@@ -118,6 +118,11 @@ def seal(config_file: Path, anew: bool) -> None:  # noqa: FBT001 - click passes 
 def _initialise(config_file: Path, *, anew: bool) -> None:
     vault = _vault(config_file)
     vault.initialise(anew=anew)
+    try:
+        vault.check()  # of one that was there before, too
+    except PolicyRefusedError as error:
+        _refused(error)
+        return
     click.echo(f"the vault is sealed, level {vault.store.level}, generation {vault.status().generation}")
 
 

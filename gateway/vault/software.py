@@ -63,7 +63,10 @@ class SoftwareKeyStore:
         try:
             return Aead(self._key()).decrypt(blob, _PURPOSE)
         except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError) as error:
-            raise KeyStoreError(f"the sealed key on disk is damaged, or {self._file} is another one") from error
+            raise KeyStoreError(
+                f"the sealed key on disk is damaged, or {self._file} is another one: put the right one back, or "
+                "`gateway vault init --anew` begins again"
+            ) from error
 
     def status(self) -> KeyStoreStatus:
         """See `KeyStore.status`."""
@@ -77,7 +80,10 @@ class SoftwareKeyStore:
         try:
             fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError as error:
-            raise KeyStoreError(f"there is no {self._file}: run `gateway vault init`") from error
+            raise KeyStoreError(
+                f"there is no {self._file}: `gateway vault init` makes one on a new device; where it was lost, "
+                "`gateway vault init --anew` begins again"
+            ) from error
         except OSError as error:
             raise KeyStoreError(f"{self._file} cannot be read: {error.strerror}") from error
         with open(fd, "rb") as file:  # noqa: PTH123 - by descriptor, so that it is the file that was looked at

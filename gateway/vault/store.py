@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from gateway.vault.aead import Algorithm
 from gateway.vault.container import Contents, Sealer, chunks_of, new_header
-from gateway.vault.errors import DamagedContainerError, VaultError
+from gateway.vault.errors import DamagedContainerError, VaultError, WrongKeyError
 from gateway.vault.files import put_in_place, remove_directory, sync_directory
-from gateway.vault.weights import header_of
+from gateway.vault.weights import header_of, open_sealed
 from gateway.wire.errors import MalformedManifestError
 from gateway.wire.manifest import MANIFEST_FILE, Artefact, ModelManifest, read_manifest
+
+log = structlog.get_logger()
 
 SEALED_SUFFIX: Final = ".sealed"
 _PARTIAL_SUFFIX: Final = ".partial"  # no semantic version, so nobody takes it for a release
@@ -86,10 +90,28 @@ class SealedStore:
     def put(self, plain: ReleaseDirectory, content_key: bytes, algorithm: Algorithm) -> ReleaseDirectory:
         """Seal a plain release into the store; the plain one stays where it is.
 
+        What lies there already and does not open with the key, because it is damaged or sealed under a vault that was
+        given up, is replaced.
+
         Raises:
             VaultError: a file is not what the manifest says, or this version is there with another manifest.
         """
+        self._drop_unusable(plain, content_key)
         return self._install(plain, lambda to: _seal_into(plain, to, content_key, algorithm))
+
+    def _drop_unusable(self, plain: ReleaseDirectory, content_key: bytes) -> None:
+        target = self.directory / plain.manifest.name / plain.manifest.version
+        if not target.exists() or target.samefile(plain.directory):
+            return
+        there = read_release(target)
+        if not there.is_sealed or there.digest != plain.digest:
+            return
+        try:
+            for artefact in there.manifest.artefacts:
+                open_sealed(there.sealed_file(artefact), content_key, sha256=artefact.sha256).close()
+        except (WrongKeyError, DamagedContainerError) as error:
+            log.warning("sealed_release_replaced", directory=str(target), reason=str(error))
+            remove_directory(target)
 
     def take(self, sealed: ReleaseDirectory) -> ReleaseDirectory:
         """Copy a release that came sealed into the store.

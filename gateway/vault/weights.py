@@ -201,4 +201,4 @@ def _read_block(file: FileIO, block: memoryview) -> int:
 
 
 def _at(container: Path, error: DamagedContainerError) -> DamagedContainerError:
-    return DamagedContainerError(f"{container}: {error}; fetch the release again")
+    return DamagedContainerError(f"{container}: {error}; put the release there again: `gateway vault import`")

@@ -123,8 +123,25 @@ def test_a_damaged_container_is_a_matter_of_the_release(device: Device) -> None:
     content = bytearray(sealed.read_bytes())
     content[-20] ^= 1
     sealed.write_bytes(content)
-    with pytest.raises(ModelError, match="fetch the release again"):
+    with pytest.raises(ModelError, match="gateway vault import"):
         device.read()
+
+
+def test_a_damaged_container_is_replaced_when_the_release_is_put_there_again(device: Device) -> None:
+    device.read()
+    (container,) = device.models.directory.rglob("*.sealed")
+    content = bytearray(container.read_bytes())
+    content[-1] ^= 1
+    container.write_bytes(content)
+    device.vault.import_release(device.site / "pump" / "1.0.0")
+    assert device.read() == WEIGHTS
+
+
+def test_importing_after_the_vault_was_given_up_seals_with_the_new_key(device: Device) -> None:
+    device.read()
+    device.vault.initialise(anew=True)
+    device.vault.import_release(device.site / "pump" / "1.0.0")
+    assert device.read() == WEIGHTS
 
 
 def test_a_version_that_was_changed_is_told_and_not_run(device: Device) -> None:
