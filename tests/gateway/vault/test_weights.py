@@ -89,7 +89,7 @@ def test_a_refused_container_leaves_no_descriptor_behind(tmp_path: Path) -> None
     path.write_bytes(damaged)
     before = len(open_files())
     for _ in range(5):
-        with pytest.raises(DamagedContainerError, match=r"m\.sealed: chunk 45 is not authentic; fetch the release"):
+        with pytest.raises(DamagedContainerError, match=r"m\.sealed: chunk 45 is not authentic; put the release"):
             open_sealed(path, KEY)
     assert len(open_files()) == before
 
