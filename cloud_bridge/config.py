@@ -141,6 +141,53 @@ class Identity(_Section, frozen=True, kw_only=True):
         return self.directory or Path("/var/lib/sluice-bridge/identity")
 
 
+class Registry(_Section, frozen=True, kw_only=True):
+    """Releases of models, signed as a TUF repository, served over HTTPS on a port of their own. Off without this.
+
+    `url` is where releases are kept: a directory, or what fsspec knows, such as `s3://bucket/prefix`.
+    """
+
+    url: str = "/var/lib/sluice-bridge/registry"
+    keys: Path = msgspec.field(default_factory=lambda: Path("/var/lib/sluice-bridge/registry-keys"))  # online keys
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8472  # 0: any free port, told in the log
+    over_mqtt: bool = True  # answers devices that reach nothing but the broker
+    timestamp_days: Days = 7.0  # how long the repository counts as fresh without the bridge
+    snapshot_days: Days = 30.0
+    targets_days: Days = 365.0
+    root_days: Days = 730.0
+    delta_parents: Annotated[int, msgspec.Meta(ge=0, le=32)] = 3  # releases that run in the fleet, most frequent first
+    check_seconds: Seconds = 300.0  # for loading a release and its golden inputs at publication
+    check_memory_bytes: Annotated[int, msgspec.Meta(ge=64 * MIB)] = 4096 * MIB
+    min_quality_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.98  # of the float model's figure
+
+
+class Rollout(_Section, frozen=True, kw_only=True):
+    """How releases are given to devices when a rollout does not say otherwise."""
+
+    every_seconds: Seconds = 10.0  # between two looks at a rollout
+    soak_minutes: Days = 60.0
+    max_failing_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
+    min_events: Count = 100  # of a device group, before its scores are judged
+    significance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.05  # of a false halt over a whole rollout
+    min_effect: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1  # smallest KS distance that halts
+    max_latency_ratio: Annotated[float, msgspec.Meta(gt=1)] = 1.5  # p95 of the new release against the old
+    max_anomaly_ratio: Annotated[float, msgspec.Meta(gt=1)] = 3.0  # events an hour, either way
+
+
+class Drift(_Section, frozen=True, kw_only=True):
+    """Watches how far inputs and answers are from what a release was trained on."""
+
+    enabled: bool = True
+    every_seconds: Seconds = 900.0
+    window_hours: Days = 24.0
+    min_samples: Count = 200
+    psi_warning: Annotated[float, msgspec.Meta(gt=0)] = 0.1
+    psi_alarm: Annotated[float, msgspec.Meta(gt=0)] = 0.25
+    significance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.01
+    retrain: Literal["never", "propose", "canary"] = "propose"  # what an alarm leads to
+
+
 class Log(_Section, frozen=True, kw_only=True):
     """Logging: `auto` is for people in a terminal and JSON elsewhere."""
 
@@ -159,4 +206,7 @@ class Config(_Section, frozen=True, kw_only=True):
     console: Console = Console()
     metrics: Metrics = Metrics()
     identity: Identity | None = None
+    registry: Registry | None = None
+    rollout: Rollout = Rollout()
+    drift: Drift = Drift()
     log: Log = Log()

@@ -371,6 +371,38 @@ class Identity(_Section, frozen=True, kw_only=True):
     fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None  # of the bridge's authority
 
 
+class Trial(_Section, frozen=True, kw_only=True):
+    """What a new release has to prove before the old one is given up; what it fails at takes it back."""
+
+    seconds: Seconds = 600.0  # from the swap until it counts as proven
+    min_inferences: Count = 100  # and not before so many answers
+    max_error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05  # of samples without an answer
+    max_latency_ratio: Annotated[float, msgspec.Meta(gt=1)] = 3.0  # p95 against the old release, without a target
+    max_crashes: Count = 2  # runs of the gateway or the pipeline that ended badly under it
+    drift_significance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.001  # of the KS test against the old release
+    drift_effect: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25  # smallest KS distance that counts
+    shadow_samples: Annotated[int, msgspec.Meta(ge=0)] = 0  # both answer so many samples before the swap; 0: none
+
+
+class Ota(_Section, frozen=True, kw_only=True):
+    """Where new releases of models come from. Without this section releases come from directories alone.
+
+    Nothing is believed but what the keys behind `root_file` have signed. `url` is where the bridge serves its
+    repository, or null where only the broker is reachable: then files come over MQTT.
+    """
+
+    root_file: Path  # the first root.json of the repository (TUF §5.2), brought by the image or by a person
+    url: str | None = None  # https://bridge.example:8472
+    ca_file: Path | None = None  # default: the authority of `identity`, or the system's without one
+    hardware: str = ""  # what releases may be limited to, e.g. coral-devboard; default: the processor's architecture
+    refresh_seconds: Seconds = 3600.0  # between two looks at the repository when nobody asks
+    stale_after_days: Annotated[float, msgspec.Meta(gt=0)] = 7.0  # without fresh metadata: a notice, nothing stops
+    deadline_seconds: Seconds = 1800.0  # for one file, all tries together
+    min_bytes_per_second: Count = 512  # over 30 seconds; a slower source is given up for now
+    max_release_bytes: Bytes = 1024 * MIB
+    trial: Trial = Trial()
+
+
 class Vault(_Section, frozen=True, kw_only=True):
     """Where the key lives that protects model weights: they run from the sealed store alone.
 
@@ -396,6 +428,7 @@ class Config(_Section, frozen=True, kw_only=True):
     models: Models = Models()
     vault: Vault
     identity: Identity | None = None
+    ota: Ota | None = None
     cloud: Cloud = Cloud()
     metering: Metering = Metering()
     local: Local = Local()

@@ -7,6 +7,7 @@ Three forms, told apart by their first byte, because MQTT 3.1.1 has no content t
 * `S`      `SLB1`, the length of the JSON (4 bytes, big endian), the JSON, and the blobs of its records in order.
 """
 
+import hashlib
 import itertools
 import struct
 import zlib
@@ -61,6 +62,11 @@ def pack(batch: RecordBatch, blobs: Sequence[bytes] = (), *, compress_from: int 
         if len(squeezed) < len(body) * 0.9:
             return Packed(squeezed, CONTENT_ZLIB)
     return Packed(body, CONTENT_JSON)
+
+
+def payload_digest(payload: bytes) -> str:
+    """Name a payload as it travels: the first 32 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(payload).hexdigest()[:32]
 
 
 def unpack(payload: bytes) -> Unpacked:

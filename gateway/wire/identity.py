@@ -192,6 +192,7 @@ class Granted(IdentityMessage, frozen=True, kw_only=True):
     bundle: str  # PEM, as in Trust; replaces the one the device has
     grants: list[Grant] = []
     state: str = ""  # the name of the approved boot state that the quote matched
+    notice: str = ""  # for people: e.g. that the claim it was asked with was not needed
     at: str
     at_ns: Nanoseconds
 

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from gateway.wire.errors import MalformedManifestError
+from gateway.wire.histogram import Histogram
 
 Target = Literal["cpu-int8", "cpu-int4", "cpu-float", "edgetpu", "tensorrt", "onnx", "head", "tail"]
 # In Python, `$` alone would accept a line end after the last character.
@@ -216,6 +217,17 @@ class Constraints(_Part, frozen=True, kw_only=True):
     latency_target_ms: float | None = None
 
 
+class Baseline(_Part, frozen=True, kw_only=True):
+    """What the release saw and answered when it was trained; drift is measured against it.
+
+    `inputs` are statistics of the inputs by name, as in `Measure.inputs`; `score` as in `Measure.scores`.
+    """
+
+    score: Histogram | None = None
+    inputs: dict[str, Histogram] = {}
+    samples: int = 0
+
+
 class ModelManifest(_Part, frozen=True, kw_only=True):
     """A release of a model."""
 
@@ -231,6 +243,7 @@ class ModelManifest(_Part, frozen=True, kw_only=True):
     quality: tuple[Quality, ...] = ()
     constraints: Constraints = Constraints()
     lineage: Lineage | None = None
+    baseline: Baseline | None = None
 
     def artefact(self, target: Target) -> Artefact | None:
         """Return the artefact for a target, or None if the release has none."""

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from gateway.wire.errors import MalformedMessageError
+from gateway.wire.histogram import Histogram
 from gateway.wire.identity import IDENTITY_MESSAGES, IdentityMessage
 from gateway.wire.manifest import ModelManifest
 
@@ -18,6 +19,9 @@ CLASSES: Final[tuple[RecordClass, ...]] = ("critical", "event", "measure", "bulk
 """Outbox classes, the most urgent first."""
 
 Mode = Literal["A", "B", "C", "D"]
+
+NO_EPOCH: Final = "0" * 16
+"""Stands where an acknowledgement is of no epoch. Epochs are drawn from 2^64, so none is expected to be this one."""
 
 INT64_MAX: Final = 2**63 - 1
 """What a database can hold: a larger number from a peer is an error here, not a crash in a store."""
@@ -104,7 +108,12 @@ class Spread(Message, frozen=True, kw_only=True):
 
 
 class Measure(Message, frozen=True, kw_only=True):
-    """`measure/<pipeline>`, and the body of a record of kind `measure`: routine results of one interval, summed up."""
+    """`measure/<pipeline>`, and the body of a record of kind `measure`: routine results of one interval, summed up.
+
+    `scores` are the best scores of the inferences, `inputs` statistics of the samples by name (`brightness`,
+    `contrast` of pictures; `rms`, `crest` of windows), `latencies_ms` the times from sample to answer, all as
+    histograms, so that a fleet can be added up. `errors` counts samples that the model could not answer.
+    """
 
     gateway: str
     pipeline: str
@@ -120,6 +129,10 @@ class Measure(Message, frozen=True, kw_only=True):
     raw_bytes: int = 0
     sent_bytes: int = 0
     model: ModelRef | None = None
+    errors: Size = 0
+    scores: Histogram | None = None
+    latencies_ms: Histogram | None = None
+    inputs: dict[str, Histogram] = {}
 
 
 class Evidence(Message, frozen=True, kw_only=True):
@@ -211,16 +224,33 @@ class Record(Message, frozen=True, kw_only=True):
     blob_bytes: Size = 0
 
 
-class RecordBatch(Message, frozen=True, kw_only=True):
+PayloadDigest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
+"""What `gateway.wire.batch.payload_digest` makes of a payload."""
+
+
+class Kept(Message, frozen=True, kw_only=True):
+    """Numbers whose records a bridge holds as a dead letter: the payload with this digest carried them."""
+
+    first: Seq
+    last: Seq
+    digest: PayloadDigest
+
+
+class RecordBatch(Message, frozen=True, kw_only=True, omit_defaults=True):
     """`records/<class>`: consecutive rows of one outbox class, in order.
 
     `base` is the lowest sequence number the device still answers for: everything below it was acknowledged
     or evicted. A bridge that has lost its database learns from it which gap will never be filled.
+
+    `kept` says what became of numbers that the bridge does not know because it could not read their batch: it has said
+    (`Ack.kept`) that it holds that payload as a dead letter, so the device has let the rows go. Mentioned until the
+    bridge's mark has passed them, the latest few only; for the others there is `base`.
     """
 
     epoch: Epoch
     base: Seq
     records: list[Record]
+    kept: list[Kept] = []
 
 
 class Ack(Message, frozen=True, kw_only=True):
@@ -230,6 +260,11 @@ class Ack(Message, frozen=True, kw_only=True):
     has not sent that row itself must compare before it lets rows go, for a clone of it may have. `conflicts` counts
     the records that came under a number of this stream which the bridge holds for a different record; they are kept
     as dead letters. More than 0 means that two devices write under one identity.
+
+    `kept` names payloads of this class (`payload_digest`) that the bridge could not use as a whole, and has committed,
+    whole, as dead letters. It can replay them, so for the rows in them the bridge answers now, like for those below a
+    mark. Which rows they are only the device knows: a payload that was changed on its way has another digest, names
+    nothing there, and is sent again. A message with `kept` is not retained, its `epoch` is `NO_EPOCH` and its `mark` 0.
     """
 
     epoch: Epoch
@@ -237,6 +272,7 @@ class Ack(Message, frozen=True, kw_only=True):
     at: str
     digest: str = ""
     conflicts: Size = 0
+    kept: list[str] = []
 
 
 class Command(Message, frozen=True, kw_only=True):
@@ -257,14 +293,68 @@ class Assignment(Message, frozen=True, kw_only=True):
     model: ModelRef
 
 
+UpdatePhase = Literal["waiting", "fetching", "checking", "trial", "running", "reverted", "refused", "blocked", "pinned"]
+
+
+class UpdateState(Message, frozen=True, kw_only=True):
+    """How far a pipeline is with the release that it is to run; part of `twin/reported`.
+
+    `waiting` for a link, a budget or a key; `trial` from the swap until it has proved itself; `running` then;
+    `reverted` when the device took the release back, for `reason`, and runs `running_model` again; `refused` when it
+    was never swapped in; `blocked` when it is asked for again after that; `pinned` when a person on the device keeps
+    another. `comparison` holds figures of old and new on the same samples: `samples`, `agreement`, `latency_ratio`, ….
+    """
+
+    pipeline: str
+    phase: UpdatePhase
+    model: ModelRef
+    running_model: ModelRef | None = None
+    fencing_token: Size = 0
+    at: str
+    code: str = (
+        ""  # for programs: crash-loop, not-a-number, latency, errors, output-drift, input-drift, golden, signature…
+    )
+    reason: str = ""
+    attempt: Size = 0
+    fetched_bytes: Size = 0
+    full_bytes: Size = 0  # what the compressed full files would have cost
+    swap_gap_ms: float | None = None
+    comparison: dict[str, float] = {}
+
+
 class Twin(Message, frozen=True, kw_only=True):
-    """`twin/desired` and `twin/reported`: assignments under a version; a lower fencing token is never accepted."""
+    """`twin/desired` and `twin/reported`: assignments under a version; a lower fencing token is never accepted.
+
+    In `twin/reported`, `version` and `fencing_token` are those of the last desired twin that was accepted,
+    `assignments` what runs, and `updates` how far each pipeline is.
+    """
 
     version: int
     fencing_token: int
     at: str
     assignments: list[Assignment] = []
     features: dict[str, bool] = {}
+    updates: list[UpdateState] = []
+
+
+class FetchRequest(Message, frozen=True, kw_only=True):
+    """`ota/request`: a device without another way asks the bridge for a part of a file of the repository."""
+
+    request_id: str
+    path: Annotated[str, msgspec.Meta(max_length=512)]
+    offset: Size
+    length: Annotated[int, msgspec.Meta(ge=1, le=4 * 1024 * 1024)]
+
+
+class FetchReply(Message, frozen=True, kw_only=True):
+    """`ota/reply`: the part, or why not. The bytes follow the JSON in a frame, as in `records`."""
+
+    request_id: str
+    path: str
+    offset: Size
+    length: Size = 0
+    total: Size = 0  # bytes of the whole file
+    error: str = ""  # `not-found`, `too-large`, `unavailable`
 
 
 BODIES: Final[dict[str, type[Message]]] = {
@@ -290,6 +380,8 @@ MESSAGES: Final[dict[str, type[Message] | type[ModelManifest] | type[IdentityMes
     "ack": Ack,
     "cmd": Command,
     "twin": Twin,
+    "ota-request": FetchRequest,
+    "ota-reply": FetchReply,
     "manifest": ModelManifest,
     **IDENTITY_MESSAGES,
 }

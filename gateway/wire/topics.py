@@ -9,7 +9,9 @@ from gateway.wire.errors import MalformedTopicError
 VERSION: Final = "v1"
 DEFAULT_ROOT: Final = "sluice"
 
-Channel = Literal["availability", "status", "event", "measure", "records", "ack", "twin", "cmd", "infer", "learn"]
+Channel = Literal[
+    "availability", "status", "event", "measure", "records", "ack", "twin", "cmd", "infer", "learn", "ota"
+]
 CHANNELS: Final[frozenset[str]] = frozenset(get_args(Channel))
 
 GATEWAY_ID: Final = re.compile(r"[a-z0-9-]{1,63}")
