@@ -1,16 +1,18 @@
 """The seal of an exported file: a first line that announces an end mark, and the end mark itself.
 
-`gateway outbox export` writes both (see there), so that a copy that was cut short is noticed, also when the cut is
-between two lines. Files without the first line are taken as they are. Files may follow each other in one stream.
+`gateway outbox export` (see there) and `cloud-bridge export` write both, so that a copy that was cut short is noticed,
+also when the cut is between two lines. Lines outside of a seal are taken as they are, and counted. Files may follow
+each other in one stream.
 """
 
 import hashlib
-from typing import Annotated, Final
+from typing import IO, Annotated, Final
 
 import msgspec
 
 _PREFIX: Final = b'{"sluice":'
-_COPY_AGAIN: Final = "copy the file from the gateway again and import it once more; the whole lines in it were imported"
+_VERSION: Final = 1
+_COPY_AGAIN: Final = "export or copy the file again"
 
 
 class _Mark(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +27,32 @@ class _Mark(msgspec.Struct, frozen=True, kw_only=True):
 _decoder: Final = msgspec.json.Decoder(_Mark)
 
 
+class SealedFile:
+    """Writes lines between a first line and an end mark. Without `close` the file is not whole, and says so."""
+
+    def __init__(self, out: IO[bytes], at: str) -> None:
+        """`at` is when the export began (RFC 3339)."""
+        self._out = out
+        self._digest = hashlib.sha256()
+        self.records = 0
+        self._put({"sluice": "export", "version": _VERSION, "at": at})
+
+    def write(self, line: bytes) -> None:
+        """Add a record, without the line end."""
+        self._digest.update(line + b"\n")
+        self._out.write(line + b"\n")
+        self.records += 1
+
+    def close(self) -> None:
+        """Add the end mark: everything was written."""
+        self._put({"sluice": "end", "records": self.records, "sha256": self._digest.hexdigest()})
+
+    def _put(self, mark: dict[str, str | int]) -> None:
+        line = msgspec.json.encode(mark) + b"\n"
+        self._digest.update(line)
+        self._out.write(line)
+
+
 class Seal:
     """Looks at the lines of a stream as they pass."""
 
@@ -34,6 +62,8 @@ class Seal:
         self._records = 0
         self._began: int | None = None  # the first line of the part that awaits its end mark
         self._problems: list[str] = []
+        self.unsealed = 0
+        """Records outside of any seal: whether others have followed them cannot be told."""
 
     def checked(self, lines: list[bytes]) -> list[bytes]:
         """Return the lines with those of the seal blank, so that their numbers stay right."""
@@ -54,6 +84,7 @@ class Seal:
         if mark is None:
             self._digest.update(line)
             self._records += bool(line.strip())
+            self.unsealed += self._began is None and bool(line.strip())
             return line
         if mark.sluice == "export":
             self.finish()
@@ -63,6 +94,8 @@ class Seal:
         elif self._began is not None:
             self._compare(mark)
             self._began = None
+        else:
+            self._problems.append(f"line {self._line}: an end mark without a beginning: lines are gone; {_COPY_AGAIN}")
         return b"\n"
 
     def _compare(self, mark: _Mark) -> None:

@@ -2,7 +2,8 @@
 
 One line of NDJSON is one record: `gateway`, `epoch`, `class`, `seq`, `kind`, `recorded_at_ns`, `body` (JSON), and
 `blob` (base64) where it has one. `gateway outbox export` writes the same lines, for a technician with a USB stick;
-importing them twice, or what has come over the air as well, changes nothing.
+importing them twice, or what has come over the air as well, changes nothing. A seal (`cloud_bridge.seal`) stands around
+them.
 """
 
 import binascii
@@ -17,6 +18,7 @@ import msgspec
 
 from cloud_bridge.errors import TransferError
 from cloud_bridge.ingest.decoding import MAX_NUMBER, arrival_of
+from cloud_bridge.seal import SealedFile
 from cloud_bridge.store.base import Reader, RecordFilter
 from cloud_bridge.values import Arrival, DeadLetter, Intake, StoredRecord, StreamKey
 from gateway.wire.errors import MalformedMessageError
@@ -153,14 +155,14 @@ def everything(store: Reader, wanted: RecordFilter) -> Iterator[list[StoredRecor
         after_id = page[-1].id
 
 
-def export_ndjson(store: Reader, wanted: RecordFilter, out: IO[bytes]) -> int:
-    """Write records as lines; return how many."""
-    count = 0
+def export_ndjson(store: Reader, wanted: RecordFilter, out: IO[bytes], *, at: str) -> int:
+    """Write records as lines under a seal that says when (`at`, RFC 3339); return how many."""
+    file = SealedFile(out, at)
     for page in everything(store, wanted):
         for record in page:
-            out.write(as_line(record) + b"\n")
-        count += len(page)
-    return count
+            file.write(as_line(record))
+    file.close()
+    return file.records
 
 
 def _parquet_row(record: StoredRecord) -> tuple[Any, ...]:

@@ -1,11 +1,11 @@
 """Values that pass between ingest, store, console and command line. Nothing here does anything."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-from gateway.wire.messages import Availability, Event, Eviction, Evidence, Notice, PipelineStatus
+from gateway.wire.messages import Availability, Event, Eviction, Evidence, Kept, Notice, PipelineStatus
 
 
 class StreamKey(NamedTuple):
@@ -43,11 +43,15 @@ class Arrival:
     base: int
     rows: tuple[Row, ...]
     reindex: bool = False
+    kept: tuple[Kept, ...] = ()  # numbers that the device was told are in dead letters
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Something received that could not be used, kept for a person. `payload` is cut at 1 MiB."""
+    """Something received that could not be used, kept for a person. `payload` may be the first part alone.
+
+    `sender` is the gateway and the class of a message of records of which nothing could be used.
+    """
 
     reason: str
     topic: str
@@ -56,6 +60,12 @@ class DeadLetter:
     payload_bytes: int
     key: StreamKey | None = None
     seq: int | None = None
+    sender: tuple[str, str] | None = None
+
+    @property
+    def is_custody(self) -> bool:
+        """Whether its sender may let the records in it go: they are in here, whole, and nowhere else."""
+        return self.sender is not None and len(self.payload) == self.payload_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,9 @@ class Stream:
     marked_at_ns: int = 0  # when the mark moved last; 0: not since this is noted
 
 
+GAP_SOURCES: Final = ("eviction", "base", "quarantine", "dead-letter")
+
+
 class GapPlace(NamedTuple):
     """Where a gap stands in the list of gaps, the latest first; a page goes on from there."""
 
@@ -112,7 +125,9 @@ class LetterPlace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Numbers that never came. `source` is `base`, `eviction` or `quarantine`; `reason` is the device's.
+    """Numbers that never came. `source` is `base`, `eviction`, `quarantine` or `dead-letter`; `reason` is the device's.
+
+    Those in a dead letter came, and are unread: `reason` names their payload, and replaying it fills the gap.
 
     With `is_open` a device has put its whole store aside, and how far the numbers went is not known: `first` is the
     first that is missing here, `last` is `first - 1`, and the class is empty if nothing of that store ever came.

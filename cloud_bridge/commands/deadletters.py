@@ -10,7 +10,7 @@ from cloud_bridge.commands.options import FAILED, NOT_ALL, Cursor, Place, Time, 
 from cloud_bridge.commands.words import letter_line, letter_plain
 from cloud_bridge.control import Question
 from cloud_bridge.cursors import cursor_of
-from cloud_bridge.values import LetterPlace
+from cloud_bridge.values import LetterPlace, StoredLetter
 
 _PAGE = 100  # payloads may be large
 
@@ -98,30 +98,51 @@ def replay_(
 
 @deadletters.command("discard")
 @_chosen
+@click.option("--only-copies", is_flag=True, help="With --all: also the only copies of records of gateways.")
 def discard_(
     file: Path | None,
     store_url: str | None,
     *,
     numbers: Sequence[int],
     everything: bool,
+    only_copies: bool,
     reason: str | None,
     as_json: bool,
 ) -> None:
-    """Remove dead letters unused."""
+    """Remove dead letters unused.
+
+    `--all` passes over batches of records that the bridge could not read: their gateways have let the records go.
+    """
     place = Place(file, store_url)
-    found = _numbers(place, numbers, reason) if everything else numbers
+    found = numbers
+    if everything:
+        found = _numbers(place, numbers, reason, pass_over=lambda one: one.letter.is_custody and not only_copies)
     _settle(place, lambda number: Question(ask="discard", letter_id=number), found, as_json=as_json)
 
 
-def _numbers(place: Place, numbers: Sequence[int], reason: str | None) -> list[int]:
+def _numbers(
+    place: Place,
+    numbers: Sequence[int],
+    reason: str | None,
+    *,
+    pass_over: Callable[[StoredLetter], bool] = lambda _: False,
+) -> list[int]:
     if numbers:
         raise click.UsageError("give numbers or --all, not both")
     found: list[int] = []
+    passed: list[int] = []
     before: LetterPlace | None = None
     with place.reader() as store:
         while page := store.dead_letters(limit=_PAGE, reason=reason, before=before):
-            found += [stored.id for stored in page]
+            for stored in page:
+                (passed if pass_over(stored) else found).append(stored.id)
             before = page[-1].place
+    if passed:
+        named = " ".join(str(number) for number in sorted(passed)[:20])
+        click.echo(
+            f"{len(passed)} stay: the only copy of records of gateways; replay them, or --only-copies: {named}",
+            err=True,
+        )
     return sorted(set(found))
 
 

@@ -21,7 +21,7 @@ from cloud_bridge.commands.words import (
 from cloud_bridge.cursors import cursor_of
 from cloud_bridge.store.base import Reader, RecordFilter
 from cloud_bridge.transfer import as_line
-from cloud_bridge.values import GapPlace, StoredRecord
+from cloud_bridge.values import GAP_SOURCES, GapPlace, StoredRecord
 
 _POLL_SECONDS: Final = 0.25
 
@@ -122,7 +122,7 @@ def events(
 @click.command()
 @placed
 @click.option("--gateway", help="Of this gateway only.")
-@click.option("--source", type=click.Choice(["eviction", "base", "quarantine"]), help="Told so by this only.")
+@click.option("--source", type=click.Choice(GAP_SOURCES), help="Told so by this only.")
 @click.option("--since", type=Time(), help="Noted since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
 @click.option("--until", type=Time(), help="Noted before then.")
 @click.option("--before", type=Cursor(GapPlace), help="Go on from where a page ended; it tells how.")

@@ -1,6 +1,7 @@
 """`export` and `import`."""
 
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -15,6 +16,7 @@ from cloud_bridge.parquet import is_parquet, parquet_lines
 from cloud_bridge.seal import Seal
 from cloud_bridge.store.base import RollupFilter
 from cloud_bridge.transfer import chunks, export_ndjson, export_parquet
+from gateway.wire.times import rfc3339
 
 _NS_PER_SECOND: Final = 1_000_000_000
 
@@ -51,7 +53,7 @@ def export(
         raise click.UsageError("--output is needed here")
     with Place(file, store_url).reader() as store:
         if output is None:
-            count = export_ndjson(store, wanted(options), sys.stdout.buffer)
+            export_ndjson(store, wanted(options), sys.stdout.buffer, at=_now())
             sys.stdout.buffer.flush()
             return
         if form == "parquet":
@@ -59,7 +61,7 @@ def export(
         else:
             try:
                 with output.open("wb") as out:
-                    count = export_ndjson(store, wanted(options), out)
+                    count = export_ndjson(store, wanted(options), out, at=_now())
             except OSError as error:
                 raise TransferError(f"{output}: {error.strerror or error}") from error
     if as_json:
@@ -92,9 +94,25 @@ def _export_rollups(place: Place, by: str, output: Path | None, options: dict[st
 @placed
 @click.argument("source", type=click.File("rb"))
 @click.option("--gateway", help="Of which gateway lines are that name none.")
+@click.option("--allow-partial", is_flag=True, help="Also from a file that was cut short or changed: what is there.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-def import_(file: Path | None, store_url: str | None, *, source: IO[bytes], gateway: str | None, as_json: bool) -> None:
-    """Bring records in from a file (NDJSON or Parquet) of `gateway outbox export` or `export`. Twice does no harm."""
+def import_(
+    file: Path | None,
+    store_url: str | None,
+    *,
+    source: IO[bytes],
+    gateway: str | None,
+    allow_partial: bool,
+    as_json: bool,
+) -> None:
+    """Bring records in from a file (NDJSON or Parquet) of `gateway outbox export` or `export`. Twice does no harm.
+
+    A file that is not whole is refused before anything is imported; from a pipe, that is known only at its end.
+    """
+    if not allow_partial and not is_parquet(source) and (unsound := _unsound(source)):
+        raise TransferError(
+            f"{unsound[0]}. Nothing was imported; what is there comes in with --allow-partial, and the whole file later"
+        )
     inserted = duplicates = 0
     first_line = 1
     bad: list[str] = []
@@ -107,13 +125,40 @@ def import_(file: Path | None, store_url: str | None, *, source: IO[bytes], gate
             inserted += said.inserted
             duplicates += said.duplicates
             bad.extend(said.bad)
-    bad.extend(seal.finish())
-    for problem in bad[:20]:
+    partial = seal.finish()
+    for problem in [*partial, *bad][:20]:
         click.echo(problem, err=True)
+    if seal.unsealed:
+        click.echo(f"without an end mark, whether more is missing cannot be told: {seal.unsealed} records", err=True)
     if as_json:
-        put({"imported": inserted, "known": duplicates, "bad": len(bad), "problems": bad[:20]})
+        put(
+            {
+                "imported": inserted,
+                "known": duplicates,
+                "bad": len(bad) + len(partial),
+                "whole": not partial,
+                "unsealed": seal.unsealed,
+                "problems": [*partial, *bad][:20],
+            }
+        )
     else:
-        problems = f"{len(bad)} problem{'' if len(bad) == 1 else 's'}"
+        count = len(bad) + len(partial)
+        problems = f"{count} problem{'' if count == 1 else 's'}"
         click.echo(f"{inserted} records imported, {duplicates} known already, {problems}")
-    if bad:
+    if bad or (partial and not allow_partial):
         raise SystemExit(NOT_ALL)
+
+
+def _unsound(source: IO[bytes]) -> list[str]:
+    """Return what is wrong with a file as a whole, as far as it can be read twice."""
+    if not source.seekable():
+        return []
+    seal = Seal()
+    for lines in chunks(source):
+        seal.checked(lines)
+    source.seek(0)
+    return seal.finish()
+
+
+def _now() -> str:
+    return rfc3339(time.time_ns())

@@ -6,6 +6,7 @@ import msgspec
 
 from cloud_bridge.store.base import Reader
 from cloud_bridge.values import Gap, Rollup, Spread, StoredEvent, StoredLetter, StoredRecord, StreamKey
+from gateway.wire.batch import payload_digest
 from gateway.wire.times import rfc3339
 
 _NS_PER_SECOND: Final = 1_000_000_000
@@ -144,6 +145,7 @@ def gap_line(gap: Gap) -> str:
     why = {
         "eviction": f"evicted ({gap.reason})",
         "quarantine": f"in a store that was put aside ({gap.reason})",
+        "dead-letter": f"unread, in the dead letter with payload {gap.reason}",
     }.get(gap.source, "below what the gateway still has")
     name = f"{gap.key.gateway}/{gap.key.record_class or 'any class'} ({gap.key.epoch})"
     if gap.is_open:
@@ -163,7 +165,10 @@ def letter_plain(stored: StoredLetter) -> dict[str, Any]:
         "count": stored.count,
         "first_at": rfc3339(stored.first_at_ns),
         "last_at": rfc3339(stored.last_at_ns),
+        "sender": None if one.sender is None else {"gateway": one.sender[0], "class": one.sender[1]},
+        "only_copy": one.is_custody,
         "payload_bytes": one.payload_bytes,
+        "payload_digest": payload_digest(one.payload) if len(one.payload) == one.payload_bytes else None,
         "payload": one.payload.decode("utf-8", "backslashreplace"),
     }
 
@@ -172,7 +177,8 @@ def letter_line(stored: StoredLetter) -> str:
     """Put a dead letter for people."""
     one = stored.letter
     times = f"{stored.count}x" if stored.count > 1 else "once"
-    return f"{stored.id} {rfc3339(stored.last_at_ns)} {times} {one.reason} {one.topic}: {one.detail}"
+    held = " (the only copy of its records)" if one.is_custody else ""
+    return f"{stored.id} {rfc3339(stored.last_at_ns)} {times} {one.reason} {one.topic}: {one.detail}{held}"
 
 
 def _spread_plain(spread: Spread) -> dict[str, float | int | None]:

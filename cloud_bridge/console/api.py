@@ -12,12 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.pictures import picture_type
 from cloud_bridge.console.problems import problem
 from cloud_bridge.console.query import Query, is_key
 from cloud_bridge.cursors import cursor_of
-from cloud_bridge.store.base import RecordFilter, RollupFilter, RollupPlace
+from cloud_bridge.store.base import ConsoleReader, RecordFilter, RollupFilter, RollupPlace
 from cloud_bridge.values import (
     Gap,
     GapPlace,
@@ -48,7 +47,7 @@ Json = dict[str, Any]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def api_routes(data: ConsoleData) -> list[Route]:
+def api_routes(data: ConsoleReader) -> list[Route]:
     """Build the routes below /api/v1."""
     api = _Api(data)
     table: dict[str, Handler] = {
@@ -70,7 +69,7 @@ def api_routes(data: ConsoleData) -> list[Route]:
 
 
 class _Api:
-    def __init__(self, data: ConsoleData) -> None:
+    def __init__(self, data: ConsoleReader) -> None:
         self._data = data
 
     async def gateways(self, request: Request) -> Response:

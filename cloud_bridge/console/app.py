@@ -16,7 +16,6 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from cloud_bridge.console.api import api_routes
-from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.guard import CarefulHeaders, HostCheck, TokenCheck
 from cloud_bridge.console.live import Broadcaster
 from cloud_bridge.console.login import login_routes
@@ -27,6 +26,7 @@ from cloud_bridge.console.rendering import Pages
 from cloud_bridge.console.sessions import Gatekeeper
 from cloud_bridge.console.settings import ConsoleSettings, access_of
 from cloud_bridge.errors import StoreError
+from cloud_bridge.store.base import ConsoleReader
 
 log: Final = structlog.get_logger()
 
@@ -40,7 +40,7 @@ _WORDS: Final = {
 
 
 def create_app(
-    data: ConsoleData,
+    data: ConsoleReader,
     settings: ConsoleSettings,
     metrics_text: Callable[[], bytes],
     *,

@@ -17,12 +17,12 @@ from cloud_bridge.console.api import (
     next_rollups,
     rollups_asked_for,
 )
-from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.live import Broadcaster, Feed, Fragments
 from cloud_bridge.console.problems import problem
 from cloud_bridge.console.query import Query, is_key
 from cloud_bridge.console.rendering import Context, Pages
 from cloud_bridge.console.views import DELIVERY_FRAGMENTS, GATEWAY_FRAGMENTS, OVERVIEW_FRAGMENTS, Views
+from cloud_bridge.store.base import ConsoleReader
 from gateway.wire.topics import GATEWAY_ID
 
 _MAX_GATEWAY_FEEDS: Final = 64
@@ -33,7 +33,7 @@ class PageRoutes:
 
     def __init__(
         self,
-        data: ConsoleData,
+        data: ConsoleReader,
         pages: Pages,
         broadcaster: Broadcaster,
         *,

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
-from cloud_bridge.console.data import ConsoleData
+from cloud_bridge.store.base import ConsoleReader
 from cloud_bridge.values import StoredEvent
 
 _SIGNATURES: Final = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"))
@@ -27,7 +27,7 @@ class Pictures:
     A picture that is there stays known without asking the store again; one that is not is asked for each time.
     """
 
-    def __init__(self, data: ConsoleData) -> None:
+    def __init__(self, data: ConsoleReader) -> None:
         self._data = data
         self._there: OrderedDict[EvidenceKey, None] = OrderedDict()
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ from starlette.datastructures import QueryParams
 
 from cloud_bridge.cursors import BadCursorError, P, place_of
 from cloud_bridge.store.rolling import DAY_SECONDS, HOUR_SECONDS
+from cloud_bridge.values import GAP_SOURCES
 from gateway.wire.messages import RecordClass, RecordKind
 from gateway.wire.topics import GATEWAY_ID, NAME
 
@@ -17,7 +18,6 @@ DEFAULT_LIMIT: Final = 50
 MAX_TEXT: Final = 200
 MAX_KEY: Final = 1000
 GRAINS: Final = {"hour": HOUR_SECONDS, "day": DAY_SECONDS}
-SOURCES: Final = ("eviction", "base", "quarantine")
 _MAX_ID: Final = 2**63 - 1
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 
@@ -112,7 +112,7 @@ class Query:
 
     def source(self) -> str | None:
         """Return who told of a gap."""
-        return self._one_of("source", SOURCES)
+        return self._one_of("source", GAP_SOURCES)
 
     def _time_ns(self, name: str) -> int | None:
         value = self._values.get(name, "")

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.pictures import EvidenceKey, Pictures, picture_type
 from cloud_bridge.console.plots import HEIGHT, WIDTH, Line, UnreadableEvidenceError, lines_of
 from cloud_bridge.console.rendering import Context
+from cloud_bridge.store.base import ConsoleReader
 from cloud_bridge.values import GatewayState, PipelineState, Rollup, StoredEvent, StoredLetter, Stream
 
 OVERVIEW_FRAGMENTS: Final = ("headline", "newest", "fleet", "anomalies", "pipelines", "delivery")
@@ -55,7 +55,7 @@ class Proof:
 class Views:
     """Puts the pages' contents together."""
 
-    def __init__(self, data: ConsoleData) -> None:
+    def __init__(self, data: ConsoleReader) -> None:
         self._data = data
         self._pictures = Pictures(data)
 

@@ -43,12 +43,16 @@ _UNANSWERED_SECONDS: Final = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Who the consumer is to its broker. `watches_fleet`: it also takes availability and status."""
+    """Who the consumer is to its broker. `watches_fleet`: it also takes availability and status.
+
+    `only` are filters to subscribe to instead of all that.
+    """
 
     client_id: str
     broker: Broker
     password: str | None
     watches_fleet: bool
+    only: tuple[str, ...] = ()
 
 
 class Consumer:
@@ -133,12 +137,20 @@ class Consumer:
                         sent += 1
         return sent
 
-    def publish(self, topic: str, payload: bytes) -> bool:
-        """Publish something retained; return False if it could not be handed over, as while disconnected."""
+    def publish(self, topic: str, payload: bytes, *, retain: bool = True) -> bool:
+        """Publish something; return False if it could not be handed over, as while disconnected."""
         with self._lock:
             if not self._connected:
                 return False  # the library would keep it and send something old later
-            return self._client.publish(topic, payload, qos=1, retain=True).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+            return self._client.publish(topic, payload, qos=1, retain=retain).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def hand_over(self, topic: str, payload: bytes) -> Callable[[], bool] | None:
+        """Publish something, not retained; return what tells whether it has left this process, None if it cannot."""
+        with self._lock:
+            if not self._connected:
+                return None
+            message = self._client.publish(topic, payload, qos=1)
+        return message.is_published if message.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
     def stop(self) -> None:
         """Send what is queued, disconnect, and end the network thread. The session stays with the broker."""
@@ -223,6 +235,8 @@ class Consumer:
 
     def filters(self) -> list[str]:
         """Return what is subscribed to."""
+        if self._link.only:
+            return list(self._link.only)
         root = self._settings.root
         records = filter_for("records", root=root)
         if self._settings.subscription == "shared":

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeGuard
 
 from cloud_bridge.ingest.incoming import Incoming
@@ -16,6 +16,7 @@ from gateway.wire.messages import (
     Event,
     Eviction,
     Evidence,
+    Kept,
     Measure,
     Message,
     Notice,
@@ -28,6 +29,9 @@ from gateway.wire.topics import Address, address_of
 
 MAX_KEPT_BYTES: Final = 1024 * 1024
 """A dead letter keeps so much of its payload."""
+
+MAX_CUSTODY_BYTES: Final = 16 * 1024 * 1024
+"""A message of records is kept whole up to here: its sender may then let the records go."""
 
 QUARANTINED: Final = "store_quarantined"
 """Code of the notice that a device has put its store aside."""
@@ -63,8 +67,8 @@ def intake_of(messages: Iterable[Incoming], *, root: str, received_at_ns: int) -
     )
 
 
-def refused(message: Incoming, reason: str, detail: str) -> DeadLetter:
-    """Make a dead letter of a whole message."""
+def refused(message: Incoming, reason: str, detail: str, sender: tuple[str, str] | None = None) -> DeadLetter:
+    """Make a dead letter of a whole message; with `sender`, of records: as much as may be is kept then."""
     topic = message.topic
     # NUL is no text for PostgreSQL, and is not allowed in topics anyway (MQTT 5 §1.5.4).
     text = topic.decode("utf-8", "backslashreplace") if isinstance(topic, bytes) else topic
@@ -72,9 +76,19 @@ def refused(message: Incoming, reason: str, detail: str) -> DeadLetter:
         reason=reason,
         topic=text.replace("\0", "\\x00"),
         detail=detail.replace("\0", "\\x00")[:500],
-        payload=message.payload[:MAX_KEPT_BYTES],
+        payload=message.payload[: MAX_CUSTODY_BYTES if sender else MAX_KEPT_BYTES],
         payload_bytes=len(message.payload),
+        sender=sender,
     )
+
+
+def sender_of(message: Incoming, root: str) -> tuple[str, str] | None:
+    """Return the gateway and the class of a message of records; None if it is something else."""
+    try:
+        address = address_of(message.topic, root)
+    except MalformedTopicError:
+        return None
+    return (address.gateway, address.name) if address.channel == "records" else None
 
 
 def _take(message: Incoming, root: str, gathered: _Gathered) -> None:
@@ -101,7 +115,7 @@ def _take(message: Incoming, root: str, gathered: _Gathered) -> None:
                 gathered.dead_letters.append(refused(message, "bad-topic", f"nothing is expected on {address.channel}"))
                 return
     except MalformedMessageError as error:
-        gathered.dead_letters.append(refused(message, "bad-payload", str(error)))
+        gathered.dead_letters.append(refused(message, "bad-payload", str(error), sender_of(message, root)))
         return
     if not message.retained:
         gathered.seen.add(address.gateway)
@@ -110,14 +124,24 @@ def _take(message: Incoming, root: str, gathered: _Gathered) -> None:
 def _take_records(message: Incoming, address: Address, gathered: _Gathered) -> None:
     if address.name not in CLASSES:
         detail = f"class {address.name!r} is none of {', '.join(CLASSES)}"
-        gathered.dead_letters.append(refused(message, "unknown-class", detail))
+        sender = (address.gateway, address.name)
+        gathered.dead_letters.append(refused(message, "unknown-class", detail, sender))
         return
     unpacked = unpack(message.payload)
     batch = unpacked.batch
     key = StreamKey(address.gateway, batch.epoch, address.name)
     arrival, notes = arrival_of(key, batch.base, batch.records, unpacked.blobs, str(message.topic))
+    if batch.kept:
+        arrival = replace(arrival, kept=_checked_kept(batch.kept))
     gathered.arrivals.append(arrival)
     gathered.dead_letters.extend(notes)
+
+
+def _checked_kept(kept: Sequence[Kept]) -> tuple[Kept, ...]:
+    for one in kept:
+        if not one.first <= one.last <= MAX_NUMBER:
+            raise MalformedMessageError(f"RecordBatch: {one.first} to {one.last} is no range")
+    return tuple(kept)
 
 
 def arrival_of(

@@ -14,12 +14,13 @@ import structlog
 
 from cloud_bridge.config import Ingest
 from cloud_bridge.errors import StoreError, StoreRefusedError
-from cloud_bridge.ingest.decoding import intake_of, refused
+from cloud_bridge.ingest.decoding import intake_of, refused, sender_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.ingest.marks import PublishedMarks
 from cloud_bridge.metrics import Metrics
 from cloud_bridge.values import DeadLetter, Intake, Outcome, StreamKey
-from gateway.wire.messages import Ack, encode
+from gateway.wire.batch import payload_digest
+from gateway.wire.messages import NO_EPOCH, Ack, encode
 from gateway.wire.times import rfc3339
 from gateway.wire.topics import Address, topic_for
 
@@ -37,7 +38,7 @@ class Messages(Protocol):
     def check(self) -> None: ...
     def gather(self, messages: int, size_bytes: int, timeout_seconds: float) -> list[Incoming]: ...
     def acknowledge(self, messages: Sequence[Incoming]) -> int: ...
-    def publish(self, topic: str, payload: bytes) -> bool: ...
+    def publish(self, topic: str, payload: bytes, *, retain: bool = True) -> bool: ...
 
 
 class Sink(Protocol):
@@ -99,11 +100,12 @@ class Worker:
         except StoreRefusedError as error:
             if len(messages) > 1:
                 return all(self._process([message]) for message in messages)
-            letter = refused(messages[0], "refused-by-store", str(error))
+            letter = refused(messages[0], "refused-by-store", str(error), sender_of(messages[0], self._settings.root))
             intake = Intake(intake.received_at_ns, dead_letters=(letter,))
             outcome = self._commit(intake)
         if outcome is not None:  # else stopping, and the store is away: it is sent again
             self._acknowledge(messages, outcome)
+            self._take_custody(intake.dead_letters)
             self._count(messages, intake, outcome, started_ns)
         return outcome is not None
 
@@ -149,6 +151,22 @@ class Worker:
             )
             if self._source.publish(self._topic(key), encode(ack)):
                 self._metrics.marks.inc()
+
+    def _take_custody(self, letters: Sequence[DeadLetter]) -> None:
+        """Tell senders which of their payloads were committed as dead letters, whole: they need not send them again.
+
+        Not retained: what a device has missed it learns when it sends the same again, and the marks stay where they
+        are retained.
+        """
+        held: dict[tuple[str, str], list[str]] = {}
+        for letter in letters:
+            if letter.sender is not None and letter.is_custody:
+                held.setdefault(letter.sender, []).append(payload_digest(letter.payload))
+        at = rfc3339(self._wall_ns())
+        for (gateway, record_class), digests in held.items():
+            topic = topic_for(Address(gateway, "ack", record_class), self._settings.root)
+            ack = Ack(epoch=NO_EPOCH, mark=0, at=at, kept=list(dict.fromkeys(digests)))
+            self._source.publish(topic, encode(ack), retain=False)
 
     def _topic(self, key: StreamKey) -> str:
         return topic_for(Address(key.gateway, "ack", key.record_class), self._settings.root)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict, Unpack
 
 from cloud_bridge.values import (
     Counts,
@@ -35,6 +35,37 @@ class RecordFilter:
     before_id: int | None = None
     after_id: int | None = None
     until_ns: int | None = None  # by time of receipt, not included
+
+
+class EventFilter(TypedDict, total=False):
+    """Which events are meant; what is absent, or None, means any. The times are those of their latest phase here."""
+
+    gateway: str | None
+    pipeline: str | None
+    label: str | None
+    since_ns: int | None
+    until_ns: int | None  # not included
+    before_id: int | None
+
+
+class GapFilter(TypedDict, total=False):
+    """Which gaps are meant; what is absent, or None, means any. The times are when they were noted."""
+
+    gateway: str | None
+    source: str | None
+    since_ns: int | None
+    until_ns: int | None  # not included
+    before: GapPlace | None
+
+
+class LetterFilter(TypedDict, total=False):
+    """Which dead letters are meant; what is absent, or None, means any. The times are those of their last receipt."""
+
+    reason: str | None
+    gateway: str | None
+    since_ns: int | None
+    until_ns: int | None  # not included
+    before: LetterPlace | None
 
 
 class RollupPlace(NamedTuple):
@@ -104,11 +135,8 @@ class Swept:
         )
 
 
-class Reader(Protocol):
-    """The reading half.
-
-    Every method raises StoreError when the store cannot be read right now.
-    """
+class ConsoleReader(Protocol):
+    """What the console reads. Every method blocks, may be called from any thread, and may raise StoreError."""
 
     def gateways(self) -> list[GatewayState]:
         """Return every gateway ever heard of, by name."""
@@ -118,21 +146,8 @@ class Reader(Protocol):
         """Return the latest status of every pipeline."""
         ...
 
-    def events(
-        self,
-        *,
-        limit: int = 100,
-        gateway: str | None = None,
-        pipeline: str | None = None,
-        label: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before_id: int | None = None,
-    ) -> list[StoredEvent]:
-        """Return events in their latest phase, the last heard of first; page on with `before_id`.
-
-        `since_ns` and `until_ns` (not included) mean the time of their latest phase here.
-        """
+    def events(self, *, limit: int = 100, **wanted: Unpack[EventFilter]) -> list[StoredEvent]:
+        """Return events in their latest phase, the last heard of first; page on with `before_id`."""
         ...
 
     def event(self, event_id: str, gateway: str | None = None) -> StoredEvent | None:
@@ -145,6 +160,41 @@ class Reader(Protocol):
         Pages from `after_id` on pass over nothing, whoever is writing meanwhile.
         """
         ...
+
+    def evidence(self, evidence_id: str, gateway: str | None = None) -> tuple[str, bytes] | None:
+        """Return the content type and the bytes of a piece of evidence, None if it is not there."""
+        ...
+
+    def streams(self) -> list[Stream]:
+        """Return every stream with its mark, by key."""
+        ...
+
+    def gaps(self, *, limit: int = 1000, **wanted: Unpack[GapFilter]) -> list[Gap]:
+        """Return the gaps, the latest first; page on with the `place` of the last one."""
+        ...
+
+    def counts(self) -> Counts:
+        """Return what the store holds."""
+        ...
+
+    def dead_letters(self, *, limit: int = 100, **wanted: Unpack[LetterFilter]) -> list[StoredLetter]:
+        """Return dead letters, the latest first; page on with the `place` of the last one."""
+        ...
+
+    def rollups(self, wanted: RollupFilter, *, limit: int = 1000) -> list[Rollup]:
+        """Return rollups, the latest first."""
+        ...
+
+    def change_counter(self) -> int:
+        """Return a number that is higher after every committed change, whichever process made it."""
+        ...
+
+
+class Reader(ConsoleReader, Protocol):
+    """The reading half.
+
+    Every method raises StoreError when the store cannot be read right now.
+    """
 
     def record(self, key: StreamKey, seq: int) -> StoredRecord | None:
         """Return one record with its blob."""
@@ -161,50 +211,8 @@ class Reader(Protocol):
         """Return records of kind `measure`, the last received first."""
         ...
 
-    def evidence(self, evidence_id: str, gateway: str | None = None) -> tuple[str, bytes] | None:
-        """Return the content type and the bytes of a piece of evidence, None if it is not there."""
-        ...
-
-    def streams(self) -> list[Stream]:
-        """Return every stream with its mark, by key."""
-        ...
-
-    def gaps(
-        self,
-        *,
-        gateway: str | None = None,
-        source: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before: GapPlace | None = None,
-        limit: int = 1000,
-    ) -> list[Gap]:
-        """Return the gaps, the latest first; page on with the `place` of the last one."""
-        ...
-
-    def counts(self) -> Counts:
-        """Return what the store holds."""
-        ...
-
-    def dead_letters(
-        self,
-        *,
-        limit: int = 100,
-        reason: str | None = None,
-        gateway: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before: LetterPlace | None = None,
-    ) -> list[StoredLetter]:
-        """Return dead letters, the latest first; page on with the `place` of the last one."""
-        ...
-
     def dead_letter(self, letter_id: int) -> StoredLetter | None:
         """Return one dead letter."""
-        ...
-
-    def rollups(self, wanted: RollupFilter, *, limit: int = 1000) -> list[Rollup]:
-        """Return rollups, the latest first."""
         ...
 
     def rollup_backlog(self) -> int:
@@ -221,10 +229,6 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Finish and let go. Closing twice is harmless."""
-        ...
-
-    def change_counter(self) -> int:
-        """Return a number that is higher after every committed change, whichever process made it."""
         ...
 
     def size_bytes(self) -> int:

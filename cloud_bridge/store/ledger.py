@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 BASE: Final = "base"
 EVICTION: Final = "eviction"
 QUARANTINE: Final = "quarantine"
+DEAD_LETTER: Final = "dead-letter"
 
 
 class Span(NamedTuple):

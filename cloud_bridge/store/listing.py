@@ -6,13 +6,12 @@ nothing from one page to another.
 
 # ruff: noqa: S608  # the texts are put together from constants; values travel as parameters only
 
-from dataclasses import dataclass
 from typing import Any, Final
 
-from cloud_bridge.store.base import RollupFilter
+from cloud_bridge.store.base import GapFilter, LetterFilter, RollupFilter
 from cloud_bridge.store.ledger import QUARANTINE
 from cloud_bridge.store.lines import Condition, Rows, where
-from cloud_bridge.values import DeadLetter, Gap, GapPlace, LetterPlace, Rollup, Spread, StoredLetter, StreamKey
+from cloud_bridge.values import DeadLetter, Gap, GapPlace, Rollup, Spread, StoredLetter, StreamKey
 
 _LETTER: Final = (
     "SELECT id, reason, topic, detail, payload, payload_bytes, gateway, epoch, class, seq, count,"
@@ -25,33 +24,23 @@ _ROLLUP: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """How much of a list, and of which time."""
-
-    since_ns: int | None
-    until_ns: int | None
-    limit: int
-
-
-def gaps(rows: Rows, span: Span, *, gateway: str | None, source: str | None, before: GapPlace | None) -> list[Gap]:
+def gaps(rows: Rows, wanted: GapFilter, limit: int) -> list[Gap]:
     """Return gaps of streams and of stores that devices have put aside, the latest first."""
-    found = _stream_gaps(rows, span, gateway=gateway, source=source, before=before)
-    if source in (None, QUARANTINE):
-        found += _lost_stores(rows, span, gateway=gateway, before=before)
+    found = _stream_gaps(rows, wanted, limit)
+    if wanted.get("source") in (None, QUARANTINE):
+        found += _lost_stores(rows, wanted, limit)
         found.sort(key=lambda gap: gap.place or GapPlace(0, 0, 0), reverse=True)
-    return found[: span.limit]
+    return found[:limit]
 
 
-def _stream_gaps(
-    rows: Rows, span: Span, *, gateway: str | None, source: str | None, before: GapPlace | None
-) -> list[Gap]:
+def _stream_gaps(rows: Rows, wanted: GapFilter, limit: int) -> list[Gap]:
+    before = wanted.get("before")
     text, values = where(
         [
-            ("s.gateway = ?", gateway),
-            ("g.source = ?", source),
-            ("g.noted_at_ns >= ?", span.since_ns),
-            ("g.noted_at_ns < ?", span.until_ns),
+            ("s.gateway = ?", wanted.get("gateway")),
+            ("g.source = ?", wanted.get("source")),
+            ("g.noted_at_ns >= ?", wanted.get("since_ns")),
+            ("g.noted_at_ns < ?", wanted.get("until_ns")),
         ],
         *([("(g.noted_at_ns, g.stream, g.first) < (?, ?, ?)", tuple(before))] if before else []),
     )
@@ -59,7 +48,7 @@ def _stream_gaps(
         "SELECT s.gateway, s.epoch, s.class, g.first, g.last, g.source, g.reason, g.noted_at_ns, g.stream"
         f" FROM stream_gaps g JOIN streams s ON s.id = g.stream{text}"
         " ORDER BY g.noted_at_ns DESC, g.stream DESC, g.first DESC LIMIT ?",
-        (*values, span.limit),
+        (*values, limit),
     )
     return [
         Gap(StreamKey(*key), first, last, told_by, reason, at_ns, place=GapPlace(at_ns, stream, first))
@@ -67,12 +56,13 @@ def _stream_gaps(
     ]
 
 
-def _lost_stores(rows: Rows, span: Span, *, gateway: str | None, before: GapPlace | None) -> list[Gap]:
+def _lost_stores(rows: Rows, wanted: GapFilter, limit: int) -> list[Gap]:
     """Return what is known of stores that were put aside: their streams, and how far those came."""
+    before = wanted.get("before")
     conditions: list[Condition] = [
-        ("l.gateway = ?", gateway),
-        ("l.noted_at_ns >= ?", span.since_ns),
-        ("l.noted_at_ns < ?", span.until_ns),
+        ("l.gateway = ?", wanted.get("gateway")),
+        ("l.noted_at_ns >= ?", wanted.get("since_ns")),
+        ("l.noted_at_ns < ?", wanted.get("until_ns")),
         ("l.noted_at_ns <= ?", before and before.noted_at_ns),
     ]
     text, values = where(conditions)
@@ -91,23 +81,22 @@ def _lost_stores(rows: Rows, span: Span, *, gateway: str | None, before: GapPlac
         if before is None or place < before:
             key = StreamKey(name, epoch, record_class or "")
             listed.append(Gap(key, mark + 1, mark, QUARANTINE, detail, at_ns, is_open=True, place=place))
-    return listed[: span.limit]
+    return listed[:limit]
 
 
-def dead_letters(
-    rows: Rows, span: Span, *, reason: str | None, gateway: str | None, before: LetterPlace | None
-) -> list[StoredLetter]:
+def dead_letters(rows: Rows, wanted: LetterFilter, limit: int) -> list[StoredLetter]:
     """Return dead letters, the latest first. One that comes again meanwhile moves to the front."""
+    before = wanted.get("before")
     text, values = where(
         [
-            ("reason = ?", reason),
-            ("gateway = ?", gateway),
-            ("last_at_ns >= ?", span.since_ns),
-            ("last_at_ns < ?", span.until_ns),
+            ("reason = ?", wanted.get("reason")),
+            ("gateway = ?", wanted.get("gateway")),
+            ("last_at_ns >= ?", wanted.get("since_ns")),
+            ("last_at_ns < ?", wanted.get("until_ns")),
         ],
         *([("(last_at_ns, id) < (?, ?)", tuple(before))] if before else []),
     )
-    found = rows(f"{_LETTER}{text} ORDER BY last_at_ns DESC, id DESC LIMIT ?", (*values, span.limit))
+    found = rows(f"{_LETTER}{text} ORDER BY last_at_ns DESC, id DESC LIMIT ?", (*values, limit))
     return [_letter(row) for row in found]
 
 
@@ -119,8 +108,9 @@ def dead_letter(rows: Rows, letter_id: int) -> StoredLetter | None:
 
 def _letter(row: tuple[Any, ...]) -> StoredLetter:
     number, reason, topic, detail, payload, size, gateway, epoch, record_class, seq, count, first_ns, last_ns = row
-    key = StreamKey(gateway, epoch, record_class) if gateway is not None else None
-    letter = DeadLetter(reason, topic, detail, bytes(payload), size, key, seq)
+    key = StreamKey(gateway, epoch, record_class) if epoch is not None else None
+    sender = (gateway, record_class) if gateway is not None and epoch is None else None
+    letter = DeadLetter(reason, topic, detail, bytes(payload), size, key, seq, sender)
     return StoredLetter(number, letter, count, first_ns, last_ns)
 
 

@@ -7,19 +7,17 @@ The texts are put together from constants of this file; values travel as paramet
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import msgspec
 
 from cloud_bridge.store import listing
-from cloud_bridge.store.base import RecordFilter, RollupFilter
+from cloud_bridge.store.base import EventFilter, GapFilter, LetterFilter, RecordFilter, RollupFilter
 from cloud_bridge.store.lines import Condition, Line, by_ids, event_line, merged_ids, record_line, where
 from cloud_bridge.values import (
     Counts,
     Gap,
-    GapPlace,
     GatewayState,
-    LetterPlace,
     PipelineState,
     Rollup,
     StoredEvent,
@@ -65,19 +63,11 @@ class SqlReader:
         )
         return [PipelineState(name, at_ns, _statuses.decode(status)) for name, at_ns, status in rows]
 
-    def events(
-        self,
-        *,
-        limit: int = 100,
-        gateway: str | None = None,
-        pipeline: str | None = None,
-        label: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before_id: int | None = None,
-    ) -> list[StoredEvent]:
+    def events(self, *, limit: int = 100, **wanted: Unpack[EventFilter]) -> list[StoredEvent]:
         """See Reader."""
-        bounds: list[Condition] = [("r.id < ?", before_id)]
+        gateway, pipeline, label = wanted.get("gateway"), wanted.get("pipeline"), wanted.get("label")
+        since_ns, until_ns = wanted.get("since_ns"), wanted.get("until_ns")
+        bounds: list[Condition] = [("r.id < ?", wanted.get("before_id"))]
         if since_ns is not None:
             # Without the lower end of what changed since then, a page that is not full would read to the first event.
             # The sign keeps SQLite from looking for the smallest id by trying one after the other.
@@ -235,19 +225,9 @@ class SqlReader:
         )
         return [Stream(StreamKey(*row[:3]), *row[3:]) for row in rows]
 
-    def gaps(
-        self,
-        *,
-        gateway: str | None = None,
-        source: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before: GapPlace | None = None,
-        limit: int = 1000,
-    ) -> list[Gap]:
+    def gaps(self, *, limit: int = 1000, **wanted: Unpack[GapFilter]) -> list[Gap]:
         """See Reader."""
-        wanted = listing.Span(since_ns, until_ns, limit)
-        return listing.gaps(self._rows, wanted, gateway=gateway, source=source, before=before)
+        return listing.gaps(self._rows, wanted, limit)
 
     def counts(self) -> Counts:
         """See Reader."""
@@ -267,19 +247,9 @@ class SqlReader:
             deleted=int(deleted),
         )
 
-    def dead_letters(
-        self,
-        *,
-        limit: int = 100,
-        reason: str | None = None,
-        gateway: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before: LetterPlace | None = None,
-    ) -> list[StoredLetter]:
+    def dead_letters(self, *, limit: int = 100, **wanted: Unpack[LetterFilter]) -> list[StoredLetter]:
         """See Reader."""
-        wanted = listing.Span(since_ns, until_ns, limit)
-        return listing.dead_letters(self._rows, wanted, reason=reason, gateway=gateway, before=before)
+        return listing.dead_letters(self._rows, wanted, limit)
 
     def dead_letter(self, letter_id: int) -> StoredLetter | None:
         """See Reader."""

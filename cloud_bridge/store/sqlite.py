@@ -41,6 +41,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _BUSY_MILLISECONDS: Final = 1000
+_LAST_READS_SECONDS: Final = 5.0
 _CHECKPOINT_PAGES: Final = 4000
 _PAGES_A_COMMIT: Final = 12  # the ends of the indexes, the streams, the spans
 _CHANGES_A_PAGE: Final = 4
@@ -67,6 +68,8 @@ class SqliteReader(SqlReader):
         self._idle: LifoQueue[sqlite3.Connection] = LifoQueue()
         self._version: sqlite3.Connection | None = None
         self._version_lock = threading.Lock()
+        self._in_use = threading.Condition()
+        self._borrowed = 0
         self._closed = False
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -78,19 +81,27 @@ class SqliteReader(SqlReader):
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._in_use:
+            self._borrowed += 1
         try:
-            connection = self._idle.get_nowait()
-        except Empty:
-            connection = self._open_reading()
-        try:
-            yield connection
-        except sqlite3.Error:
-            connection.close()  # it may belong to a file that was set aside
-            raise
-        if self._closed:
+            try:
+                connection = self._idle.get_nowait()
+            except Empty:
+                connection = self._open_reading()
+            try:
+                yield connection
+            except sqlite3.Error:
+                connection.close()  # it may belong to a file that was set aside
+                raise
+            with self._in_use:
+                if not self._closed:
+                    self._idle.put(connection)
+                    return
             connection.close()
-        else:
-            self._idle.put(connection)
+        finally:
+            with self._in_use:
+                self._borrowed -= 1
+                self._in_use.notify_all()
 
     @contextmanager
     def _snapshot(self) -> Iterator[Rows]:
@@ -157,13 +168,16 @@ class SqliteReader(SqlReader):
         return total
 
     def close(self) -> None:
-        """See Store."""
-        self._closed = True
+        """See Store. Reads under way end first, within reason: a snapshot keeps the log from being emptied."""
+        with self._in_use:
+            self._closed = True
         with self._version_lock:
             if self._version is not None:
                 self._version.close()
                 self._version = None
         self._drop_idle()
+        with self._in_use:
+            self._in_use.wait_for(lambda: not self._borrowed, _LAST_READS_SECONDS)
 
     def _drop_idle(self) -> None:
         while True:

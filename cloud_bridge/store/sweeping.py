@@ -58,12 +58,24 @@ def sweep_others(tx: Transaction, limits: Limits, limit: int) -> Swept:
         "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE updated_at_ns < ? ORDER BY updated_at_ns LIMIT ?)",
         (events_before_ns, limit),
     )
-    letters = tx.change(
+    return Swept(0, events, _sweep_letters(tx, limits, limit), _sweep_rollups(tx, limits, limit))
+
+
+def _sweep_letters(tx: Transaction, limits: Limits, limit: int) -> int:
+    """Remove old dead letters. Those that hold whole batches are kept at least as long as the records in them."""
+    removed = _delete_letters(tx, "(epoch IS NOT NULL OR class IS NULL)", (), limits.dead_letters_before_ns, limit)
+    for record_class, before_ns in sorted(limits.before_ns.items()):
+        due_ns = min(before_ns, limits.dead_letters_before_ns)
+        removed += _delete_letters(tx, "epoch IS NULL AND class = ?", (record_class,), due_ns, limit - removed)
+    return removed
+
+
+def _delete_letters(tx: Transaction, which: str, values: tuple[str, ...], before_ns: int, limit: int) -> int:
+    return tx.change(
         "DELETE FROM dead_letters WHERE id IN"
-        " (SELECT id FROM dead_letters WHERE last_at_ns < ? ORDER BY last_at_ns LIMIT ?)",
-        (limits.dead_letters_before_ns, limit),
+        f" (SELECT id FROM dead_letters WHERE {which} AND last_at_ns < ? ORDER BY last_at_ns LIMIT ?)",
+        (*values, before_ns, max(0, limit)),
     )
-    return Swept(0, events, letters, _sweep_rollups(tx, limits, limit))
 
 
 def _sweep_rollups(tx: Transaction, limits: Limits, limit: int) -> int:

@@ -12,7 +12,17 @@ from typing import Any, Final, Protocol
 
 from cloud_bridge.store import rolling
 from cloud_bridge.store.collisions import WITHHELD, conflict_of, sort_known
-from cloud_bridge.store.ledger import BASE, EVICTION, QUARANTINE, GapSpan, Span, Spans, StreamLedger, runs_of
+from cloud_bridge.store.ledger import (
+    BASE,
+    DEAD_LETTER,
+    EVICTION,
+    QUARANTINE,
+    GapSpan,
+    Span,
+    Spans,
+    StreamLedger,
+    runs_of,
+)
 from cloud_bridge.values import Arrival, DeadLetter, Intake, Outcome, Row, StreamKey
 from gateway.wire.messages import Event, Eviction, Evidence, Notice, encode, record_digest
 
@@ -62,7 +72,8 @@ class _Work:
 
     arrivals: list[Arrival] = field(default_factory=list)
     evictions: list[Eviction] = field(default_factory=list)
-    put_aside: list[GapSpan] = field(default_factory=list)  # of this stream, with a store that its device has lost
+    # What is of this stream and will not come as records: in a store that its device has lost, or in a dead letter.
+    put_aside: list[GapSpan] = field(default_factory=list)
     fresh: list[Row] = field(default_factory=list)
     indexed: list[Row] = field(default_factory=list)
     again: list[Row] = field(default_factory=list)  # their numbers are known
@@ -173,7 +184,9 @@ def _digest_at(tx: Transaction, stream: int, work: _Work, mark: int) -> str:
 def _works(arrivals: Iterable[Arrival]) -> dict[StreamKey, _Work]:
     works: dict[StreamKey, _Work] = {}
     for arrival in arrivals:
-        works.setdefault(arrival.key, _Work()).arrivals.append(arrival)
+        work = works.setdefault(arrival.key, _Work())
+        work.arrivals.append(arrival)
+        work.put_aside.extend(GapSpan(one.first, one.last, DEAD_LETTER, one.digest) for one in arrival.kept)
         for row in arrival.rows:
             if isinstance(row.index, Eviction):
                 target = arrival.key._replace(record_class=row.index.record_class)
@@ -410,16 +423,24 @@ def _write_letters(tx: Transaction, letters: Sequence[DeadLetter], now_ns: int) 
     tx.change_many(
         "INSERT INTO dead_letters (digest, reason, topic, detail, gateway, epoch, class, seq, payload, payload_bytes,"
         " count, first_at_ns, last_at_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        # Those that an earlier version has kept did not say whose they are.
         " ON CONFLICT (digest) DO UPDATE SET count = dead_letters.count + excluded.count,"
-        " last_at_ns = excluded.last_at_ns",
+        " gateway = excluded.gateway, class = excluded.class, last_at_ns = excluded.last_at_ns",
         [
             (
-                *(digest, one.reason, one.topic, one.detail, *(one.key or (None, None, None)), one.seq),
+                *(digest, one.reason, one.topic, one.detail, *_place_of(one), one.seq),
                 *(one.payload, one.payload_bytes, count, now_ns, now_ns),
             )
             for digest, (one, count) in sorted(counted.items(), key=lambda item: item[0])
         ],
     )
+
+
+def _place_of(letter: DeadLetter) -> tuple[str | None, str | None, str | None]:
+    """Return gateway, epoch and class; where only the epoch is missing, a message of records is in it as a whole."""
+    if letter.key is not None:
+        return letter.key
+    return (letter.sender[0], None, letter.sender[1]) if letter.sender is not None else (None, None, None)
 
 
 def settle(tx: Transaction, letter_id: int, intake: Intake | None) -> Outcome:

@@ -14,6 +14,7 @@ from gateway.values import Stored
 from gateway.wire.messages import RecordClass
 
 _IDLE: Final = 4
+_LAST_READS_SECONDS: Final = 5.0
 # A flipped bit may change the type of a column, or make a text that is no UTF-8; a row must come out all the same.
 AS_WRITTEN: Final = (
     "seq, coalesce(CAST(kind AS BLOB), x''), coalesce(CAST(recorded_at_ns AS INTEGER), -1), "
@@ -25,11 +26,13 @@ _PRAGMAS: Final = ("PRAGMA mmap_size = 0", "PRAGMA query_only = ON", "PRAGMA cac
 class Readers:
     """Read-only connections to one store, kept for whoever reads next; safe to use from any thread."""
 
-    def __init__(self, file: Path, epoch: str) -> None:
+    def __init__(self, file: Path, epoch: str, options: Mapping[str, str] | None = None) -> None:
         self.epoch = epoch
         self._file = file
-        self._lock = threading.Lock()
+        self._options = options
+        self._lock = threading.Condition()
         self._idle: list[sqlite3.Connection] = []
+        self._borrowed = 0
         self._closed = False
 
     def rows(
@@ -66,12 +69,17 @@ class Readers:
         return base or 0, found
 
     def close(self) -> None:
-        """Close what is idle; what is in use closes when it comes back."""
+        """Close what is idle, and wait for what is in use: a snapshot that is held keeps the log from being emptied.
+
+        Not for ever: what a disk that hangs does not give back closes when it comes.
+        """
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
         for db in idle:
             db.close()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._borrowed, _LAST_READS_SECONDS)
 
     @contextmanager
     def _borrow(self) -> Iterator[sqlite3.Connection]:
@@ -79,13 +87,19 @@ class Readers:
             if self._closed:
                 raise StoreClosedError(f"{self._file}: the store was closed")
             idle = self._idle.pop() if self._idle else None
-        db = idle if idle is not None else self._connect()
+            self._borrowed += 1
         try:
-            yield db
-        except OutboxError:
-            db.close()
-            raise
-        self._give_back(db)
+            db = idle if idle is not None else self._connect()
+            try:
+                yield db
+            except OutboxError:
+                db.close()
+                raise
+            self._give_back(db)
+        finally:
+            with self._lock:
+                self._borrowed -= 1
+                self._lock.notify_all()
 
     def _give_back(self, db: sqlite3.Connection) -> None:
         with self._lock:
@@ -96,7 +110,7 @@ class Readers:
 
     def _connect(self) -> sqlite3.Connection:
         with translated(self._file):
-            db = connect_read_only(self._file)
+            db = connect_read_only(self._file, self._options)
             found = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         if found is None or found[0] != self.epoch:
             db.close()

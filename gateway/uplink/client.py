@@ -42,6 +42,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.config import Broker
 from gateway.errors import ConfigError, UplinkError
+from gateway.uplink.alerts import told_by_alert
 from gateway.uplink.backoff import Lane
 from gateway.uplink.endpoint import Access, CredentialsAwaitedError, Endpoint, distrust, password_of
 from gateway.uplink.exchange import (
@@ -273,9 +274,11 @@ class MqttConnection:
         except ssl.SSLCertVerificationError as error:
             ending = Ending("refused", distrust(error, self._clock_ns()), distrust=True)
         except ssl.SSLError as error:
-            ending = Ending("unreachable", _words(error), doubt=True)
+            ending = self._refused_by_tls(error) or Ending("unreachable", _words(error), doubt=True)
         except (ConfigError, CredentialsAwaitedError) as error:
             ending = Ending("refused", str(error))
+        except ConnectionRefusedError as error:  # nobody listens: asking costs that machine a packet, not a handshake
+            ending = Ending("unreachable", _words(error))
         except ConnectionError as error:
             ending = Ending("busy", _words(error))
         except OSError as error:  # names that do not resolve, time-outs, no route, broken TLS
@@ -387,11 +390,17 @@ class MqttConnection:
                 # A CONNACK that cannot be read; paho also keeps code 1 of MQTT 3.1.1 (wrong version) to itself.
                 return Ending("refused", f"the broker does not answer in MQTT {self._broker.protocol}")
             if code or client.socket() is None:
-                return Ending("busy", f"connection lost: {paho.error_string(code)}" if code else "connection closed")
+                return self._refused_by_tls(client.tls_error) or Ending(
+                    "busy", f"connection lost: {paho.error_string(code)}" if code else "connection closed"
+                )
             if self._terms is not None:
                 patience = 1.5 * self._terms.keepalive_seconds or float("inf")
             if time.monotonic() - heard_at > patience:
                 return Ending("unreachable", f"the broker has been silent for {patience:g} s")
+
+    def _refused_by_tls(self, error: ssl.SSLError | None) -> Ending | None:
+        told = None if error is None else told_by_alert(error, by_identity=self._broker.identity)
+        return None if told is None else Ending("refused", told, doubt=True)
 
     def _look_at_network(self, handle: int) -> None:
         if self._tap is not None:
@@ -546,6 +555,7 @@ class _CountedClient(paho.Client):
 
     tap: Tap | None = None
     written = 0  # bytes
+    tls_error: ssl.SSLError | None = None  # the last read's; paho itself only says that the connection is lost
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         size = super()._sock_send(buf)
@@ -563,7 +573,11 @@ class _CountedClient(paho.Client):
             self._ping_t = now
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        data = super()._sock_recv(bufsize)
+        try:
+            data = super()._sock_recv(bufsize)
+        except ssl.SSLError as error:
+            self.tls_error = error
+            raise
         if self.tap is not None:
             self.tap.passed("in", data)
         return data

@@ -24,8 +24,13 @@ PROBE_SHARE: Final = 8
 MAX_PATIENCE_DOUBLINGS: Final = 2
 """A probe is cheap, and a bridge that is back should be found soon: 5, 10, then every 20 s by default."""
 MAX_PAUSE_DOUBLINGS: Final = 4
+UNHEARD_PAUSE_NS: Final = SECOND // 2
+MAX_UNHEARD_DOUBLINGS: Final = 2
+"""While the broker has nobody for our records, one of them asks again after 0.5, 1, then every 2 s."""
 MAX_PUBACK_DOUBLINGS: Final = 4
 """What a thin link needs longer for than the broker may be silent, passes in one of the next connections."""
+TELL_NS: Final = SECOND // 4
+"""The bridge must hear soon which numbers it holds unread: until then its mark stands still below them."""
 QUEUEING_LIMIT_NS: Final = SECOND
 FIRST_WINDOW: Final = 4
 
@@ -60,7 +65,7 @@ class ClassProgress:
     """How far a class is."""
 
     sent: int  # highest sequence number ever sent in this epoch
-    confirmed: int  # everything up to here is committed in the bridge's store
+    confirmed: int  # everything up to here is committed in the bridge's store, as records or as dead letters
     outstanding: int  # batches sent and not confirmed
     resent_batches: int
     timeouts: int  # in a row, without an ack
@@ -93,9 +98,12 @@ class _Stream:
     progress_ns: int = 0
     timeouts: int = 0
     rejections: int = 0
+    unheard: int = 0  # batches in a row that the broker had nobody for
     not_before_ns: int = 0
     turn: int = 0
     resent: int = 0
+    unread: list[tuple[int, int]] = field(default_factory=list)  # above the first, up to the second: in dead letters
+    untold: bool = False  # the bridge has not heard yet which numbers those were
 
     def go_back(self) -> None:
         """Forget what is outstanding: it will be sent again."""
@@ -122,6 +130,7 @@ class Delivery:
         self._answered_ns = 0
         self._puback_doublings = 0
         self._stuck = False
+        self._names_the_deaf = True  # the broker says so when nobody listens, and is right
         self.ignored_acks = 0
 
     # ---- what happens --------------------------------------------------------------------------------
@@ -152,9 +161,10 @@ class Delivery:
         self._window = float(min(FIRST_WINDOW, self._cap))
         self._best_delay_ns = None
         self._answered = self._answered_ns = 0
+        self._names_the_deaf = True
         for stream in self._streams.values():
             stream.go_back()
-            stream.timeouts = stream.rejections = 0
+            stream.timeouts = stream.rejections = stream.unheard = 0
             stream.not_before_ns = 0
             stream.waiting_since_ns = now_ns
 
@@ -180,6 +190,7 @@ class Delivery:
         if not stream.batches:
             stream.progress_ns = now_ns
         self._tickets += 1
+        stream.untold = False  # each batch mentions them
         stream.batches.append(_Batch(self._tickets, first, last, now_ns))
         stream.sent_to = last
         stream.sent_high = max(stream.sent_high, last)
@@ -202,8 +213,23 @@ class Delivery:
                 self._note_answer(ticket, now_ns)
                 batch.taken = True
                 stream.progress_ns = now_ns
-                stream.rejections = 0
+                stream.rejections = stream.unheard = 0
                 return
+
+    def unheard(self, record_class: RecordClass, ticket: int, now_ns: int) -> None:
+        """The broker has answered a batch, and has nobody to give it to (MQTT 5 §3.4.2.1, reason 0x10).
+
+        As after a broker has lost its sessions, until the bridge is back too. Waiting for an ack would be in vain; one
+        record asks again soon, and often, so that a fresh critical record is not held up by the time-outs of acks.
+        """
+        stream = self._streams[record_class]
+        if not self._names_the_deaf:
+            self.taken(record_class, ticket, now_ns)
+        elif any(batch.ticket == ticket for batch in stream.batches):
+            self._note_answer(ticket, now_ns)
+            stream.go_back()
+            stream.not_before_ns = now_ns + (UNHEARD_PAUSE_NS << min(stream.unheard, MAX_UNHEARD_DOUBLINGS))
+            stream.unheard += 1
 
     def rejected(self, record_class: RecordClass, ticket: int | None, now_ns: int) -> None:
         """The broker refused a batch (or, without a ticket, would if it were sent): the class pauses, rows stay."""
@@ -230,16 +256,22 @@ class Delivery:
         stream.doubted = False
         if ack.mark <= stream.confirmed:
             return None
-        stream.confirmed = ack.mark
         stream.met = stream.met or ack.mark <= stream.sent_high
-        stream.timeouts = 0
-        stream.progress_ns = now_ns
-        while stream.batches and stream.batches[0].last <= ack.mark:
-            self._steer(now_ns, stream.batches.popleft().sent_ns)
-        if stream.sent_to < ack.mark:  # it had been sent before: no need to send it again
-            stream.sent_to = ack.mark
-            stream.turn += 1
-        return ack.mark
+        return self._confirm(stream, ack.mark, now_ns)
+
+    def kept(self, record_class: RecordClass, after: int, last: int, now_ns: int) -> int | None:
+        """The bridge holds all rows above `after`, up to `last`, as a dead letter; return the mark if that confirms.
+
+        It does not while something before them is unconfirmed: marks know no holes.
+        """
+        stream = self._streams[record_class]
+        stream.unread.append((after, last))
+        before = stream.confirmed
+        self._confirm(stream, before, now_ns)
+        if stream.confirmed == before:
+            return None
+        stream.untold = True
+        return stream.confirmed
 
     def is_ahead(self, record_class: RecordClass, ack: Ack) -> bool:
         """Tell whether a mark of our epoch is beyond all that this store has given away, and may come from a loss.
@@ -265,6 +297,7 @@ class Delivery:
         """The store has numbered rows again, `high` is the last number now: all that is unconfirmed is sent again."""
         stream = self._streams[record_class]
         stream.go_back()
+        stream.unread.clear()
         stream.followed = stream.met = True
         stream.stored_high = max(stream.stored_high, high)
         self._more(record_class, now_ns)
@@ -290,13 +323,19 @@ class Delivery:
 
     def expire(self, now_ns: int) -> tuple[RecordClass, ...]:
         """Send classes back whose acks are overdue; return them."""
-        overdue = tuple(name for name, at in self._ack_deadlines() if at <= now_ns)
-        for name in overdue:
+        overdue = []
+        for name, at in self._ack_deadlines():
             stream = self._streams[name]
+            if at > now_ns:
+                continue
             stream.go_back()
+            if stream.untold:
+                stream.untold = False  # nothing is wrong: what is sent again only says what the bridge waits for
+                continue
             stream.timeouts += 1
             self._window = max(1.0, self._window / 2)
-        return overdue
+            overdue.append(name)
+        return tuple(overdue)
 
     # ---- what to do ----------------------------------------------------------------------------------
 
@@ -323,7 +362,7 @@ class Delivery:
         return Want(
             record_class=name,
             after_seq=stream.sent_to,
-            max_records=1 if stream.doubted else max(1, self._limits.batch_records // share),
+            max_records=1 if stream.doubted or stream.unheard else max(1, self._limits.batch_records // share),
             max_bytes=max(1024, self._limits.batch_bytes // share),
             turn=stream.turn,
             offers=stream.offers,
@@ -358,7 +397,7 @@ class Delivery:
     @property
     def is_degraded(self) -> bool:
         """Whether records go out and no ack comes back, or the broker refuses them."""
-        return any(stream.timeouts or stream.rejections for stream in self._streams.values())
+        return any(stream.timeouts or stream.rejections or stream.unheard for stream in self._streams.values())
 
     def progress(self) -> dict[RecordClass, ClassProgress]:
         """Return how far each class is."""
@@ -382,11 +421,32 @@ class Delivery:
             stream.has_more = True
             stream.waiting_since_ns = now_ns
 
+    def _confirm(self, stream: _Stream, mark: int, now_ns: int) -> int:
+        """Take note that a stream is confirmed up to a mark, and beyond it as far as dead letters follow."""
+        progress = mark > stream.confirmed
+        stream.unread.sort()
+        while stream.unread and stream.unread[0][0] <= mark:
+            mark = max(mark, stream.unread.pop(0)[1])
+        if not progress and mark == stream.confirmed:
+            return mark
+        if stream.unheard:  # somebody hears all the same: a broker that hands messages to more than subscribers
+            self._names_the_deaf = False
+            stream.unheard = 0
+        stream.confirmed = mark
+        stream.timeouts = 0
+        stream.progress_ns = now_ns
+        while stream.batches and stream.batches[0].last <= mark:
+            self._steer(now_ns, stream.batches.popleft().sent_ns)
+        if stream.sent_to < mark:  # it had been sent before: no need to send it again
+            stream.sent_to = mark
+            stream.turn += 1
+        return mark
+
     def _may_send(self, name: RecordClass, now_ns: int) -> bool:
         stream = self._streams[name]
         if not stream.has_more or now_ns < stream.not_before_ns:
             return False
-        if stream.batches and (stream.timeouts or stream.rejections or stream.doubted):
+        if stream.batches and (stream.timeouts or stream.rejections or stream.unheard or stream.doubted):
             return False  # a probe is out
         room = int(min(self._window, self._cap))
         others = sum(len(each.batches) for key, each in self._streams.items() if key != "critical")
@@ -406,7 +466,8 @@ class Delivery:
         for name, stream in self._streams.items():
             if stream.batches and all(batch.taken for batch in stream.batches):
                 patience = self._limits.ack_timeout_seconds * 2.0 ** min(stream.timeouts, MAX_PATIENCE_DOUBLINGS)
-                found.append((name, stream.progress_ns + int(patience * SECOND)))
+                patience_ns = TELL_NS if stream.untold else int(patience * SECOND)
+                found.append((name, stream.progress_ns + patience_ns))
         return found
 
     def _puback_deadlines(self) -> list[int]:

@@ -7,8 +7,8 @@ from typing import Final, Literal
 import msgspec
 
 from gateway.values import Stored, StoredRun
-from gateway.wire.batch import WORTH_COMPRESSING, Packed, pack
-from gateway.wire.messages import INT64_MAX, Record, RecordBatch, Withheld, encode, record_digest
+from gateway.wire.batch import WORTH_COMPRESSING, Packed, pack, payload_digest
+from gateway.wire.messages import INT64_MAX, Kept, Record, RecordBatch, Withheld, encode, record_digest
 
 Reason = Literal["unreadable", "too-large"]
 
@@ -25,17 +25,21 @@ class Load:
     last: int
     records: int
     packed: Packed | None
+    digest: str = ""  # of the payload
 
 
-def load_of(run: StoredRun, limit_bytes: int) -> Load:
-    """Pack as many rows of a run as fit into a payload of `limit_bytes`; the run holds at least one."""
+def load_of(run: StoredRun, limit_bytes: int, kept: Sequence[Kept] = ()) -> Load:
+    """Pack as many rows of a run as fit into a payload of `limit_bytes`; the run holds at least one.
+
+    `kept` is mentioned where there is room for it.
+    """
     rows = run.rows
     while True:
-        packed = _pack(run, rows)
+        packed = _pack(run, rows, kept)
         if len(rows) == 1 and len(packed.payload) > limit_bytes:
             packed = _pack(run, rows, compress_from=0)  # a little may be what is missing
         if len(packed.payload) <= limit_bytes:
-            return Load(run.epoch, rows[0].seq, rows[-1].seq, len(rows), packed)
+            return Load(run.epoch, rows[0].seq, rows[-1].seq, len(rows), packed, payload_digest(packed.payload))
         if len(rows) == 1:
             return Load(run.epoch, rows[0].seq, rows[0].seq, 1, None)
         # Rows differ in size, so the share that fits is a guess; half at most, so that this ends soon.
@@ -69,7 +73,9 @@ def stand_in(row: Stored, reason: Reason, detail: str = "") -> Stored:
     return Stored(row.seq, "withheld", at_ns, encode(body))
 
 
-def _pack(run: StoredRun, rows: Sequence[Stored], *, compress_from: int = WORTH_COMPRESSING) -> Packed:
+def _pack(
+    run: StoredRun, rows: Sequence[Stored], kept: Sequence[Kept] = (), *, compress_from: int = WORTH_COMPRESSING
+) -> Packed:
     records = [
         Record(
             seq=row.seq,
@@ -82,5 +88,5 @@ def _pack(run: StoredRun, rows: Sequence[Stored], *, compress_from: int = WORTH_
     ]
     # Evictions may have raised the base above rows that were already read.
     base = min(run.base, rows[0].seq)
-    batch = RecordBatch(epoch=run.epoch, base=base, records=records)
+    batch = RecordBatch(epoch=run.epoch, base=base, records=records, kept=list(kept))
     return pack(batch, [row.blob for row in rows], compress_from=compress_from)

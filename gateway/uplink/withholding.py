@@ -7,6 +7,7 @@ first, and would find two different records under one number.
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -16,7 +17,7 @@ from gateway.errors import OutboxError
 from gateway.uplink.delivery import Want
 from gateway.uplink.packing import Load, Reason, load_of, stand_in, unreadable
 from gateway.values import Stored, StoredRun
-from gateway.wire.messages import RecordClass, record_digest
+from gateway.wire.messages import Kept, RecordClass, record_digest
 
 log = structlog.get_logger()
 
@@ -63,10 +64,11 @@ class Withholding:
         with self._lock:
             return dict(self._counts)
 
-    def load(self, want: Want, limit_bytes: int, preferred_bytes: int) -> Load | None:
+    def load(self, want: Want, limit_bytes: int, preferred_bytes: int, kept: Sequence[Kept] = ()) -> Load | None:
         """Return the next load of a class that fits into `limit_bytes`; None if there is nothing to send.
 
-        More than one row only within `preferred_bytes`. `packed` is None if not even a stand-in fits.
+        More than one row only within `preferred_bytes`. `kept` is mentioned in it where there is room. `packed` is None
+        if not even a stand-in fits.
 
         Raises:
             NotKeptError: the next row cannot be set aside; the class waits, others go on.
@@ -76,9 +78,9 @@ class Withholding:
         if run is None or not run.rows:
             return None
         rows = self._replaced(run)
-        load = load_of(replace(run, rows=rows), min(limit_bytes, preferred_bytes))
+        load = load_of(replace(run, rows=rows), min(limit_bytes, preferred_bytes), kept)
         if load.packed is None:
-            load = load_of(replace(run, rows=rows[:1]), limit_bytes)
+            load = load_of(replace(run, rows=rows[:1]), limit_bytes, kept)
         if load.packed is None and rows[0] is run.rows[0]:
             load = load_of(replace(run, rows=(self._withhold(run, run.rows[0], "too-large"),)), limit_bytes)
         return load

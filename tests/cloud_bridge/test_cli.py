@@ -87,7 +87,12 @@ def test_dead_letters_are_listed_shown_replayed_and_discarded(path: Path) -> Non
     replayed = call(path, "deadletters", "replay", "--all", "--json")
     assert replayed.exit_code == 3
     assert [json.loads(line)["settled"] for line in replayed.stdout.splitlines()] == [False, False]
-    assert call(path, "deadletters", "discard", "--all").exit_code == 0
+    spared = call(path, "deadletters", "discard", "--all")
+    assert spared.exit_code == 0
+    assert "1 stay: the only copy of records of gateways" in spared.stderr
+    (letter,) = lines(call(path, "deadletters", "list", "--json"))
+    assert (letter["reason"], letter["only_copy"]) == ("bad-payload", True)
+    assert call(path, "deadletters", "discard", "--all", "--only-copies").exit_code == 0
     assert lines(call(path, "deadletters", "list", "--json")) == []
 
 
@@ -95,7 +100,8 @@ def test_an_export_is_imported_elsewhere_without_loss(path: Path, tmp_path: Path
     file, other = tmp_path / "out.ndjson", tmp_path / "other.db"
     (said,) = lines(call(path, "export", "--output", str(file), "--json"))
     assert said["records"] == 4
-    assert call(path, "export").stdout.encode() == file.read_bytes()
+    again = call(path, "export").stdout.encode()
+    assert again.splitlines()[1:-1] == file.read_bytes().splitlines()[1:-1]
     (said,) = lines(call(other, "import", str(file), "--json"))
     assert (said["imported"], said["known"], said["bad"]) == (4, 0, 0)
     (said,) = lines(call(other, "import", str(file), "--json"))
@@ -103,7 +109,38 @@ def test_an_export_is_imported_elsewhere_without_loss(path: Path, tmp_path: Path
     file.write_bytes(file.read_bytes() + b"rubbish\n")
     result = call(other, "import", str(file))
     assert result.exit_code == 3
-    assert "line 5: " in result.stderr
+    assert "line 7: " in result.stderr
+
+
+@pytest.mark.parametrize("keep", [slice(0, 3), slice(0, -1), slice(2, None)])
+def test_an_export_that_was_cut_is_refused_whole_unless_a_part_is_wished(
+    path: Path, tmp_path: Path, keep: slice
+) -> None:
+    file, other = tmp_path / "out.ndjson", tmp_path / "other.db"
+    call(path, "export", "--output", str(file))
+    whole = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(whole[keep]))
+    refused = call(other, "import", str(file))
+    assert refused.exit_code != 0
+    assert "Nothing was imported" in refused.stderr
+    assert not other.exists()
+    result = call(other, "import", str(file), "--allow-partial", "--json")
+    assert result.exit_code == 0
+    (said,) = lines(result)
+    assert said["imported"] == sum(b'"epoch"' in line for line in whole[keep])
+    assert not said["whole"]
+    file.write_bytes(b"".join(whole))
+    (said,) = lines(call(other, "import", str(file), "--json"))
+    assert (said["imported"] + said["known"], said["whole"]) == (4, True)
+
+
+def test_lines_without_a_seal_come_in_and_it_is_said_that_more_may_be_missing(path: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "out.ndjson", tmp_path / "other.db"
+    call(path, "export", "--output", str(file))
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[1:3]))
+    result = call(other, "import", str(file))
+    assert result.exit_code == 0
+    assert "without an end mark, whether more is missing cannot be told: 2 records" in result.stderr
 
 
 def test_parquet_needs_a_file(path: Path, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloud_bridge.errors import TransferError
+from cloud_bridge.seal import Seal
 from cloud_bridge.store.base import RecordFilter, Store
 from cloud_bridge.transfer import CHUNK_RECORDS, MAX_LINE_BYTES, chunks, export_ndjson, export_parquet, read_lines
 from cloud_bridge.values import StreamKey
 from gateway.wire.messages import encode
-from tests.simulators.samples import EPOCH, event, evidence
+from tests.simulators.samples import AT, EPOCH, event, evidence
 
 
 def line(seq: int, **other: Any) -> bytes:
@@ -85,17 +86,19 @@ def test_what_is_exported_can_be_imported_elsewhere(store: Store, tmp_path: Path
     lines = [line(n) for n in range(1, 1203)] + [json.dumps({**json.loads(proof), "class": "bulk"}).encode()]
     store.ingest(read_lines(lines, None).intake(1))
     out = io.BytesIO()
-    assert export_ndjson(store, RecordFilter(), out) == 1203
+    assert export_ndjson(store, RecordFilter(), out, at=AT) == 1203
     out.seek(0)
     sizes = []
+    seal = Seal()
     found: list[int] = []
     for chunk in chunks(out):
         sizes.append(len(chunk))
-        read = read_lines(chunk, None)
+        read = read_lines(seal.checked(chunk), None)
         assert read.bad == ()
         found += [row.seq for arrival in read.arrivals for row in arrival.rows if arrival.key.record_class == "event"]
         blobs = [row.blob for arrival in read.arrivals for row in arrival.rows if arrival.key.record_class == "bulk"]
-    assert sizes == [CHUNK_RECORDS, CHUNK_RECORDS, 203]
+    assert sizes == [CHUNK_RECORDS, CHUNK_RECORDS, 205]
+    assert (seal.finish(), seal.unsealed) == ([], 0)
     assert found == list(range(1, 1203))
     assert blobs == [b"\xff\x00"]
 

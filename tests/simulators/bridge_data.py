@@ -6,18 +6,18 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 
 from cloud_bridge.errors import StoreError
-from cloud_bridge.store.base import RecordFilter, RollupFilter
+from cloud_bridge.store.base import EventFilter, GapFilter, LetterFilter, RecordFilter, RollupFilter
 from cloud_bridge.values import (
     Counts,
     DeadLetter,
     Gap,
     GapPlace,
     GatewayState,
-    LetterPlace,
     PipelineState,
     Rollup,
     Spread,
@@ -166,28 +166,18 @@ class BridgeData:
         with self._reading():
             return [self._pipelines[key] for key in sorted(self._pipelines) if gateway in (None, key[0])]
 
-    def events(
-        self,
-        *,
-        limit: int = 100,
-        gateway: str | None = None,
-        pipeline: str | None = None,
-        label: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before_id: int | None = None,
-    ) -> list[StoredEvent]:
+    def events(self, *, limit: int = 100, **wanted: Unpack[EventFilter]) -> list[StoredEvent]:
         """Return the newest events."""
         with self._reading():
             found = sorted(self._events.values(), key=lambda stored: -stored.id)
+        before_id = wanted.get("before_id")
         return [
             stored
             for stored in found
-            if gateway in (None, stored.event.gateway)
-            and pipeline in (None, stored.event.pipeline)
-            and label in (None, stored.event.label)
-            and (since_ns is None or stored.received_at_ns >= since_ns)
-            and (until_ns is None or stored.received_at_ns < until_ns)
+            if wanted.get("gateway") in (None, stored.event.gateway)
+            and wanted.get("pipeline") in (None, stored.event.pipeline)
+            and wanted.get("label") in (None, stored.event.label)
+            and _within(stored.received_at_ns, wanted)
             and (before_id is None or stored.id < before_id)
         ][:limit]
 
@@ -224,25 +214,16 @@ class BridgeData:
         with self._reading():
             return [self._streams[key] for key in sorted(self._streams)]
 
-    def gaps(
-        self,
-        *,
-        gateway: str | None = None,
-        source: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before: GapPlace | None = None,
-        limit: int = 1000,
-    ) -> list[Gap]:
+    def gaps(self, *, limit: int = 1000, **wanted: Unpack[GapFilter]) -> list[Gap]:
         """Return the latest gaps."""
+        before = wanted.get("before")
         with self._reading():
             return [
                 gap
                 for gap in self._gaps
-                if gateway in (None, gap.key.gateway)
-                and source in (None, gap.source)
-                and (since_ns is None or gap.noted_at_ns >= since_ns)
-                and (until_ns is None or gap.noted_at_ns < until_ns)
+                if wanted.get("gateway") in (None, gap.key.gateway)
+                and wanted.get("source") in (None, gap.source)
+                and _within(gap.noted_at_ns, wanted)
                 and (before is None or (gap.place is not None and gap.place < before))
             ][:limit]
 
@@ -258,25 +239,16 @@ class BridgeData:
                 deleted=0,
             )
 
-    def dead_letters(
-        self,
-        *,
-        limit: int = 100,
-        reason: str | None = None,
-        gateway: str | None = None,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        before: LetterPlace | None = None,
-    ) -> list[StoredLetter]:
+    def dead_letters(self, *, limit: int = 100, **wanted: Unpack[LetterFilter]) -> list[StoredLetter]:
         """Return the latest dead letters."""
+        before, gateway = wanted.get("before"), wanted.get("gateway")
         with self._reading():
             return [
                 stored
                 for stored in self._letters
-                if reason in (None, stored.letter.reason)
+                if wanted.get("reason") in (None, stored.letter.reason)
                 and (gateway is None or (stored.letter.key is not None and stored.letter.key.gateway == gateway))
-                and (since_ns is None or stored.last_at_ns >= since_ns)
-                and (until_ns is None or stored.last_at_ns < until_ns)
+                and _within(stored.last_at_ns, wanted)
                 and (before is None or stored.place < before)
             ][:limit]
 
@@ -315,6 +287,11 @@ class BridgeData:
         self._streams[key] = Stream(key, seq, seq, stream.records + 1, stream.duplicates, self.now_ns)
         row = StoredRecord(len(self._records) + 1, key, seq, kind, pipeline, self.now_ns, self.now_ns, body, b"")
         self._records.append(row)
+
+
+def _within(at_ns: int, wanted: EventFilter | GapFilter | LetterFilter) -> bool:
+    since_ns, until_ns = wanted.get("since_ns"), wanted.get("until_ns")
+    return (since_ns is None or at_ns >= since_ns) and (until_ns is None or at_ns < until_ns)
 
 
 def an_event(event_id: str, *, gateway: str = "plant-a", label: str = "imbalance", **changes: object) -> Event:

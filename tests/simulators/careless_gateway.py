@@ -37,7 +37,7 @@ class BelievingUplink(Uplink):
         if last and not publication.cancelled() and publication.exception() is None:
             ack = Ack(epoch=delivery.epoch, mark=last[0], at="")
             topic = topic_for(Address(self._gateway_id, "ack", record_class), self._root)
-            self._acknowledged(Incoming(topic, encode(ack), retained=False))
+            self._marks.take(Incoming(topic, encode(ack), retained=False))
 
 
 class WallClockOutbox(Outbox):

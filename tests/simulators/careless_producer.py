@@ -17,7 +17,7 @@ class CarelessUplink(Uplink):
             for last in [batch.last for batch in batches if batch.ticket == ticket]:
                 word = encode(Ack(epoch=self._delivery.epoch, mark=last, at=""))
                 topic = topic_for(Address(self._gateway_id, "ack", record_class), self._root)
-                self._acknowledged(Incoming(topic, word, retained=False))
+                self._marks.take(Incoming(topic, word, retained=False))
         super()._answered(record_class, ticket, publication)
 
 

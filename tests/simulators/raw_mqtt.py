@@ -160,6 +160,13 @@ class RawMqtt:
     def close(self) -> None:
         self.link.close()
 
+    def say_goodbye(self) -> None:
+        """Disconnect as MQTT and TLS want it, which makes a session that may be resumed; then close."""
+        self.link.sendall(b"\xe0\x00")
+        while self.link.recv(65536):  # until the broker says goodbye too
+            pass
+        self.close()
+
     def __enter__(self) -> Self:
         return self
 

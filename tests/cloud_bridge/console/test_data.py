@@ -8,9 +8,8 @@ import pytest
 
 from cloud_bridge.config import Store as StoreSettings
 from cloud_bridge.console.app import create_app
-from cloud_bridge.console.data import ConsoleData
 from cloud_bridge.console.settings import ConsoleSettings
-from cloud_bridge.store.base import Store
+from cloud_bridge.store.base import ConsoleReader, Store
 from cloud_bridge.store.opening import open_store
 from cloud_bridge.values import Arrival, DeadLetter, Intake, Row, StreamKey
 from gateway.wire.messages import Availability, Event, Evidence, EvidenceLink, encode
@@ -36,7 +35,7 @@ def event_row(seq: int, event: Event) -> Row:
 
 
 async def test_what_the_bridge_has_stored_is_shown(store: Store) -> None:
-    data: ConsoleData = store
+    data: ConsoleReader = store
     new, end = an_event("ev-1", evidence=LINK), an_event("ev-1", phase="end", revision=1, evidence=LINK)
     before = data.change_counter()
     store.ingest(

@@ -2,11 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_bridge.ingest.decoding import MAX_KEPT_BYTES, intake_of
+from cloud_bridge.ingest.decoding import MAX_CUSTODY_BYTES, MAX_KEPT_BYTES, intake_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.store.base import Store
 from cloud_bridge.values import Intake, StreamKey
-from gateway.wire.messages import Availability, PipelineStatus, encode
+from gateway.wire.batch import pack
+from gateway.wire.messages import Availability, Kept, PipelineStatus, RecordBatch, encode
 from tests.simulators.samples import AT, EPOCH, batch, event, eviction, evidence, measure, notice, record
 
 RECORDS = "sluice/v1/dock/records/event"
@@ -68,8 +69,28 @@ def test_what_cannot_be_used_is_a_dead_letter_as_it_came(topic: str | bytes, pay
 
 
 def test_a_dead_letter_keeps_the_first_mebibyte_and_the_true_size() -> None:
-    (letter,) = taken(b"x" * (MAX_KEPT_BYTES + 5)).dead_letters
+    (letter,) = taken(b"x" * (MAX_KEPT_BYTES + 5), "sluice/v1/dock/availability/gateway").dead_letters
     assert (len(letter.payload), letter.payload_bytes) == (MAX_KEPT_BYTES, MAX_KEPT_BYTES + 5)
+    assert not letter.is_custody
+
+
+def test_a_batch_that_cannot_be_read_is_kept_whole_and_says_whose_it_is() -> None:
+    (letter,) = taken(b"x" * (MAX_KEPT_BYTES + 5)).dead_letters
+    assert (len(letter.payload), letter.sender) == (MAX_KEPT_BYTES + 5, ("dock", "event"))
+    assert letter.is_custody
+
+
+def test_for_a_batch_that_is_too_large_to_be_kept_whole_the_device_still_answers() -> None:
+    (letter,) = taken(b"x" * (MAX_CUSTODY_BYTES + 1)).dead_letters
+    assert (len(letter.payload), letter.payload_bytes) == (MAX_CUSTODY_BYTES, MAX_CUSTODY_BYTES + 1)
+    assert not letter.is_custody
+
+
+def test_a_range_of_kept_numbers_that_is_none_spoils_the_batch() -> None:
+    kept = [Kept(first=9, last=3, digest="0" * 32)]
+    payload = pack(RecordBatch(epoch=EPOCH, base=10, records=[record(10)], kept=kept)).payload
+    (letter,) = taken(payload).dead_letters
+    assert (letter.reason, letter.detail) == ("bad-payload", "RecordBatch: 9 to 3 is no range")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from cloud_bridge.ingest.worker import Worker
 from cloud_bridge.metrics import Metrics
 from cloud_bridge.store.base import Store
 from cloud_bridge.values import Intake, Outcome, StreamKey
+from gateway.wire.batch import payload_digest
 from gateway.wire.messages import Ack
 from tests.simulators.careless_bridge import CarelessWorker
 from tests.simulators.samples import EPOCH, batch, record
@@ -43,8 +44,9 @@ class Script:
         self.told.append(("puback", [message.packet_id for message in messages]))
         return len(messages)
 
-    def publish(self, topic: str, payload: bytes) -> bool:
-        self.told.append((topic, msgspec.json.decode(payload, type=Ack).mark))
+    def publish(self, topic: str, payload: bytes, *, retain: bool = True) -> bool:
+        ack = msgspec.json.decode(payload, type=Ack)
+        self.told.append((topic, ack.mark if retain else tuple(ack.kept)))
         return True
 
     def ingest(self, intake: Intake) -> Outcome:
@@ -120,13 +122,15 @@ def test_poison_is_a_dead_letter_and_the_others_flow() -> None:
         ("commit", (2, ["bad-payload", "bad-topic"])),
         ("puback", [1, 2, 3, 4]),
         ("sluice/v1/dock/ack/event", 3),
+        ("sluice/v1/dock/ack/event", (payload_digest(b"\xff not a batch"),)),
     ]
 
 
 def test_a_message_that_the_store_refuses_is_found_and_set_aside() -> None:
     script = Script(message(1), message(2, batch(record(2, b'"evil"'))), message(3))
     script.poison = b'"evil"'
-    told = worked(script, until=lambda: len(script.told) >= 8)
+    told = worked(script, until=lambda: len(script.told) >= 9)
+    assert ("sluice/v1/dock/ack/event", (payload_digest(batch(record(2, b'"evil"'))),)) in told
     assert [entry for entry in told if entry[0] in ("commit", "puback")] == [
         ("commit", (1, [])),
         ("puback", [1]),

@@ -4,7 +4,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -168,6 +170,7 @@ def test_a_file_of_a_newer_version_is_left_alone(path: Path) -> None:
 
 _VICTIM = """
 import sys
+import threading
 from pathlib import Path
 from cloud_bridge.store.sqlite import SqliteStore
 from tests.cloud_bridge.store.test_sqlite import rows
@@ -201,3 +204,35 @@ def test_a_directory_that_cannot_be_written_is_an_error_with_its_place(tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="must be able to write in this directory"):
         SqliteStore(tmp_path / "file" / "bridge.db")
+
+
+@pytest.mark.parametrize(("patience", "log_is_left"), [(5.0, False), (0.0, True)])
+def test_closing_waits_for_a_snapshot_that_is_read_and_the_log_is_emptied(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, patience: float, log_is_left: bool
+) -> None:
+    """The second is the control: without the patience the file is not whole without its log."""
+    monkeypatch.setattr("cloud_bridge.store.sqlite._LAST_READS_SECONDS", patience)
+    store = SqliteStore(path)
+    store.ingest(rows(1, 10))
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with store._snapshot() as found:
+            found("SELECT count(*) FROM records", ())
+            reading.set()
+            go_on.wait(5)
+
+    with ThreadPoolExecutor(2) as pool:
+        snapshot = pool.submit(read)
+        assert reading.wait(5)
+        closing_it = pool.submit(store.close)
+        if patience:
+            with pytest.raises(TimeoutError):
+                closing_it.result(0.2)
+        else:
+            closing_it.result(5)
+        assert Path(f"{path}-wal").exists()
+        go_on.set()
+        snapshot.result(5)
+        closing_it.result(5)
+    assert Path(f"{path}-wal").exists() is log_is_left

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.uplink.delivery import SECOND, Delivery, Limits, Want
+from gateway.uplink.delivery import SECOND, TELL_NS, Delivery, Limits, Want
 from gateway.wire.messages import CLASSES, Ack, RecordClass
 
 EPOCH = "0123456789abcdef"
@@ -49,6 +49,77 @@ def test_batches_follow_each_other_and_the_bridge_confirms_them() -> None:
     assert delivery.acknowledged("event", ack(80), 1) == 80
     progress = delivery.progress()["event"]
     assert (progress.confirmed, progress.sent, progress.outstanding) == (80, 240, 2)
+
+
+def test_rows_in_a_dead_letter_are_confirmed_as_soon_as_all_before_them_are() -> None:
+    delivery = begun()
+    for _ in range(3):
+        send(delivery)
+    assert delivery.kept("event", 80, 160, 1) is None, "marks know no holes"
+    assert delivery.acknowledged("event", ack(80), 2) == 160
+    assert delivery.progress()["event"].outstanding == 1
+    assert delivery.kept("event", 160, 240, 3) == 240
+    assert delivery.progress()["event"].outstanding == 0
+
+
+def test_what_was_read_above_numbers_that_are_not_there_has_no_hole_before_it() -> None:
+    delivery = begun()
+    want = delivery.next_want(0)
+    assert want is not None
+    delivery.sent(want, EPOCH, 40, 119, 0)  # 1 to 39 were evicted
+    assert delivery.kept("event", want.after_seq, 119, 1) == 119
+
+
+def test_what_follows_a_dead_letter_is_sent_again_soon_so_that_the_bridge_hears_what_it_holds() -> None:
+    delivery = begun(high=160)
+    tickets = [send(delivery)[1] for _ in range(2)]
+    for ticket in tickets:
+        delivery.taken("event", ticket, 0)
+    assert delivery.kept("event", 0, 80, 0) == 80
+    assert delivery.deadline() == TELL_NS
+    assert delivery.expire(TELL_NS) == (), "nothing is overdue"
+    assert not delivery.is_degraded
+    assert send(delivery, TELL_NS, 80)[0].after_seq == 80
+    assert delivery.acknowledged("event", ack(160), TELL_NS) == 160
+
+
+def test_where_nobody_listens_one_record_asks_again_soon_and_everything_goes_when_somebody_does() -> None:
+    delivery = begun()
+    first, second = send(delivery)[1], send(delivery)[1]
+    delivery.unheard("event", first, 0)
+    delivery.unheard("event", second, 0)  # it is gone back to already
+    assert delivery.is_degraded
+    asked = []
+    now = 0
+    for _ in range(4):
+        now = delivery.deadline() or 0
+        asked.append(now)
+        want, ticket = send(delivery, now)
+        assert (want.after_seq, want.max_records) == (0, 1)
+        assert delivery.next_want(now) is None, "one asks for all"
+        delivery.unheard("event", ticket, now)
+    assert [at / SECOND for at in asked] == [0.5, 1.5, 3.5, 5.5]
+    now = delivery.deadline() or 0
+    delivery.taken("event", send(delivery, now)[1], now)
+    assert not delivery.is_degraded
+    assert send(delivery, now)[0].max_records == 80
+
+
+def test_the_control_a_broker_that_does_not_say_so_is_asked_again_after_the_time_out_of_the_ack() -> None:
+    delivery = begun()
+    delivery.taken("event", send(delivery)[1], 0)
+    assert delivery.deadline() == Limits().ack_timeout_seconds * SECOND
+
+
+def test_a_broker_that_hands_records_to_others_than_subscribers_is_not_believed_for_long() -> None:
+    delivery = begun()
+    delivery.unheard("event", send(delivery)[1], 0)
+    assert delivery.acknowledged("event", ack(80), 1) == 80
+    for _ in range(3):
+        want, ticket = send(delivery, SECOND)
+        assert want.max_records == 80
+        delivery.unheard("event", ticket, SECOND)
+    assert not delivery.is_degraded
 
 
 def test_a_puback_confirms_nothing() -> None:

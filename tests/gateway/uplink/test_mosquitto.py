@@ -11,7 +11,8 @@ from gateway.config import Broker, Cloud, HomeAssistant
 from gateway.uplink.announce import Announcer
 from gateway.uplink.exchange import Outgoing
 from gateway.uplink.homeassistant import discovery_of
-from gateway.uplink.uplink import Partition, Uplink
+from gateway.uplink.status import Partition
+from gateway.uplink.uplink import Uplink
 from gateway.wire.messages import CLASSES
 from tests.gateway.uplink.mosquitto import Mosquitto
 from tests.gateway.uplink.peer import Peer
@@ -168,3 +169,27 @@ async def test_discovery_stays_on_the_broker_and_comes_again_on_birth_and_goes_w
         await until(lambda: late.status().link.state == "connected")
         await asyncio.sleep(0.3)
         assert heard == []
+
+
+@pytest.mark.parametrize(("protocol", "soon"), [("5", True), ("3.1.1", False)])
+async def test_a_bridge_that_comes_after_the_broker_gets_critical_records_without_the_time_out_of_an_ack(
+    broker: Mosquitto, protocol: str, *, soon: bool
+) -> None:
+    """As after a broker has lost its sessions. The second is the control: there the broker cannot say it has nobody."""
+    broker.start()
+    store, peer = MemoryStore(), Peer(broker.url)
+    store.put("critical", 3)
+    brokers = [Broker(url=broker.url, protocol=protocol)]  # type: ignore[arg-type]
+    uplink = Uplink(Cloud(brokers=brokers, ack_timeout_seconds=60.0), "gw", "sluice", store)
+    async with running(uplink.run()):
+        await until(lambda: uplink.status().classes["critical"].sent_records >= 3)
+        if soon:
+            await until(lambda: uplink.partition is Partition.DEGRADED)
+        async with running(peer.run()):
+            await until(lambda: peer.is_up)
+            if soon:
+                await until(lambda: store.empty, 8.0)
+                await until(lambda: uplink.partition is Partition.HEALTHY)
+            else:
+                with pytest.raises(AssertionError):
+                    await until(lambda: store.empty, 8.0)

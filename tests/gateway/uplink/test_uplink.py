@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from gateway.config import Broker, Cloud
 from gateway.errors import ConfigError
-from gateway.uplink.uplink import Partition, Uplink
+from gateway.uplink.status import Partition
+from gateway.uplink.uplink import Uplink
 from gateway.wire.batch import unpack
 from gateway.wire.messages import Availability, Event, ModelRef, RecordClass, Withheld, decode
 from tests.gateway.uplink.waiting import running, until
