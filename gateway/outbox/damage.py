@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -36,7 +36,7 @@ def check_header(file: Path) -> None:
         raise DamagedStoreError(f"{file}: the page size is not {PAGE_BYTES}")
     size = file.stat().st_size
     # A crash during a checkpoint may leave half a page, but then the WAL holds it whole.
-    if size % PAGE_BYTES and not side(file, "-wal").exists():
+    if size % PAGE_BYTES and wal_is_lost(file):
         raise DamagedStoreError(f"{file}: {size} bytes are no whole pages: the file was cut off")
 
 
@@ -80,13 +80,16 @@ def check_tables(db: sqlite3.Connection, file: Path) -> None:
         raise DamagedStoreError(str(error)) from error
 
 
-def deep_check(file: Path, begins: Callable[[sqlite3.Connection], bool]) -> str | None:
+def deep_check(
+    file: Path, begins: Callable[[sqlite3.Connection], bool], options: Mapping[str, str] | None = None
+) -> str | None:
     """Read the whole store; return what is wrong with it, or None. Takes time in proportion to the backlog.
 
     `begins` receives the connection, so that another thread can `interrupt` it; it may answer that it is too late.
     """
     try:
-        db = sqlite3.connect(f"file:{file}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+        words = "&".join(f"{key}={value}" for key, value in {"mode": "ro", **(options or {})}.items())
+        db = sqlite3.connect(f"file:{file}?{words}", uri=True, isolation_level=None, check_same_thread=False)
     except sqlite3.Error:
         return None  # gone or replaced meanwhile: whoever did that has checked what there is now
     try:

@@ -17,6 +17,7 @@ import structlog
 
 from gateway.outbox.damage import side
 from gateway.outbox.faults import translated
+from gateway.outbox.logblocks import LogBlocks
 from gateway.outbox.quota import Amount, Held
 from gateway.outbox.readers import connect_read_only
 from gateway.outbox.rescue import Identity, identity_of, write_out
@@ -53,9 +54,22 @@ class Database:
     All methods raise the errors of `gateway.outbox.faults`.
     """
 
-    def __init__(self, db: sqlite3.Connection, reserve: Reserve, file: Path, *, epoch: str, page_limit: int) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        reserve: Reserve,
+        log_blocks: LogBlocks,
+        file: Path,
+        *,
+        epoch: str,
+        page_limit: int,
+        options: Mapping[str, str],
+    ) -> None:
+        """`options` are those of the connection, for others to the same file."""
         self.file = file
         self.epoch = epoch
+        self.log_blocks = log_blocks
+        self.options = options
         self._db = db
         self._reserve = reserve
         self._page_limit = page_limit
@@ -308,16 +322,21 @@ class Database:
         return complete
 
     def close(self) -> None:
-        """Close the connection; as the last one it moves the WAL into the file and deletes it."""
+        """Move the WAL into the file and close the connection; nothing is left in the WAL, which keeps its blocks."""
+        complete = self.checkpoint("RESTART")
+        if complete and self.log_blocks.kept:
+            self.let_go()
+            self.log_blocks.retire()
+            return
         with translated(self.file):
-            self._db.close()
+            self._db.close()  # as the last one it deletes the WAL; beside another program's, it stays as it is
         self._reserve.close()
 
     def let_go(self) -> None:
-        """Close the connection after a failure: nothing is written any more, the WAL stays for the next opening."""
+        """Close the connection and write nothing any more: the WAL stays as it is for the next opening."""
         witness: sqlite3.Connection | None = None
         try:
-            witness = connect_read_only(self.file)  # while it is open, the other is not the last one
+            witness = connect_read_only(self.file, self.options)  # while it is open, the other is not the last one
             witness.execute("SELECT count(*) FROM meta").fetchone()
         except sqlite3.Error as error:
             log.debug("store_let_go_alone", reason=str(error))

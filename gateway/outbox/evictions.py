@@ -100,16 +100,22 @@ class Evictor:
         return cut < last
 
     def free(self, wanted_bytes: int, stored_ms: int) -> bool:
-        """Let rows of the least urgent class go that has any, because the disk is full; False when none may go."""
+        """Let the oldest rows go, of the least urgent class first, because the disk is full; False when none may go.
+
+        One class after the other until it is enough: where the last pictures are not, events must go too.
+        """
+        freed_bytes = 0
         for record_class in reversed(CLASSES):
             held = self._database.held[record_class]
-            if record_class != "critical" and self._quotas[record_class].on_full == "evict" and held.rows:
-                last, amount = self._database.oldest(
-                    record_class, lambda total: total.disk_bytes >= wanted_bytes, _NO_LIMIT
-                )
-                self._evict(record_class, last, amount, "disk-full", stored_ms)
-                return True
-        return False
+            if record_class == "critical" or self._quotas[record_class].on_full != "evict" or not held.rows:
+                continue
+            lacking = wanted_bytes - freed_bytes
+            last, amount = self._database.oldest(record_class, _reaching(lacking), _NO_LIMIT)
+            self._evict(record_class, last, amount, "disk-full", stored_ms)
+            freed_bytes += amount.disk_bytes
+            if freed_bytes >= wanted_bytes:
+                break
+        return freed_bytes > 0
 
     def _evict(self, record_class: RecordClass, last: int, amount: Amount, reason: Reason, stored_ms: int) -> None:
         if not amount.rows:
@@ -160,6 +166,10 @@ class Evictor:
             before = carried.get(record.record_class)
             carried[record.record_class] = merge(before, record) if before is not None else record
         return carried
+
+
+def _reaching(disk_bytes: int) -> Callable[[Amount], bool]:
+    return lambda total: total.disk_bytes >= disk_bytes
 
 
 def merge(before: Eviction, after: Eviction) -> Eviction:

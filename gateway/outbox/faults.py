@@ -11,6 +11,14 @@ from gateway.errors import OutboxError
 _UNREADABLE: Final = frozenset(
     {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
 )
+_NO_INDEX: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+        sqlite3.SQLITE_IOERR_SHMOPEN,
+        sqlite3.SQLITE_IOERR_SHMMAP,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
@@ -63,3 +71,8 @@ def fault_of(error: sqlite3.Error, file: Path) -> OutboxError:
 def unreadable(error: OutboxError) -> bool:
     """Tell whether an error means sectors that cannot be read: at start-up as good as damage."""
     return getattr(error.__cause__, "sqlite_errorcode", 0) in _UNREADABLE
+
+
+def lacks_index(error: OutboxError) -> bool:
+    """Tell whether an error means that the index of the log could not be made beside the file."""
+    return getattr(error.__cause__, "sqlite_errorcode", 0) in _NO_INDEX

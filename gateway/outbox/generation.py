@@ -46,7 +46,7 @@ class Generation:
     def __init__(self, opened: Opened, around: Surroundings) -> None:
         self.database = opened.database
         self.age = opened.age
-        self._readers = Readers(self.database.file, self.database.epoch)
+        self._readers = Readers(self.database.file, self.database.epoch, self.database.options)
         self._claims = Claims(self.database.committed["critical"].highest)
         self._tally = around.tally
         self._writer = Writer(
@@ -55,7 +55,14 @@ class Generation:
             mailbox=around.mailbox,
             evictor=Evictor(self.database, around.quotas, self._claims, around.clocks.wall_ns),
             age=self.age,
-            space=Space(self.database, around.quotas, around.ballast, around.tally, around.checkpoint_pages),
+            space=Space(
+                self.database,
+                around.quotas,
+                around.ballast,
+                around.tally,
+                around.checkpoint_pages,
+                unpin=self._end_check,
+            ),
             tally=around.tally,
             wall_ns=around.clocks.wall_ns,
             uptime_ns=around.clocks.uptime_ns,
@@ -115,10 +122,18 @@ class Generation:
             waiting = [submission for submission in waiting if id(submission) not in stored]
         mailbox.put_back(waiting)
 
+    def _end_check(self) -> bool:
+        """End the background check; True when it was running."""
+        if self._check is None:
+            return False
+        ended_early = self._check.stop()
+        self._check = None
+        if ended_early:
+            log.info("deep_check_ended_early", file=str(self.database.file))
+        return ended_early
+
     def _stop_reading(self) -> None:
-        if self._check is not None:
-            self._check.stop()
-            self._check = None
+        self._end_check()
         self._readers.close()
 
 
@@ -134,16 +149,18 @@ class _Check:
         self._thread = threading.Thread(target=self._run, name="outbox-check", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the check early and wait for its end."""
+    def stop(self) -> bool:
+        """End the check early and wait for its end; True when there was something to end."""
         with self._lock:
             self._stopped = True
             if self._connection is not None:
                 self._connection.interrupt()
+        running = self._thread.is_alive()
         self._thread.join()
+        return running
 
     def _run(self) -> None:
-        verdict = deep_check(self._database.file, self._begins)
+        verdict = deep_check(self._database.file, self._begins, self._database.options)
         with self._lock:
             self._connection = None
             if self._stopped or verdict is None:

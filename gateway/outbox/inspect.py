@@ -18,6 +18,7 @@ from gateway.outbox.ages import Clocks, SavedAge, resumed_age_ms
 from gateway.outbox.aside import held_aside
 from gateway.outbox.damage import check_contents, check_header, side
 from gateway.outbox.faults import translated
+from gateway.outbox.logblocks import is_blank
 from gateway.outbox.quota import Quotas
 from gateway.outbox.readers import AS_WRITTEN, connect_read_only
 from gateway.outbox.schema import TABLES
@@ -142,7 +143,7 @@ def _connect(file: Path) -> sqlite3.Connection:
         db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
     except sqlite3.OperationalError:
         db.close()
-        if side(file, "-wal").exists():
+        if side(file, "-wal").exists() and not is_blank(side(file, "-wal")):
             raise
         return connect_read_only(file, {"immutable": "1"})
     return db

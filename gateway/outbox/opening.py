@@ -9,8 +9,10 @@ import os
 import resource
 import secrets
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -30,7 +32,15 @@ from gateway.outbox.damage import (
     wal_is_lost,
 )
 from gateway.outbox.database import CONNECTION_PRAGMAS, Database
-from gateway.outbox.faults import DamagedStoreError, StoreFaultError, StoreFullError, translated, unreadable
+from gateway.outbox.faults import (
+    DamagedStoreError,
+    StoreFaultError,
+    StoreFullError,
+    lacks_index,
+    translated,
+    unreadable,
+)
+from gateway.outbox.logblocks import LogBlocks, is_blank
 from gateway.outbox.remains import remains_of
 from gateway.outbox.rescue import put_back
 from gateway.outbox.reserve import Reserve
@@ -40,6 +50,9 @@ from gateway.wire.messages import CLASSES, Notice
 from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
+
+ALONE: Final = MappingProxyType({"vfs": "unix-excl"})
+"""The options of a connection to a store that no other program may open."""
 
 LOST_WAL_JUMP: Final = 1 << 24
 """Numbers left out when a WAL was lost: more than any WAL holds rows, so that none of them is given twice."""
@@ -141,25 +154,38 @@ def replace_store(file: Path, reason: str, page_limit: int, clocks: Clocks, ball
 
 
 def _open_with_ballast(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
-    """Open an existing store; on a full disk the ballast is given up for the few pages this takes."""
-    try:
-        return _open(file, page_limit, clocks)
-    except (StoreFullError, StoreFaultError) as error:
-        if unreadable(error):
-            raise DamagedStoreError(str(error)) from error
-        if not ballast.release():
-            raise
-    return _open(file, page_limit, clocks)
+    """Open an existing store; on a full disk the ballast is given up for the few pages this takes.
+
+    What SQLite cannot be given is an index of the log that others may read: it cuts that file short at every first
+    opening. Where there is no room for it the index is in memory, and the store is this process's alone meanwhile.
+    """
+    connect = _connect
+    while True:
+        try:
+            return _open(file, page_limit, clocks, ballast, connect)
+        except (StoreFullError, StoreFaultError) as error:
+            if unreadable(error):
+                raise DamagedStoreError(str(error)) from error
+            if not ballast.give():
+                if connect is _connect_alone or not lacks_index(error):
+                    raise
+                connect = _connect_alone
+                log.warning("store_opened_alone", file=str(file), reason=str(error))
 
 
-def _open(file: Path, page_limit: int, clocks: Clocks) -> Opened:
+def _open(
+    file: Path, page_limit: int, clocks: Clocks, ballast: Ballast, connect: Callable[[Path], sqlite3.Connection]
+) -> Opened:
     check_header(file)
     lost_wal = wal_is_lost(file)
-    unclean = side(file, "-wal").exists()
+    wal = side(file, "-wal")
+    in_log = wal.exists() and not is_blank(wal)
     forget(file)
+    log_blocks = LogBlocks(file, ballast)
+    log_blocks.claim()
     reserve = Reserve(file)
     try:
-        db = _connect(file)
+        db = connect(file)
     except OutboxError:
         reserve.close()
         raise
@@ -176,9 +202,18 @@ def _open(file: Path, page_limit: int, clocks: Clocks) -> Opened:
             db.execute(f"PRAGMA max_page_count = {page_limit}")
             meta: dict[str, str] = dict(db.execute("SELECT name, value FROM meta"))
         check_tables(db, file)
-        database = Database(db, reserve, file, epoch=meta["epoch"], page_limit=page_limit)
+        database = Database(
+            db,
+            reserve,
+            log_blocks,
+            file,
+            epoch=meta["epoch"],
+            page_limit=page_limit,
+            options=ALONE if connect is _connect_alone else {},
+        )
         age = AgeClock(_saved_age(meta), clocks)
-        rolled_back = lost_wal and meta.get("in_use") == "1"
+        in_use = meta.get("in_use") == "1"
+        rolled_back = lost_wal and in_use
         try:
             notices = _mark_in_use(database, age, clocks, rolled_back=rolled_back)
         except StoreFullError:
@@ -188,7 +223,7 @@ def _open(file: Path, page_limit: int, clocks: Clocks) -> Opened:
         db.close()
         reserve.close()
         raise
-    return Opened(database, age, notices, None, unclean)
+    return Opened(database, age, notices, None, unclean=in_use or in_log)
 
 
 def _mark_in_use(database: Database, age: AgeClock, clocks: Clocks, *, rolled_back: bool) -> tuple[Notice, ...]:
@@ -220,23 +255,23 @@ def remember_age(database: Database, age: AgeClock) -> None:
 
 
 def close_store(database: Database, age: AgeClock) -> None:
-    """Write everything into the file and leave no WAL behind."""
+    """Write everything into the file and leave nothing in the WAL."""
     with database.transaction():
         database.remember("in_use", "0")
         remember_age(database, age)
-    database.checkpoint("TRUNCATE")
     database.close()
 
 
 def _create(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
     """Make a new store under another name and rename it, so that a half-made one is never taken for damage."""
-    try:
-        _make(file)
-    except (StoreFullError, StoreFaultError):
-        if not ballast.release():
-            raise
-        _make(file)
-    opened = _open(file, page_limit, clocks)
+    while True:
+        try:
+            _make(file)
+            break
+        except (StoreFullError, StoreFaultError):
+            if not ballast.give():
+                raise
+    opened = _open_with_ballast(file, page_limit, clocks, ballast)
     log.info("store_created", file=str(file), epoch=opened.database.epoch)
     return replace(opened, unclean=False)
 
@@ -248,7 +283,7 @@ def _make(file: Path) -> None:
             name.unlink(missing_ok=True)
         os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with translated(fresh):
-            db = _connect(fresh)
+            db = _connect_alone(fresh)
             try:
                 db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 db.execute("PRAGMA journal_mode = WAL")
@@ -268,6 +303,22 @@ def _make(file: Path) -> None:
 def _connect(file: Path) -> sqlite3.Connection:
     with translated(file):
         db = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=1.0, cached_statements=256)
+    db.row_factory = None
+    return db
+
+
+def _connect_alone(file: Path) -> sqlite3.Connection:
+    """Connect with the index of the log in memory, and no other program beside; see https://www.sqlite.org/vfs.html."""
+    with translated(file):
+        words = "&".join(f"{key}={value}" for key, value in ALONE.items())
+        db = sqlite3.connect(
+            f"{file.absolute().as_uri()}?{words}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=1.0,
+            cached_statements=256,
+        )
     db.row_factory = None
     return db
 

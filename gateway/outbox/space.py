@@ -1,6 +1,7 @@
 """Room on the disk: when to checkpoint, and what to do when there is none."""
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -27,8 +28,17 @@ class Space:
     """Keeps WAL and file within bounds. Belongs to the writer thread."""
 
     def __init__(
-        self, database: Database, quotas: Quotas, ballast: Ballast, tally: Tally, checkpoint_pages: int
+        self,
+        database: Database,
+        quotas: Quotas,
+        ballast: Ballast,
+        tally: Tally,
+        checkpoint_pages: int,
+        *,
+        unpin: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`unpin` ends what reads the store in the background and keeps the WAL; it tells whether there was any."""
+        self._unpin = unpin
         self._database = database
         self._quotas = quotas
         self._ballast = ballast
@@ -37,21 +47,34 @@ class Space:
         self._pinned = False
 
     def meet_full_disk(self, error: StoreFullError) -> bool:
-        """Stop growing, give up the ballast and empty the WAL; True when that may have helped.
+        """Stop growing and empty the WAL; True when that may have helped.
+
+        A WAL that is shorter than it should be, because there has never been room for more, gets the ballast.
 
         Where only the page quota is exhausted nothing of this helps, and nothing is done.
         """
         if self._database.at_page_limit():
             return False
         self.note_full_disk(error)
-        released = self._ballast.release()
-        try:
-            # Emptied, the WAL is written again from its beginning: no new blocks are needed from here on.
-            emptied = self._database.checkpoint("RESTART")
-        except StoreFullError:
-            emptied = False
+        log_blocks = self._database.log_blocks
+        extended = not log_blocks.extend() and log_blocks.extend_from_ballast()
+        emptied = self._empty_log() or (self._unpin() and self._empty_log())
         self._database.freeze()
-        return released or emptied
+        return extended or emptied
+
+    def _empty_log(self) -> bool:
+        """Have the WAL written again from its beginning: no new blocks are needed from there on."""
+        try:
+            return self._database.checkpoint("RESTART")
+        except StoreFullError:
+            return False
+
+    def give_ballast(self) -> bool:
+        """Let the file grow, into a piece of the ballast if there is one left; False when there is none."""
+        if self._database.at_page_limit():
+            return False
+        self._database.thaw()
+        return self._ballast.give()
 
     def note_full_disk(self, error: StoreFullError) -> None:
         """Say once that the disk is full."""
@@ -67,6 +90,8 @@ class Space:
     def take_back(self) -> bool:
         """Make the ballast where it is missing; True when a full disk has room again."""
         if not self._tally.disk_full:
+            if self._ballast.roomy():
+                self._database.log_blocks.extend()
             self._ballast.restore()
             return False
         if not self._ballast.roomy() or not self._ballast.restore():

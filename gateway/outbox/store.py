@@ -25,6 +25,7 @@ from gateway.outbox.mailbox import Done, Lead, Mailbox, Submission
 from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
 from gateway.outbox.quota import Amount, exceeds, page_quota, quotas_of
 from gateway.outbox.rates import seconds_until_empty, seconds_until_full
+from gateway.outbox.rollback import keep_ahead
 from gateway.outbox.space import CHECKPOINT_PAGES
 from gateway.outbox.stats import ClassStats, OutboxStats, Tally
 from gateway.outbox.writer import OnCommit, abandon, guarded
@@ -353,16 +354,31 @@ class Outbox:
             self._thread.join()
             broken = self._generation
             opened = self._open_file()
-            # Nobody is told of a row again before it has been synced without an error.
-            if not opened.database.checkpoint("FULL"):
-                opened.database.let_go()
-                raise OutboxError(f"{self._file}: another program is reading it: close that first")
+            notices = (*self._settle(opened, broken), self._failure_notice(), *opened.notices)
             self._mailbox.resume()
-            self._generation = self._begin(replace(opened, notices=(self._failure_notice(), *opened.notices)))
+            self._generation = self._begin(replace(opened, notices=notices))
             broken.hand_over(self._mailbox, self._generation.database)
             self._failure = None
             self._thread = self._start_thread()
             log.info("outbox_reopened", epoch=self.epoch, waiting=self._mailbox.waiting)
+
+    def _settle(self, opened: Opened, broken: Generation) -> tuple[Notice, ...]:
+        """Make sure that what is in the file is durable, and that nothing in it gets a number that was given before.
+
+        Raises:
+            OutboxError: the disk does not allow it yet; the file is closed again.
+        """
+        database = opened.database
+        try:
+            # Nobody is told of a row again before it has been synced without an error.
+            if not database.checkpoint("FULL"):
+                raise OutboxError(f"{self._file}: another program is reading it: close that first")
+            if database.epoch != broken.database.epoch:
+                return ()
+            return keep_ahead(database, broken.database.committed, self._clocks.wall_ns)
+        except OutboxError:
+            database.let_go()
+            raise
 
     def _failure_notice(self) -> Notice:
         return Notice(

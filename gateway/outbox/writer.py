@@ -18,7 +18,7 @@ from gateway.outbox.ages import AgeClock
 from gateway.outbox.database import Database, Row
 from gateway.outbox.evictions import Evictor, LossLog, row_of
 from gateway.outbox.faults import StoreFaultError, StoreFullError
-from gateway.outbox.mailbox import Lead, Mailbox, Submission, Work
+from gateway.outbox.mailbox import BATCH_ENTRIES, Lead, Mailbox, Submission, Work
 from gateway.outbox.opening import close_store, remember_age
 from gateway.outbox.quota import Amount, Quotas, admit, overflow
 from gateway.outbox.space import Space
@@ -104,6 +104,7 @@ class Writer:
         self._more_to_evict = False
         self._losses = LossLog()
         self._stuck_until = 0.0
+        self._most_at_once = BATCH_ENTRIES  # submissions in one transaction; fewer where the disk is full
         self._displaced = False  # the file has lost its name, and could not be saved yet
         self._freed = False  # something went since the parked ones were asked last
         self.parked: list[Submission] = []  # their class is full and refuses
@@ -158,6 +159,9 @@ class Writer:
     def _store(self, fresh: Sequence[Submission]) -> None:
         asked_again = self._freed and bool(self.parked)
         candidates = [*self._mailbox.unpark(self.parked), *fresh] if asked_again else fresh
+        if len(candidates) > self._most_at_once:
+            self._mailbox.put_back(candidates[self._most_at_once :])
+            candidates = candidates[: self._most_at_once]
         self._freed = False
         if not candidates and not asked_again:
             return
@@ -175,6 +179,7 @@ class Writer:
                 self._wait_for_room(candidates, error)
                 return
             self.unsettled = None
+            self._most_at_once = min(2 * self._most_at_once, BATCH_ENTRIES)
         if admission.deferred:
             self._mailbox.put_back(admission.deferred)
         if admission.refused or asked_again:
@@ -195,13 +200,20 @@ class Writer:
             except StoreFullError as error:
                 failure = error
             if attempt == 0 and self._space.meet_full_disk(failure):
-                continue  # the ballast is gone, there may be room without giving anything up
+                continue  # the log is empty, there may be room without giving anything up
             relief_bytes = max(2 * relief_bytes, 2 * batch.disk_bytes(), LEAST_RELIEF_BYTES)
             if not self._space.may_give_up():
                 break
-        # The file may grow into what the ballast left, once nothing else can make room.
-        self._database.thaw()
-        return self._transact(batch, 0)
+        if len(batch.submissions) > 1:
+            raise failure  # fewer of them may find room
+        # The file may grow into the ballast once nothing else can make room.
+        while True:
+            gave = self._space.give_ballast()
+            try:
+                return self._transact(batch, 0)
+            except StoreFullError:
+                if not gave:
+                    raise
 
     def _transact(self, batch: Batch, relief_bytes: int) -> frozenset[RecordClass]:
         stored_ms = self._age.now_ms()
@@ -259,12 +271,15 @@ class Writer:
     # ---- a full disk -----------------------------------------------------------------------------
 
     def _wait_for_room(self, candidates: Sequence[Submission], error: StoreFullError) -> None:
-        """Keep what cannot be stored now, in order; its producers wait."""
+        """Keep what cannot be stored now, in order; its producers wait, unless less at once may find room."""
         self._space.note_full_disk(error)
         waiting = self._mailbox.unpark(self.parked)
         self._park([])
         self._mailbox.put_back([*waiting, *candidates])
-        self._stuck_until = time.monotonic() + FULL_PAUSE_SECONDS
+        if len(candidates) > 1:
+            self._most_at_once = len(candidates) // 4 + 1
+        else:
+            self._stuck_until = time.monotonic() + FULL_PAUSE_SECONDS
 
     # ---- acknowledgements ------------------------------------------------------------------------
 
@@ -283,9 +298,10 @@ class Writer:
             try:
                 self._delete(record_class, min(mark, held.lowest + self._slice_rows - 1))
             except StoreFullError as error:
-                self._space.meet_full_disk(error)
+                helped = self._space.meet_full_disk(error)
+                if not helped or self._slice_rows == SLICE_ROWS[0]:
+                    self._stuck_until = time.monotonic() + FULL_PAUSE_SECONDS
                 self._slice_rows = SLICE_ROWS[0]
-                self._stuck_until = time.monotonic() + FULL_PAUSE_SECONDS
             return
 
     def _delete(self, record_class: RecordClass, last: int) -> None:

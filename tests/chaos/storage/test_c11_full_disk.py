@@ -57,8 +57,6 @@ def greedy(place: Path) -> Iterator[None]:
         other.wait()
 
 
-# Open: with some seeds, 23 among them, nothing is stored for 40 s on a disk at 100 %. Nothing acknowledged is lost.
-@pytest.mark.xfail(reason="storing does not always go on at 100 % (--seed 23)", strict=False)
 def test_c11_on_a_full_disk_no_power_cut_loses_an_acknowledged_record(
     experiment: Experiment, fuse_disk: MakeDisk
 ) -> None:

@@ -37,3 +37,40 @@ def test_a_reserve_cut_short_is_made_again(tmp_path: Path) -> None:
     assert not ballast.present
     assert ballast.restore()
     assert ballast.present
+
+
+def test_the_reserve_is_given_back_in_pieces(tmp_path: Path) -> None:
+    ballast = Ballast(tmp_path / "outbox.db", SIZE)
+    ballast.restore()
+    left: list[int] = []
+    while ballast.give():
+        left.append(sum(name.stat().st_size for name in tmp_path.iterdir()))
+    assert left == [SIZE * 3 // 4, SIZE // 2, SIZE // 4, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reserve_becomes_another_file_without_a_block_changing_hands(tmp_path: Path) -> None:
+    ballast = Ballast(tmp_path / "outbox.db", SIZE)
+    ballast.restore()
+    inode = (tmp_path / "outbox.db.ballast").stat().st_ino
+    assert ballast.become(tmp_path / "other")
+    assert (tmp_path / "other").stat().st_ino == inode
+    assert not ballast.become(tmp_path / "other")
+
+
+def test_a_reserve_with_something_in_it_never_becomes_another_file(tmp_path: Path) -> None:
+    ballast = Ballast(tmp_path / "outbox.db", SIZE)
+    ballast.restore()
+    with (tmp_path / "outbox.db.ballast").open("r+b") as stream:
+        stream.write(b"a log, perhaps")
+    assert not ballast.become(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_directory_in_its_place_is_no_reserve_and_no_reason_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "outbox.db.ballast").mkdir()
+    ballast = Ballast(tmp_path / "outbox.db", SIZE)
+    assert not ballast.present
+    assert not ballast.restore()
+    assert not ballast.give()
+    assert not ballast.become(tmp_path / "other")

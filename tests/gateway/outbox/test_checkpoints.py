@@ -1,12 +1,15 @@
 """The WAL stays small, so that no record waits long for a checkpoint."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gateway.outbox.ballast import Ballast
 from gateway.outbox.damage import side
+from gateway.outbox.faults import StoreFullError
+from gateway.outbox.logblocks import LogBlocks
 from gateway.outbox.quota import quotas_of
 from gateway.outbox.space import CHECKPOINT_PAGES, LEAST_CHECKPOINT_PAGES, Space
 from gateway.outbox.stats import Tally
@@ -23,6 +26,7 @@ class SlowDatabase:
         self.dirty_pages = 0
         self.takes_seconds = 0.0
         self.sizes: list[int] = []
+        self.log_blocks: LogBlocks | None = None
 
     def checkpoint(self, mode: str = "PASSIVE") -> bool:
         time.sleep(self.takes_seconds)
@@ -71,6 +75,43 @@ def test_where_checkpoints_are_slow_they_become_smaller_and_grow_again_where_the
     database.takes_seconds = 0.0
     write(6000)
     assert max(database.sizes[-2:]) == CHECKPOINT_PAGES
+
+
+def test_a_background_check_that_keeps_the_log_is_ended_where_the_disk_is_full(tmp_path: Path) -> None:
+    class PinnedDatabase(SlowDatabase):
+        pinned = True
+
+        def checkpoint(self, mode: str = "PASSIVE") -> bool:
+            return super().checkpoint(mode) and not self.pinned
+
+        def at_page_limit(self) -> bool:
+            return False
+
+        def freeze(self) -> None:
+            pass
+
+    database = PinnedDatabase()
+    database.log_blocks = LogBlocks(tmp_path / "outbox.db", Ballast(tmp_path / "outbox.db", 0))
+
+    def unpin() -> bool:
+        database.pinned = False
+        return True
+
+    def meets(unpin: Callable[[], bool]) -> bool:
+        database.pinned = True
+        ballast = Ballast(tmp_path / "outbox.db", 0)
+        space = Space(
+            database,  # type: ignore[arg-type]  # all that is asked of it here
+            quotas_of(settings()),
+            ballast,
+            Tally.starting(0),
+            CHECKPOINT_PAGES,
+            unpin=unpin,
+        )
+        return space.meet_full_disk(StoreFullError("full"))
+
+    assert meets(unpin)
+    assert not meets(lambda: False)
 
 
 @pytest.mark.slow

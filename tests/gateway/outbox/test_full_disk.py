@@ -3,13 +3,17 @@
 import os
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.config import ClassQuota
+from gateway.config import Outbox as OutboxSettings
 from gateway.errors import OutboxFullError
+from gateway.outbox.damage import side
+from gateway.outbox.faults import StoreFullError
 from gateway.outbox.store import Outbox
 from gateway.values import Receipt
 from gateway.wire.messages import CLASSES, RecordClass
@@ -43,6 +47,11 @@ def fill(place: Path) -> Path:
 
 
 WITH_BALLAST = settings(ballast_bytes=MIB)
+LOOK = """
+import sqlite3, sys
+db = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, timeout=0.5)
+print(db.execute("SELECT count(*) FROM records_critical").fetchone()[0])
+"""
 
 
 def covered(outbox: Outbox, record_class: RecordClass) -> set[int]:
@@ -133,6 +142,128 @@ def test_a_store_opens_on_a_full_disk(small_disk: Path) -> None:
     outbox = Outbox.open(file, WITH_BALLAST)
     assert outbox.epoch == epoch
     assert outbox.put([event(1, "critical")], timeout=30)[0].seq == 1
+    outbox.close()
+
+
+def put_in_turn(outbox: Outbox, count: int, timeout: float) -> None:
+    for n in range(count):
+        outbox.put([event(n), event(n, "critical")], timeout=timeout)
+
+
+def closed_store(place: Path, outbox_settings: OutboxSettings) -> Path:
+    """A store with rows of three classes; the ballast is gone, and somebody else has the rest of the disk."""
+    file = place / "state" / "outbox.db"
+    outbox = Outbox.open(file, outbox_settings)
+    for n in range(60):
+        outbox.put([picture(n, 20_000), event(n), event(n, "critical")])
+    outbox.close()
+    side(file, ".ballast").unlink(missing_ok=True)
+    fill(place)
+    assert os.statvfs(place).f_bavail == 0
+    return file
+
+
+def test_a_store_opens_and_goes_on_without_a_free_block_and_without_its_ballast(small_disk: Path) -> None:
+    file = closed_store(small_disk, WITH_BALLAST)
+    outbox = Outbox.open(file, WITH_BALLAST)
+    for n in range(200):
+        outbox.put([event(n), event(n, "critical")], timeout=30)
+        assert os.statvfs(small_disk).f_bavail * 4096 < 65536
+        fill(small_disk)
+    assert outbox.stats().classes["critical"].evicted == 0
+    for record_class in CLASSES[1:]:
+        held = set(numbers(outbox, record_class))
+        assert held | covered(outbox, record_class) == set(range(1, outbox.heads()[record_class][1] + 1))
+    outbox.close()
+    again = Outbox.open(file, WITH_BALLAST)
+    assert again.put([event(0, "critical")], timeout=30)
+    again.close()
+
+
+def test_control_a_store_whose_log_keeps_no_blocks_does_not_even_open(small_disk: Path) -> None:
+    file = closed_store(small_disk, settings(ballast_bytes=0))
+    with pytest.raises(StoreFullError):
+        Outbox.open(file, settings(ballast_bytes=0))
+
+
+def test_a_disk_that_fills_up_while_the_log_is_short_is_no_reason_to_wait(small_disk: Path) -> None:
+    file = closed_store(small_disk, WITH_BALLAST)
+    (small_disk / "other").unlink()
+    outbox = Outbox.open(file, WITH_BALLAST)  # nothing is in the log but that it is in use
+    until(lambda: outbox.stats().ballast)
+    side(file, ".ballast").unlink()
+    fill(small_disk)
+    put_in_turn(outbox, 50, timeout=30)
+    assert outbox.stats().disk_full
+    outbox.close()
+
+
+def test_control_a_log_without_blocks_of_its_own_stores_nothing_on_a_disk_that_fills_up(small_disk: Path) -> None:
+    file = closed_store(small_disk, settings(ballast_bytes=0))
+    (small_disk / "other").unlink()
+    outbox = Outbox.open(file, settings(ballast_bytes=0))
+    fill(small_disk)
+    with pytest.raises(OutboxFullError):
+        put_in_turn(outbox, 50, timeout=3)
+    outbox.close()
+
+
+def test_the_ballast_becomes_the_log_of_a_store_that_has_none(small_disk: Path) -> None:
+    file = small_disk / "state" / "outbox.db"
+    outbox = Outbox.open(file, WITH_BALLAST)
+    until(lambda: outbox.stats().ballast)
+    outbox.put([picture(n, 20_000) for n in range(50)])
+    outbox.close()
+    side(file, "-wal").unlink()  # as an earlier version left it
+    fill(small_disk)
+    inode = side(file, ".ballast").stat().st_ino
+    outbox = Outbox.open(file, WITH_BALLAST)
+    assert side(file, "-wal").stat().st_ino == inode
+    assert not side(file, ".ballast").exists()
+    assert outbox.put([event(1, "critical")], timeout=30)
+    outbox.close()
+
+
+def test_a_store_without_room_for_an_index_is_read_by_its_own_process_alone(small_disk: Path) -> None:
+    file = closed_store(small_disk, WITH_BALLAST)
+    side(file, "-shm").unlink(missing_ok=True)
+    fill(small_disk)
+    outbox = Outbox.open(file, WITH_BALLAST)
+    outbox.put([event(1, "critical")], timeout=30)
+    assert len(numbers(outbox, "critical")) >= 61
+    look = [sys.executable, "-c", LOOK, str(file)]
+    assert "locked" in subprocess.run(look, check=False, capture_output=True, text=True).stderr
+    (small_disk / "other").unlink()
+    outbox.close()
+    outbox = Outbox.open(file, WITH_BALLAST)
+    assert int(subprocess.run(look, check=True, capture_output=True, text=True).stdout) >= 61
+    outbox.close()
+
+
+def test_where_the_last_picture_is_not_enough_events_make_room_too(small_disk: Path) -> None:
+    file = small_disk / "state" / "outbox.db"
+    outbox = Outbox.open(file, WITH_BALLAST)
+    outbox.put([picture(0, 10)])
+    for n in range(10):
+        outbox.put([event(100 * n + at) for at in range(100)])
+    outbox.close()
+    side(file, ".ballast").unlink(missing_ok=True)
+    fill(small_disk)
+    outbox = Outbox.open(file, WITH_BALLAST)
+    outbox.put([picture(1, 100_000, "critical")], timeout=30)
+    assert outbox.stats().classes["bulk"].evicted == 1
+    assert outbox.stats().classes["event"].evicted > 0
+    outbox.close()
+
+
+def test_more_than_the_log_holds_at_once_is_stored_in_smaller_parts(small_disk: Path) -> None:
+    file = closed_store(small_disk, WITH_BALLAST)
+    outbox = Outbox.open(file, WITH_BALLAST)
+    receipts: list[Receipt] = []
+    for n in range(30):
+        outbox.submit([picture(n, 60_000, "event")], receipts.extend)
+    until(lambda: len(receipts) == 30, 60)
+    assert [receipt.seq for receipt in receipts] == list(range(61, 91))
     outbox.close()
 
 
