@@ -23,7 +23,7 @@ from gateway.vault.errors import (
     WrongKeyError,
 )
 from gateway.vault.files import remove_directory
-from gateway.vault.store import read_release
+from gateway.vault.store import SEALED_SUFFIX, read_release
 from gateway.vault.tpm.library import tpm_library
 from gateway.vault.vault import Vault, VaultStatus
 from gateway.wire.identity import Grant
@@ -167,7 +167,8 @@ class SealedModels:
                 if not came_sealed:
                     release.verify(artefact)  # says it better, if it is the file
                 raise
-        if not came_sealed:
+        # A release that came over the air has those of its artefacts here that this device runs.
+        if not (release.directory / (artefact.file + SEALED_SUFFIX)).is_file():
             raise VaultError(
                 f"{release.directory} lies in clear among the sealed releases: move it elsewhere, and name that place "
                 "under models.directories"

@@ -5,7 +5,7 @@ the signature first, so that everything after it is about data that this TPM has
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,9 +87,16 @@ def endorsement_key(blob: bytes) -> Public:
 
 
 def verify_quote(
-    key: Public, quote: bytes, signature: bytes, *, expected: bytes, pcrs: frozenset[int], values: Mapping[int, bytes]
+    key: Public,
+    quote: bytes,
+    signature: bytes,
+    *,
+    expected: bytes,
+    pcrs: frozenset[int],
+    values: Mapping[int, bytes],
+    checks: "QuoteChecks | None" = None,
 ) -> Attested:
-    """Check a quote against the challenge it must answer. `expected`: its qualifying data, 32 bytes.
+    """Check a quote against the challenge it must answer. `expected`: its qualifying data, 32 bytes; checks: all.
 
     Raises:
         RefusedError: `quote-malformed`, `quote-signature`, `quote-nonce` or `quote-pcrs`.
@@ -98,26 +105,60 @@ def verify_quote(
         signed = read_signature(signature)
     except MalformedStructureError as error:
         raise RefusedError("quote-malformed", str(error)) from error
-    _check_signature(key, signed, quote)
+    checks = checks or QuoteChecks()
+    checks.signature(key, signed, quote)
     try:
-        found = read_quote(quote)
+        found = checks.quote(quote)
     except MalformedStructureError as error:
         raise RefusedError("quote-malformed", str(error), proven=True) from error
-    if found.extra_data != expected:
-        message = "the quote was made for another challenge, other keys or another device: perhaps a replay"
-        raise RefusedError("quote-nonce", message, proven=True)
-    if found.selections != ((ALG_SHA256, pcrs),):
-        wanted = ", ".join(map(str, sorted(pcrs)))
-        raise RefusedError("quote-pcrs", f"the quote must cover exactly PCR {wanted} of the bank SHA-256", proven=True)
+    checks.nonce(found, expected)
+    checks.selection(found, pcrs)
     given = {number: values[number] for number in values.keys() & pcrs}
     if given.keys() != pcrs or any(len(value) != _PCR_BYTES for value in given.values()):
         raise RefusedError("quote-pcrs", "the values of the registers are incomplete", proven=True)
-    if pcr_digest(given) != found.pcr_digest:
-        raise RefusedError("quote-pcrs", "the values of the registers are not those that the quote signs", proven=True)
+    checks.values(found, given)
     return Attested(found, given)
 
 
-def _check_signature(key: Public, signature: Signature, data: bytes) -> None:
+def check_nonce(quote: Quote, expected: bytes) -> None:
+    """Check that a quote answers this challenge, for these keys and this device.
+
+    Raises:
+        RefusedError: `quote-nonce`.
+    """
+    if quote.extra_data != expected:
+        message = "the quote was made for another challenge, other keys or another device: perhaps a replay"
+        raise RefusedError("quote-nonce", message, proven=True)
+
+
+def check_selection(quote: Quote, pcrs: frozenset[int]) -> None:
+    """Check that a quote covers the registers that were asked for, and no others.
+
+    Raises:
+        RefusedError: `quote-pcrs`.
+    """
+    if quote.selections != ((ALG_SHA256, pcrs),):
+        wanted = ", ".join(map(str, sorted(pcrs)))
+        raise RefusedError("quote-pcrs", f"the quote must cover exactly PCR {wanted} of the bank SHA-256", proven=True)
+
+
+def check_values(quote: Quote, values: Mapping[int, bytes]) -> None:
+    """Check that the quote signs the values that came beside it, of the registers that it covers.
+
+    Raises:
+        RefusedError: `quote-pcrs`.
+    """
+    covered = frozenset().union(*(numbers for _, numbers in quote.selections))
+    if pcr_digest({number: value for number, value in values.items() if number in covered}) != quote.pcr_digest:
+        raise RefusedError("quote-pcrs", "the values of the registers are not those that the quote signs", proven=True)
+
+
+def check_signature(key: Public, signature: Signature, data: bytes) -> None:
+    """Check that the enrolled attestation key has signed.
+
+    Raises:
+        RefusedError: `quote-signature`.
+    """
     if key.scheme != (signature.scheme, signature.hash):
         raise RefusedError("quote-signature", "the quote is signed with another scheme than its attestation key's")
     try:
@@ -132,6 +173,21 @@ def _check_signature(key: Public, signature: Signature, data: bytes) -> None:
     except (InvalidSignature, ValueError) as error:
         message = "the quote is not signed by the attestation key that is enrolled"
         raise RefusedError("quote-signature", message) from error
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteChecks:
+    """What a quote is held against, one check for each thing.
+
+    `signature`: of the enrolled key. `quote`: made by a TPM, and as a quote. `nonce`: for this challenge, these keys
+    and this device. `selection`: exactly the registers asked for. `values`: those that the quote signs.
+    """
+
+    signature: Callable[[Public, Signature, bytes], None] = check_signature
+    quote: Callable[[bytes], Quote] = read_quote
+    nonce: Callable[[Quote, bytes], None] = check_nonce
+    selection: Callable[[Quote, frozenset[int]], None] = check_selection
+    values: Callable[[Quote, Mapping[int, bytes]], None] = check_values
 
 
 def software_key(spki: bytes) -> ec.EllipticCurvePublicKey:

@@ -2,8 +2,9 @@
 
 Found by experiment with mosquitto 2.0.11 (docs/identity.md has the table): the CN is the only part of a certificate it
 knows; a client id is bound to it only by `use_username_as_clientid`; an expired or revoked certificate is let in by
-session resumption unless OpenSSL is told to give no tickets; a revocation list is read at SIGHUP only, and one that has
-expired locks everybody out.
+session resumption unless OpenSSL is told to give no tickets, and in TLS 1.2 even then, from the broker's memory of
+sessions, which nothing switches off; a revocation list is read at SIGHUP only, and one that has expired locks everybody
+out.
 """
 
 import os
@@ -43,20 +44,30 @@ _WRITES: Final = (
     "records/+",
     "twin/reported",
     "cmd/+",
+    "ota/request",
     "infer/request",
     "learn/update",
 )
-_READS: Final = ("ack/+", "twin/desired", "cmd/+", "infer/reply", "learn/round", "availability/gateway")
+_READS: Final = ("ack/+", "twin/desired", "cmd/+", "ota/reply", "infer/reply", "learn/round", "availability/gateway")
 _BRIDGE_READS: Final = (
     "status/+",
     "event/+",
     "measure/+",
     "records/+",
     "twin/reported",
+    "ota/request",
     "infer/request",
     "learn/update",
 )
-_BRIDGE_WRITES: Final = ("ack/+", "twin/desired", "cmd/+", "infer/reply", "learn/round", "availability/gateway")
+_BRIDGE_WRITES: Final = (
+    "ack/+",
+    "twin/desired",
+    "cmd/+",
+    "ota/reply",
+    "infer/reply",
+    "learn/round",
+    "availability/gateway",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,7 @@ cafile {at}/devices-ca.pem
 certfile {at}/broker.pem
 keyfile {at}/broker-key.pem
 crlfile {at}/crl.pem
-tls_version tlsv1.2
+tls_version tlsv1.3
 require_certificate true
 use_identity_as_username true
 use_username_as_clientid true
@@ -114,7 +125,7 @@ max_connections 200
 cafile {at}/services-ca.pem
 certfile {at}/broker.pem
 keyfile {at}/broker-key.pem
-tls_version tlsv1.2
+tls_version tlsv1.3
 require_certificate true
 use_identity_as_username true
 """
@@ -138,7 +149,8 @@ def mosquitto_acl(root: str) -> str:
 
 OPENSSL_CONF: Final = """\
 # Made by `cloud-bridge broker-config`. Without session tickets: a session that is resumed is not checked again, so a
-# certificate that has expired or was revoked would still be let in.
+# certificate that has expired or was revoked would still be let in. For the same reason TLS 1.3 alone: in TLS 1.2 the
+# broker also resumes from its own memory (RFC 5246, 7.4.1.2), for which OpenSSL has no setting here.
 openssl_conf = default_conf
 
 [default_conf]
@@ -148,7 +160,7 @@ ssl_conf = ssl_section
 system_default = tls_default
 
 [tls_default]
-MinProtocol = TLSv1.2
+MinProtocol = TLSv1.3
 Options = -SessionTicket
 NumTickets = 0
 """

@@ -98,17 +98,17 @@ def _agree(database: Database, facts: dict[str, str]) -> None:
 
 
 class ListenerCertificate:
-    """The certificate of the identity listener: kept in two files, renewed half-way, taken up without a restart."""
+    """The certificate of a listener: kept in two files, renewed half-way, taken up without a restart."""
 
-    def __init__(self, identities: Identities) -> None:
-        """Load or make it.
+    def __init__(self, identities: Identities, name: str = "listener") -> None:
+        """Load or make it. name: of the files, one for each listener.
 
         Raises:
             IdentityError: a file or a name cannot be used.
         """
         self._identities = identities
         directory = identities.settings.home()
-        self._key_file, self._file = directory / "listener-key.pem", directory / "listener.pem"
+        self._key_file, self._file = directory / f"{name}-key.pem", directory / f"{name}.pem"
         self._names = tuple(dict.fromkeys((*identities.settings.names, socket.gethostname(), *_LOCAL_NAMES)))
         self._seconds = identities.settings.server_days * _DAY_SECONDS
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,9 +24,21 @@ from cloud_bridge.store.opening import password_of, sqlite_path
 FILE_NAME: Final = "identity.db"
 _BUSY_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5
-_MIGRATION_LOCK: Final = 0x51_1C_E8
 
 Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Tables that are kept together; other parts of the bridge keep theirs in the same way."""
+
+    name: str  # the table `<name>_schema` holds its version
+    what: str  # what is kept, for messages
+    versions: tuple[tuple[str, ...], ...]
+    lock: int  # of PostgreSQL, while tables are made
+
+
+IDENTITY: Final = Schema("identity", "identities", VERSIONS, 0x51_1C_E8)
 
 
 class Transaction(Protocol):
@@ -83,8 +96,9 @@ class _SqliteTransaction:
 class SqliteDatabase:
     """A file; other processes may use it at the same time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: Schema = IDENTITY) -> None:
         self._path = path
+        self._schema = schema
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""  # as the connection is set
@@ -136,7 +150,7 @@ class SqliteDatabase:
                 for pragma in ("journal_mode = WAL", "trusted_schema = OFF"):
                     connection.execute(f"PRAGMA {pragma}")
                 connection.execute("BEGIN IMMEDIATE")
-                _migrate(_SqliteTransaction(connection), str(self._path))
+                _migrate(_SqliteTransaction(connection), str(self._path), self._schema)
                 connection.execute("COMMIT")
             except BaseException:
                 connection.close()
@@ -163,7 +177,8 @@ def _marked(sql: str) -> Any:  # psycopg asks for a literal
 class PostgresDatabase:
     """Tables in a PostgreSQL database, for any number of bridges."""
 
-    def __init__(self, url: str, password: str | None = None, connections: int = 4) -> None:
+    def __init__(self, url: str, password: str | None = None, connections: int = 4, schema: Schema = IDENTITY) -> None:
+        self._schema = schema
         extra = {"password": password} if password is not None else {}
         self._lock = threading.Lock()
         self._ready = False
@@ -173,9 +188,9 @@ class PostgresDatabase:
             max_size=connections,
             open=False,
             timeout=_CONNECT_SECONDS,
-            kwargs={"connect_timeout": _CONNECT_SECONDS, "application_name": "cloud-bridge-identity", **extra},
+            kwargs={"connect_timeout": _CONNECT_SECONDS, "application_name": f"cloud-bridge-{schema.name}", **extra},
             check=ConnectionPool.check_connection,
-            name="identity",
+            name=schema.name,
         )
 
     @contextmanager
@@ -187,9 +202,9 @@ class PostgresDatabase:
                 connection.execute(f"SET LOCAL synchronous_commit TO {'on' if durable else 'off'}")
                 yield _PostgresTransaction(connection)
         except (PoolTimeout, PoolClosed) as error:
-            raise StoreError(f"the database of the identities cannot be reached: {error}") from error
+            raise StoreError(f"the database of the {self._schema.what} cannot be reached: {error}") from error
         except psycopg.Error as error:
-            raise StoreError(f"the database of the identities: {str(error).strip()}") from error
+            raise StoreError(f"the database of the {self._schema.what}: {str(error).strip()}") from error
 
     def close(self) -> None:
         """See Database."""
@@ -200,20 +215,21 @@ class PostgresDatabase:
             if not self._ready:
                 self._pool.open()
                 with self._pool.connection() as connection:
-                    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-                    _migrate(_PostgresTransaction(connection), "the database")
+                    connection.execute("SELECT pg_advisory_xact_lock(%s)", (self._schema.lock,))
+                    _migrate(_PostgresTransaction(connection), "the database", self._schema)
                 self._ready = True
 
 
-def _migrate(tx: Transaction, name: str) -> None:
-    tx.change("CREATE TABLE IF NOT EXISTS identity_schema (version BIGINT PRIMARY KEY)")
-    ((done,),) = tx.rows("SELECT coalesce(max(version), 0) FROM identity_schema")
-    if done > len(VERSIONS):
-        raise StoreError(f"{name} was made by a newer version (identity schema {done}); install that version")
-    for version, statements in enumerate(VERSIONS[done:], start=done + 1):
+def _migrate(tx: Transaction, where: str, schema: Schema) -> None:
+    table = f"{schema.name}_schema"
+    tx.change(f"CREATE TABLE IF NOT EXISTS {table} (version BIGINT PRIMARY KEY)")
+    ((done,),) = tx.rows(f"SELECT coalesce(max(version), 0) FROM {table}")  # noqa: S608  # a constant of the program
+    if done > len(schema.versions):
+        raise StoreError(f"{where} was made by a newer version ({schema.name} schema {done}); install that version")
+    for version, statements in enumerate(schema.versions[done:], start=done + 1):
         for statement in statements:
             tx.change(statement)
-        tx.change("INSERT INTO identity_schema (version) VALUES (?)", (version,))
+        tx.change(f"INSERT INTO {table} (version) VALUES (?)", (version,))  # noqa: S608  # a constant of the program
 
 
 Clock = Callable[[], int]

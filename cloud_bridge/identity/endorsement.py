@@ -6,7 +6,8 @@ an extended key usage of TCG's own.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -26,11 +27,75 @@ EK_CERTIFICATE: Final = ObjectIdentifier("2.23.133.8.1")  # tcg-kp-EKCertificate
 _UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 
 
+@dataclass(frozen=True, slots=True)
+class Vouching:
+    """An endorsement certificate beside the key that was presented. `others`: what came after it in its chain."""
+
+    ek: Public
+    leaf: x509.Certificate
+    others: tuple[x509.Certificate, ...]
+    at: datetime
+
+
+def check_key(found: Vouching, _: verification.Store) -> None:
+    """Check that the certificate is of the key that was presented.
+
+    Raises:
+        RefusedError: `ek-mismatch`.
+    """
+    if not _same_key(found.leaf.public_key(), found.ek):
+        raise RefusedError("ek-mismatch", "the endorsement certificate is of another key than the one presented")
+
+
+def check_purpose(found: Vouching, _: verification.Store) -> None:
+    """Check that the certificate was made for an endorsement key.
+
+    Raises:
+        RefusedError: `ek-untrusted`.
+    """
+    usages = found.leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    if EK_CERTIFICATE not in usages or _is_authority(found.leaf):
+        raise RefusedError("ek-untrusted", "the certificate is not one for an endorsement key (2.23.133.8.1)")
+
+
+def check_chain(found: Vouching, roots: verification.Store) -> None:
+    """Check that the certificate leads to a root, and that all on the way are good now.
+
+    Raises:
+        RefusedError: `ek-untrusted`.
+    """
+    verifier = (
+        verification.PolicyBuilder()
+        .store(roots)
+        .time(found.at.replace(tzinfo=None))
+        .extension_policies(
+            ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
+            # Critical extensions that web certificates do not have would be refused otherwise.
+            ee_policy=verification.ExtensionPolicy.permit_all(),
+        )
+        .build_client_verifier()
+    )
+    try:
+        verifier.verify(found.leaf, list(found.others))
+    except (verification.VerificationError, *_UNREADABLE) as error:
+        raise RefusedError(
+            "ek-untrusted", f"the endorsement certificate does not lead to a trusted root: {error}"
+        ) from error
+
+
+EndorsementCheck = Callable[[Vouching, verification.Store], None]
+ENDORSEMENT_CHECKS: Final[tuple[EndorsementCheck, ...]] = (check_key, check_purpose, check_chain)
+
+
 class TrustedRoots:
     """The roots of TPM makers, as an operator has put them into a directory."""
 
-    def __init__(self, roots: Sequence[x509.Certificate]) -> None:
+    def __init__(
+        self, roots: Sequence[x509.Certificate], checks: Sequence[EndorsementCheck] = ENDORSEMENT_CHECKS
+    ) -> None:
+        """Take the roots, which may be intermediates too. checks: always all; a test leaves one out."""
         self._store = verification.Store(list(roots))
+        self._checks = tuple(checks)
 
     @classmethod
     def load(cls, directory: Path) -> "TrustedRoots":
@@ -58,32 +123,11 @@ class TrustedRoots:
             raise RefusedError("ek-untrusted", "the endorsement key has no certificate, and this bridge asks for one")
         try:
             leaf, *others = [x509.load_der_x509_certificate(der) for der in chain]
-            same = _same_key(leaf.public_key(), ek)
-            usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-            authority = _is_authority(leaf)
+            found = Vouching(ek, leaf, tuple(others), at)
+            for check in self._checks:
+                check(found, self._store)
         except (*_UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
             raise RefusedError("ek-untrusted", f"the endorsement certificate cannot be used: {error}") from error
-        if not same:
-            raise RefusedError("ek-mismatch", "the endorsement certificate is of another key than the one presented")
-        if EK_CERTIFICATE not in usages or authority:
-            raise RefusedError("ek-untrusted", "the certificate is not one for an endorsement key (2.23.133.8.1)")
-        verifier = (
-            verification.PolicyBuilder()
-            .store(self._store)
-            .time(at.replace(tzinfo=None))
-            .extension_policies(
-                ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
-                # Critical extensions that web certificates do not have would be refused otherwise.
-                ee_policy=verification.ExtensionPolicy.permit_all(),
-            )
-            .build_client_verifier()
-        )
-        try:
-            verifier.verify(leaf, others)
-        except (verification.VerificationError, *_UNREADABLE) as error:
-            raise RefusedError(
-                "ek-untrusted", f"the endorsement certificate does not lead to a trusted root: {error}"
-            ) from error
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

@@ -5,26 +5,19 @@ used up first, so that nothing can be tried twice.
 """
 
 import hashlib
-import hmac
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
 import structlog
 
 from cloud_bridge.config import Identity
 from cloud_bridge.identity.approvals import list_approvals
-from cloud_bridge.identity.attestation import (
-    Attested,
-    attestation_key,
-    endorsement_key,
-    key_digest,
-    software_key,
-    verify_quote,
-    verify_software,
-)
+from cloud_bridge.identity.attestation import key_digest, software_key
+from cloud_bridge.identity.checks import Checks
 from cloud_bridge.identity.claims import Claim, check_claim, id_of_ek, id_of_token, use_claim
 from cloud_bridge.identity.contentkeys import ContentKeys, sealed_box
 from cloud_bridge.identity.credential import SECRET_BYTES, make_credential
@@ -44,7 +37,6 @@ from cloud_bridge.identity.events import Happening, note
 from cloud_bridge.identity.issuer import Issued, Issuer, csr_key, life_from, spiffe_id, utc
 from cloud_bridge.identity.metrics import IdentityMetrics
 from cloud_bridge.identity.sessions import Pending, Session, open_session, take_session
-from cloud_bridge.identity.states import BootState, matching
 from gateway.wire.identity import (
     AttestRequest,
     Challenge,
@@ -54,8 +46,6 @@ from gateway.wire.identity import (
     Granted,
     Refusal,
     Trust,
-    binding,
-    software_message,
 )
 from gateway.wire.times import rfc3339
 
@@ -97,8 +87,9 @@ class IdentityService:
         keys: ContentKeys,
         roots: TrustedRoots | None = None,
         clock: Callable[[], int] = time.time_ns,
+        checks: Checks | None = None,
     ) -> None:
-        """Prepare. roots: of TPM makers; None: a claim token alone vouches for the TPM."""
+        """Prepare. roots: of TPM makers; None: a claim token alone vouches for the TPM. checks: default all."""
         self._settings = settings
         self._database = database
         self._issuer = issuer
@@ -107,6 +98,7 @@ class IdentityService:
         self._metrics = metrics
         self._roots = roots
         self._clock = clock
+        self._checks = checks or Checks()
 
     def trust(self) -> Trust:
         """Tell whom devices must trust."""
@@ -133,20 +125,20 @@ class IdentityService:
         else:
             endorsement = self._endorsement(request)
         now_ns = self._clock()
+        secret = endorsement.secret
+        pending = Pending(
+            purpose="enrol",
+            level=request.level,
+            ak_public=request.ak_public,
+            pcrs=self._pcrs(request.level),
+            ek_digest=endorsement.digest,
+            ek_trusted=endorsement.trusted,
+            secret_digest=None if secret is None else hashlib.sha256(secret).hexdigest(),
+            version=request.version,
+        )
         with self._database.transaction(durable=False) as tx:
-            claim = self._claim(tx, request, endorsement, now_ns)
-            secret = endorsement.secret
-            pending = Pending(
-                purpose="enrol",
-                level=request.level,
-                ak_public=request.ak_public,
-                pcrs=self._pcrs(request.level),
-                ek_digest=endorsement.digest,
-                ek_trusted=endorsement.trusted,
-                claim=None if claim is None else claim.id,
-                secret_digest=None if secret is None else hashlib.sha256(secret).hexdigest(),
-                version=request.version,
-            )
+            claim, notice = self._claim(tx, request, pending, now_ns)
+            pending = msgspec.structs.replace(pending, claim=None if claim is None else claim.id, notice=notice)
             session = self._open(tx, request.gateway, pending, now_ns)
         return self._challenge(session, now_ns, endorsement.credential)
 
@@ -197,7 +189,9 @@ class IdentityService:
                 raise session
             key = csr_key(request.csr)
             box = sealed_box(request.recipient)
-            attested, state = self._judge(session, request, states)
+            if session.pending.level == "software":
+                self._check_software_allowed()
+            attested, state = self._checks.judge(session, request, states)
             life = life_from(
                 utc(now_ns),
                 seconds=self._settings.certificate_seconds,
@@ -227,6 +221,7 @@ class IdentityService:
             bundle=self._anchors.bundle_pem,
             grants=grants,
             state=device.state,
+            notice=session.pending.notice,
             at=rfc3339(now_ns),
             at_ns=now_ns,
         )
@@ -271,16 +266,19 @@ class IdentityService:
         return sorted(set(self._settings.pcrs)) if level == "tpm" else []
 
     def _endorsement(self, request: EnrolRequest) -> _Endorsement:
-        ak = attestation_key(request.ak_public)
-        ek = endorsement_key(request.ek_public)
+        ak = self._checks.attestation_key(request.ak_public)
+        ek = self._checks.endorsement_key(request.ek_public)
         if self._roots is not None:
             self._roots.check(ek, request.ek_certificates, utc(self._clock()))
         secret = secrets.token_bytes(SECRET_BYTES)
         credential = make_credential(ek, ak.name, secret)
         return _Endorsement(key_digest(spki_of(ek.key)), self._roots is not None, credential, secret)
 
-    def _claim(self, tx: Transaction, request: EnrolRequest, endorsement: _Endorsement, now_ns: int) -> Claim | None:
-        """Find what allows this enrolment: a claim, or None for a device that proves to be the one that is known."""
+    def _claim(self, tx: Transaction, request: EnrolRequest, pending: Pending, now_ns: int) -> tuple[Claim | None, str]:
+        """Find what allows this enrolment: a claim, or None for a device that proves to be the one that is known.
+
+        With it come words for the device's people, where a claim was brought and is not what counts.
+        """
         known = find_device(tx, request.gateway)
         claim, fault = None, None
         if request.claim_token is not None:
@@ -288,57 +286,30 @@ class IdentityService:
                 claim = check_claim(tx, id_of_token(request.claim_token), request.gateway, now_ns)
             except RefusedError as error:
                 fault = error
-        elif endorsement.trusted:  # only a certificate says that there is a TPM around this key
+        elif pending.ek_trusted:  # only a certificate says that there is a TPM around this key
             try:
-                claim = check_claim(tx, id_of_ek(endorsement.digest), request.gateway, now_ns)
+                claim = check_claim(tx, id_of_ek(pending.ek_digest), request.gateway, now_ns)
             except RefusedError as error:
                 fault = error if error.code != "claim-unknown" else None
         if known is not None and (claim is None or not claim.replaces):
-            _check_not_revoked(known)
-            if not _same_hardware(known, request, endorsement):
+            _check_not_revoked(known, fault)
+            if not self._checks.hardware(known, pending):
                 raise RefusedError(
                     "other-tpm",
                     f"{request.gateway} is enrolled with another TPM: a cloned disk, or a board that was replaced;"
-                    f" `cloud-bridge identity token create {request.gateway} --replace` lets this one take its place",
-                    evidence={"enrolled_ek": known.ek_digest, "presented_ek": endorsement.digest},
+                    f" `cloud-bridge identity token create {request.gateway} --replace` lets this one take its place"
+                    f"{_of_the_claim(fault)}",
+                    evidence={"enrolled_ek": known.ek_digest, "presented_ek": pending.ek_digest},
                 )
-            return None
+            return None, _not_needed(request, fault)
         if claim is None:
             raise fault or RefusedError(
                 "claim-needed",
                 f"{request.gateway} is not enrolled: `cloud-bridge identity token create {request.gateway}` makes"
                 " a claim token for it",
-                evidence={"presented_ek": endorsement.digest},
+                evidence={"presented_ek": pending.ek_digest},
             )
-        return claim
-
-    # ---- is the proof good -------------------------------------------------------------------------
-
-    def _judge(
-        self, session: Session, request: AttestRequest, states: list[BootState]
-    ) -> tuple[Attested | None, BootState | None]:
-        pending = session.pending
-        if pending.secret_digest is not None:
-            given = hashlib.sha256(request.secret or b"").hexdigest()
-            if not hmac.compare_digest(given, pending.secret_digest):
-                raise RefusedError(
-                    "wrong-secret",
-                    "the credential was not opened: the attestation key is not in the TPM of the endorsement key",
-                )
-        parts = (session.nonce, request.csr, request.recipient, session.gateway)
-        if pending.level == "software":
-            self._check_software_allowed()
-            verify_software(software_key(pending.ak_public), request.signature, software_message(*parts))
-            return None, None
-        attested = verify_quote(
-            attestation_key(pending.ak_public),
-            request.quote,
-            request.signature,
-            expected=binding(*parts),
-            pcrs=frozenset(pending.pcrs),
-            values={int(number): value for number, value in request.pcrs.items()},
-        )
-        return attested, matching(states, attested.pcrs)
+        return claim, ""
 
     # ---- what is kept ------------------------------------------------------------------------------
 
@@ -378,7 +349,7 @@ class IdentityService:
                 revoke_certificates(tx, device.gateway, now_ns)
         else:
             # It was the known device when the session was opened; it must still be.
-            if known is None or not _is_still(known, pending):
+            if known is None or not self._checks.hardware(known, pending):
                 raise RefusedError("other-tpm", f"{device.gateway} was enrolled anew meanwhile; enrol again")
             _check_not_revoked(known)
             kind = "re-enrolled"
@@ -407,25 +378,29 @@ class IdentityService:
         )
 
 
-def _check_not_revoked(device: Device | None) -> None:
+def _check_not_revoked(device: Device | None, fault: RefusedError | None = None) -> None:
+    """Refuse a device that was revoked; fault: of the claim with which it wanted to come back."""
     if device is not None and device.revoked_ns is not None:
-        raise RefusedError("revoked-device", f"{device.gateway} was revoked: {device.revoked_why or 'no reason given'}")
+        why = device.revoked_why or "no reason given"
+        raise RefusedError("revoked-device", f"{device.gateway} was revoked: {why}{_of_the_claim(fault)}")
 
 
-def _same_hardware(known: Device, request: EnrolRequest, endorsement: _Endorsement) -> bool:
-    if request.level != known.level:
-        return False
-    if request.level == "software":
-        return request.ak_public == known.ak_public
-    return endorsement.digest == known.ek_digest
+def _of_the_claim(fault: RefusedError | None) -> str:
+    return "" if fault is None else f". The claim that it brings does not help: {fault.message}"
 
 
-def _is_still(known: Device, pending: Pending) -> bool:
-    if known.level != pending.level:
-        return False
-    if known.level == "software":
-        return known.ak_public == pending.ak_public
-    return known.ek_digest == pending.ek_digest
+def _not_needed(request: EnrolRequest, fault: RefusedError | None) -> str:
+    """Say what became of a claim that a device has brought which needs none."""
+    if request.claim_token is None:
+        return ""
+    known = f"{request.gateway} is enrolled with this very hardware, so the claim was not needed"
+    if fault is None:
+        return f"{known}: it is still good; `cloud-bridge identity token drop {request.gateway}` takes it back"
+    # No refusal: where the answer to the first try was lost, the claim that comes again was used by this device.
+    return (
+        f"{known}, and it would not have been good ({fault.message}); if another device was meant, give it a claim for "
+        "its own name: `cloud-bridge identity token create NAME`"
+    )
 
 
 def _device(session: Session, request: AttestRequest, now_ns: int) -> Device:

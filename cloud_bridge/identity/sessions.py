@@ -22,7 +22,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """What the bridge has to know when the answer comes.
 
     `claim`: the id of the claim to use up, None when the device proves to have the TPM that is enrolled.
-    `secret_digest`: SHA-256 of the credential's secret (hexadecimal digits), None without a credential.
+    `secret_digest`: SHA-256 of the credential's secret (hexadecimal digits), None without a credential. `notice`: what
+    the device's people are told if the answer is good.
     """
 
     purpose: Literal["enrol", "renew"]
@@ -34,6 +35,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     claim: str | None = None
     secret_digest: str | None = None
     version: str = ""
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,8 @@ def _show(answer: IdentityStatus) -> None:
         click.echo(f"  {answer.spiffe_id}, {f'ends in {duration(left)}' if left > 0 else 'over'}")
     if answer.boot_state:
         click.echo(f"  boot state: {answer.boot_state}")
-    if answer.reason:
-        click.echo(f"  {answer.reason}")
+    for words in (answer.reason, answer.notice):
+        if words:
+            click.echo(f"  {words}")
     if abs(answer.clock_skew_seconds) > 1:
         click.echo(f"  this machine's clock is {answer.clock_skew_seconds:+.0f} s off the bridge's")

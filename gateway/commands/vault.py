@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from gateway import logs
 from gateway.commands.options import config_option, json_option
 from gateway.commands.output import coloured, duration, print_json, print_table
+from gateway.commands.vaultfiles import decrypt_files, encrypt_files
+from gateway.commands.vaultkeys import read_content_key
 from gateway.config import Config, Log
 from gateway.config import Vault as VaultSettings
 from gateway.configload import InvalidConfigError, read
@@ -214,13 +216,11 @@ def encrypt(release: Path, key_file: Path, out: Path) -> None:
 def _content_key(file: Path) -> bytes:
     if not file.exists():
         write_durably(file, secrets.token_hex(KEY_BYTES).encode() + b"\n")
-    try:
-        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
-    except (OSError, ValueError) as error:
-        raise VaultError(f"{file} holds no content key (64 hex digits): {error}") from error
-    if len(key) != KEY_BYTES:
-        raise VaultError(f"{file} holds {len(key)} bytes, a content key has {KEY_BYTES}")
-    return key
+    return read_content_key(file)
+
+
+command.add_command(encrypt_files)
+command.add_command(decrypt_files)
 
 
 # ---- policies ------------------------------------------------------------------------------------

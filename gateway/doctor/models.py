@@ -35,18 +35,25 @@ def check_models(config: Config) -> Iterator[Diagnosis]:
 
 
 def check_labels(config: Config, wanted: str, release: Release) -> Iterator[Diagnosis]:
-    """Find rules that ask for a label which the model never gives: they would never fire."""
+    """Find rules that ask for labels which the model never gives.
+
+    One that knows none of them never fires: that does not work. One of several is a warning: a list may be longer than
+    what the model of today tells apart, as where it is to be replaced by a larger one.
+    """
     known = labels_of(release.manifest)
     for name, pipeline in config.pipelines.items():
         if pipeline.model != wanted:
             continue
         for rule in pipeline.rules:
-            for label in sorted(set(rule.labels or ()) - known):
+            asked = set(rule.labels or ())
+            where = f"pipelines.{name}, rule {rule.name}"
+            never = not asked & known
+            for label in sorted(asked - known):
                 meant = get_close_matches(label, known, 1)
                 remedy = f"did you mean {meant[0]!r}?" if meant else f"it knows {', '.join(sorted(known - {''}))}"
-                where = f"pipelines.{name}, rule {rule.name}"
+                why = "so the rule never fires" if never else "so the rule never fires for it, though for others"
                 yield Diagnosis(
-                    where, "failed", f"{release.label} never says {label!r}, so the rule never fires", remedy
+                    where, "failed" if never else "warning", f"{release.label} never says {label!r}, {why}", remedy
                 )
 
 

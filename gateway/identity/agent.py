@@ -65,6 +65,7 @@ class IdentityStatus:
     reason: str = ""  # of the last failure, until the next success
     boot_state: str = ""  # the approved one that the bridge found
     clock_skew_seconds: float = 0.0
+    notice: str = ""  # what the bridge has said beside the last certificate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,7 @@ class IdentityAgent:
         self._state: State = "starting"
         self._reason = ""
         self._boot_state = ""
+        self._notice = ""
         self._renewals = self._refusals = 0
         self._failures = 0
         self._told = ""
@@ -148,6 +150,7 @@ class IdentityAgent:
             reason=self._reason,
             boot_state=self._boot_state,
             clock_skew_seconds=round(self.clock.skew_seconds, 1),
+            notice=self._notice,
         )
 
     def renew_now(self) -> None:
@@ -313,6 +316,9 @@ class IdentityAgent:
         self._renewals += 1
         self._failures = 0
         self._boot_state = granted.state
+        if granted.notice:
+            log.warning("identity_notice", notice=granted.notice)
+        self._notice = granted.notice
         self._check_clock()
         if self._told in _WORTH_A_NOTICE:
             self._outcomes.noticed("identity-restored", "info", f"{self._gateway} has a certificate again")

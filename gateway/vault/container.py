@@ -19,7 +19,7 @@ Pure: bytes in, bytes out.
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -37,6 +37,8 @@ SALT_BYTES: Final = 32
 MAX_HEADER_BYTES: Final = 4096
 MAX_CHUNK_BYTES: Final = 16 << 20
 FIXED_BYTES: Final = len(MAGIC) + 4
+
+MakeOpener = Callable[[Algorithm, bytes, bytes], ChunkOpener]
 
 _KEY_ID: Final = b"sluice content key id v1"
 _CONTAINER_KEY: Final = b"sluice container key v1"
@@ -171,8 +173,8 @@ class Opening:
     What was written to the output before an error is authentic but incomplete: throw it away.
     """
 
-    def __init__(self, start: bytes, content_key: bytes) -> None:
-        """Take the file's first bytes, at least up to the first chunk.
+    def __init__(self, start: bytes, content_key: bytes, opener: MakeOpener = opener_for) -> None:
+        """Take the file's first bytes, at least up to the first chunk. opener: makes what decrypts; a test has its own.
 
         Raises:
             DamagedContainerError: the header cannot be read.
@@ -190,7 +192,7 @@ class Opening:
         self.body_offset = prefix_end
         self._digest = hashlib.sha256(start[:end]).digest()
         key = _container_key(self.header, content_key)
-        self._cipher: ChunkOpener = opener_for(self.header.algorithm, key, start[end:prefix_end])
+        self._cipher: ChunkOpener = opener(self.header.algorithm, key, start[end:prefix_end])
         self._index = 0
 
     @property

@@ -63,6 +63,11 @@ class ContentKey:
     lease_until_ns: int | None
     secret: bytes
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it was drawn on this device and never left it: a key that was granted has a lease, always."""
+        return self.lease_until_ns is None
+
 
 class Keyring:
     """The generations of one vault. The caller holds the vault's lock: exclusive for everything that changes."""
@@ -162,6 +167,15 @@ class Keyring:
         """
         return self._opened(wrapped, self._unsealed(_VAULT_KEY))
 
+    def open_all(self, several: Sequence[WrappedKey]) -> list[ContentKey | WrongKeyError]:
+        """Open content keys with one unsealing; a file that was changed is an error in its place.
+
+        Raises:
+            KeyStoreError: the key store does not give the vault key out.
+        """
+        vault_key = self._unsealed(_VAULT_KEY)
+        return [self._opened_or_wrong(wrapped, vault_key) for wrapped in several]
+
     def wrapped_keys(self) -> Iterator[WrappedKey]:
         """Yield all content keys, by release."""
         for file in sorted((self._here() / _KEYS).glob("*.json")):
@@ -208,6 +222,12 @@ class Keyring:
 
     def _unsealed(self, name: str) -> bytes:
         return self._store.unseal(self._read(self._here() / name))
+
+    def _opened_or_wrong(self, wrapped: WrappedKey, vault_key: bytes) -> ContentKey | WrongKeyError:
+        try:
+            return self._opened(wrapped, vault_key)
+        except WrongKeyError as error:
+            return error
 
     def _opened(self, wrapped: WrappedKey, vault_key: bytes) -> ContentKey:
         try:

@@ -87,6 +87,12 @@ class SealedStore:
                 with contextlib.suppress(VaultError):
                     yield read_release(manifest.parent)
 
+    def remove_leftovers(self) -> None:
+        """Remove what was not finished when its program was killed. The caller holds the vault's lock."""
+        for partial in self.directory.glob(f"*/*{_PARTIAL_SUFFIX}"):
+            log.info("partial_release_removed", directory=str(partial))
+            remove_directory(partial)
+
     def put(self, plain: ReleaseDirectory, content_key: bytes, algorithm: Algorithm) -> ReleaseDirectory:
         """Seal a plain release into the store; the plain one stays where it is.
 
@@ -121,6 +127,58 @@ class SealedStore:
         """
         return self._install(sealed, lambda to: _copy_into(sealed, to))
 
+    def add(
+        self, release: ReleaseDirectory, artefact: Artefact, plain: memoryview, content_key: bytes, algorithm: Algorithm
+    ) -> ReleaseDirectory:
+        """Seal one artefact into the store, with everything of the release that is no weights.
+
+        Raises:
+            VaultError: the bytes are not what the manifest says, this version is there with another manifest, or the
+                disk refuses.
+        """
+        if hashlib.sha256(plain).hexdigest() != artefact.sha256:
+            raise VaultError(f"what was made for {release.label}, {artefact.file} is not the file of this release")
+        target = self.directory / release.manifest.name / release.manifest.version
+        partial = target.with_name(target.name + _PARTIAL_SUFFIX)
+        sealer = Sealer(new_header(_contents_of(release, artefact), content_key, algorithm), content_key)
+        try:
+            if target.exists():
+                self._require_same(release, target)
+                part = target / f".{artefact.file}.part"
+                _write_sealed(part, plain, sealer)
+                _copy_the_rest(release, target)
+                part.replace(release_file(target, artefact))
+                sync_directory(target)
+                return read_release(target)
+            remove_directory(partial)
+            partial.mkdir(parents=True)
+            _write_sealed(release_file(partial, artefact), plain, sealer)
+            _copy_the_rest(release, partial)
+            put_in_place(partial, target)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise VaultError(f"{target}: {error.strerror or error}") from error
+        return read_release(target)
+
+    def remove(self, name: str, version: str) -> None:
+        """Remove a release: first its name, so that what is left of it after a power cut is nobody's release."""
+        target = self.directory / name / version
+        partial = target.with_name(target.name + _PARTIAL_SUFFIX)
+        if not target.exists():
+            return
+        try:
+            remove_directory(partial)
+            target.rename(partial)
+            sync_directory(partial.parent)
+        except OSError as error:
+            raise VaultError(f"{target} cannot be removed: {error.strerror or error}") from error
+        remove_directory(partial)
+
+    @staticmethod
+    def _require_same(release: ReleaseDirectory, target: Path) -> None:
+        if read_release(target).digest != release.digest:
+            raise VaultError(f"{target} holds another {release.label}: a version is never changed, choose a new one")
+
     def _install(self, release: ReleaseDirectory, fill: Callable[[Path], None]) -> ReleaseDirectory:
         target = self.directory / release.manifest.name / release.manifest.version
         if target.exists():
@@ -142,6 +200,31 @@ class SealedStore:
         except OSError as error:
             raise VaultError(f"{partial}: {error.strerror or error}") from error
         return read_release(target)
+
+
+def release_file(directory: Path, artefact: Artefact) -> Path:
+    """Return where an artefact lies sealed in the directory of its release."""
+    return directory / (artefact.file + SEALED_SUFFIX)
+
+
+def _contents_of(release: ReleaseDirectory, artefact: Artefact) -> Contents:
+    return Contents(
+        name=release.manifest.name,
+        version=release.manifest.version,
+        release=release.digest,
+        file=artefact.file,
+        sha256=artefact.sha256,
+        size_bytes=artefact.size_bytes,
+    )
+
+
+def _write_sealed(to: Path, plain: memoryview, sealer: Sealer) -> None:
+    with to.open("wb") as sealed:
+        sealed.write(sealer.start)
+        for chunk in chunks_of(plain):
+            sealed.write(sealer.seal(chunk))
+        sealed.flush()
+        os.fsync(sealed.fileno())
 
 
 def _seal_into(plain: ReleaseDirectory, to: Path, content_key: bytes, algorithm: Algorithm) -> None:
@@ -196,8 +279,10 @@ def _copy_the_rest(release: ReleaseDirectory, to: Path) -> None:
     """Copy everything but weights."""
     weights = {artefact.file for artefact in release.manifest.artefacts}
     for source in sorted(release.directory.iterdir()):
+        there = to / source.name
         if source.is_file() and source.name not in weights and not source.name.endswith(SEALED_SUFFIX):
-            _copy(source, to / source.name)
+            there.unlink(missing_ok=True)  # of a copy that was killed: names in manifests never change their content
+            _copy(source, there)
 
 
 def _copy(source: Path, to: Path) -> None:

@@ -4,7 +4,8 @@
     <state>/models/   sealed releases (`store`)
 
 Nothing secret is kept in memory between calls: each opening of weights asks the key store anew, so it is refused as
-soon as the machine's state is not an approved one any more. What was opened before stays usable.
+soon as the machine's state is not an approved one any more. What was opened before stays usable. Models that are opened
+at the same time, as at a start, share one unsealing.
 """
 
 import secrets
@@ -24,7 +25,7 @@ from gateway.vault.approvals import read_approvals, read_key_file
 from gateway.vault.errors import DamagedContainerError, KeyMissingError, VaultConfigError, VaultError
 from gateway.vault.files import locked, write_durably
 from gateway.vault.hardening import Hardening, hardening
-from gateway.vault.keyring import ContentKey, Keyring
+from gateway.vault.keyring import ContentKey, Keyring, WrappedKey
 from gateway.vault.keystore import KeyStore, KeyStoreStatus
 from gateway.vault.lease import (
     FLOOR_STEP_NS,
@@ -33,12 +34,13 @@ from gateway.vault.lease import (
     remaining_seconds,
     require_lease,
 )
+from gateway.vault.rounds import Rounds
 from gateway.vault.software import APPLIANCE_MARKER, SoftwareKeyStore
 from gateway.vault.store import ReleaseDirectory, SealedStore, read_release
 from gateway.vault.tpm.connection import Connection
 from gateway.vault.tpm.identity import TpmIdentity
 from gateway.vault.tpm.keystore import TpmKeyStore
-from gateway.vault.weights import SealedWeights, header_of, open_sealed
+from gateway.vault.weights import SealedWeights, header_of, open_own, open_sealed
 from gateway.wire.manifest import Artefact
 
 log = structlog.get_logger()
@@ -94,6 +96,7 @@ class Vault:
         self._keyring = Keyring(self._directory, store)
         self._lease_ns = int(lease_days * NANOSECONDS_A_DAY)
         self._now_ns = now_ns
+        self._openings: Rounds[tuple[str, str], ContentKey] = Rounds(self._opened_keys)
 
     @classmethod
     def open(
@@ -117,6 +120,8 @@ class Vault:
     def initialise(self, *, anew: bool = False) -> None:
         """Prepare the key store and seal a new vault key; does nothing where there is one.
 
+        What an import that was killed has left is removed.
+
         Args:
             anew: give up the vault that is there. Its content keys are lost, until grants bring them again.
 
@@ -124,6 +129,7 @@ class Vault:
             KeyStoreError: the key store cannot be prepared.
         """
         with self._locked(exclusive=True):
+            self.releases.remove_leftovers()
             if anew:
                 self._keyring.forget()
                 self.store.forget()
@@ -264,8 +270,54 @@ class Vault:
         log.info("release_stored", model=release.label, directory=str(stored.directory))
         return stored
 
+    def open_container(self, container: Path, *, release: str, label: str) -> SealedWeights:
+        """Decrypt a container as it came from a registry: a whole artefact, a compressed one or a patch.
+
+        Args:
+            container: the file.
+            release: SHA-256 of the manifest of the release that it must belong to.
+            label: `name version` of that release, for messages.
+
+        Raises:
+            KeyMissingError, LeaseEndedError, PolicyRefusedError, KeyStoreUnavailableError: as `open_weights`.
+            DamagedContainerError: it is not authentic, or belongs to another release.
+        """
+        if header_of(container).release != release:
+            raise DamagedContainerError(f"{container} belongs to another release than {label}")
+        key = self._openings.ask((release, label))
+        return open_sealed(container, key.secret)
+
+    def install(self, directory: Path, artefact: Artefact, plain: memoryview) -> ReleaseDirectory:
+        """Put one artefact of a release into the store, sealed with the content key that was granted for the release.
+
+        At every moment the store holds the release with the artefact, or without it; the others may come later.
+
+        Args:
+            directory: holds manifest.json as it was signed, and the golden inputs.
+            artefact: of that manifest.
+            plain: its bytes; they must have the digest that the manifest names.
+
+        Raises:
+            KeyMissingError, LeaseEndedError, PolicyRefusedError, KeyStoreUnavailableError: as `open_weights`.
+            VaultError: the bytes are others, this version is there with another manifest, or the disk refuses.
+        """
+        release = read_release(directory)
+        key = self._openings.ask((release.digest, release.label))
+        with self._locked(exclusive=True):
+            stored = self.releases.add(release, artefact, plain, key.secret, this_machines_algorithm())
+        log.info("artefact_stored", model=release.label, target=artefact.target, directory=str(stored.directory))
+        return stored
+
+    def remove(self, name: str, version: str) -> None:
+        """Remove a release from the store; what a program has opened stays usable."""
+        with self._locked(exclusive=True):
+            self.releases.remove(name, version)
+
     def open_weights(self, directory: Path, artefact: Artefact) -> SealedWeights:
         """Decrypt an artefact of a sealed release into memory.
+
+        The digest of the plaintext is compared where others have the content key too. Where the release was sealed on
+        this device, that was done then, and its key never left the device: what is authentic now is what was sealed.
 
         Args:
             directory: of the release.
@@ -283,11 +335,26 @@ class Vault:
         header = header_of(file)
         if header.release != release.digest:
             raise DamagedContainerError(f"{file} belongs to another release than the manifest beside it")
+        key = self._openings.ask((release.digest, release.label))
+        opened = open_own if key.is_own else open_sealed
+        return opened(file, key.secret, sha256=artefact.sha256)
+
+    def _opened_keys(self, releases: frozenset[tuple[str, str]]) -> dict[tuple[str, str], ContentKey | VaultError]:
+        """Open the content keys of some releases (digest, label); an error stands in the place of a key."""
+        answers: dict[tuple[str, str], ContentKey | VaultError] = {}
+        granted: dict[tuple[str, str], WrappedKey] = {}
         with self._locked(exclusive=True):  # the clock's floor may be written
-            wrapped = self._keyring.find(release.digest)
-            require_lease(release.label, wrapped.lease_until_ns, self._time_ns())
-            key = self._keyring.open(wrapped)
-        return open_sealed(file, key.secret, sha256=artefact.sha256)
+            for release in sorted(releases):
+                digest, label = release
+                try:
+                    wrapped = self._keyring.find(digest)
+                    require_lease(label, wrapped.lease_until_ns, self._time_ns())
+                    granted[release] = wrapped
+                except VaultError as error:
+                    answers[release] = error
+            if granted:
+                answers.update(zip(granted, self._keyring.open_all(list(granted.values())), strict=True))
+        return answers
 
     def _own_key(self, release: ReleaseDirectory) -> bytes:
         """Return the content key of a release, drawn and kept if there is none. Durable before anything is sealed."""

@@ -124,16 +124,12 @@ class TpmKeyStore:
         pinned, approvals = self._pinned(), self._approvals()
 
         def work(tpm: Tpm) -> int:
-            steps = {
-                approval.counter_index: read_counter(tpm, approval.counter_index) for _, approval in _steps(approvals)
-            }
+            counters = {index: read_counter(tpm, index) for index in _indices(approvals)}
             for step, approval in _steps(approvals):
-                if steps[approval.counter_index] == approval.counter:
+                if counters[approval.counter_index] == approval.counter:
                     self._require_next(tpm, approvals, approval)
                     return advance_counter(tpm, open_root(tpm, pinned), step.signed, self._key)
-            raise VaultError(
-                f"no signed policy of kind `advance` is there for the counter's value {sorted(steps.items())}"
-            )
+            raise VaultError(_no_step(counters, [approval.counter for _, approval in _steps(approvals)]))
 
         value = self._connection.call("advancing the counter", work)
         log.info("vault_counter_advanced", counter=value)
@@ -172,7 +168,7 @@ class TpmKeyStore:
         open_root(tpm, pinned)
         boots = approvals.of(BootState)
         pcrs = read_registers(tpm, sorted({*_numbers(boots), *self._pcrs}))
-        indices = {each.approval.counter_index for each in approvals.approved} or {policy.DEFAULT_COUNTER_INDEX}
+        indices = _indices(approvals)
         counters = {index: read_counter(tpm, index) for index in sorted(indices)}
         rows = [_judged(each, pcrs, counters) for each in approvals.approved]
         rows += [
@@ -243,6 +239,24 @@ def _numbers(boots: Sequence[tuple[Approved, BootState]]) -> list[int]:
 
 def _steps(approvals: Approvals) -> Sequence[tuple[Approved, Advance]]:
     return approvals.of(Advance)
+
+
+def _indices(approvals: Approvals) -> set[int]:
+    return {each.approval.counter_index for each in approvals.approved} or {policy.DEFAULT_COUNTER_INDEX}
+
+
+def _no_step(counters: dict[int, int | None], steps: Sequence[int]) -> str:
+    """Say why a counter cannot be moved on, and what would help."""
+    # One, as a rule: another only where a device moves from one counter to the next.
+    value = next((value for _, value in sorted(counters.items()) if value is not None), None)
+    if value is None:
+        return "the counter was never begun on this TPM: run `gateway vault init`"
+    others = f"those here are for the steps from {', '.join(map(str, sorted(steps)))}" if steps else "there is none"
+    return (
+        f"the counter is {value}, and no signed policy of kind `advance` is for the step from {value}: {others}. It "
+        "comes with the update, into vault.policy_directory; where images are built, `gateway vault policy sign "
+        f"--advance-from {value}` makes it"
+    )
 
 
 def _judged(each: Approved, pcrs: dict[int, bytes], counters: dict[int, int | None]) -> ApprovalStatus:

@@ -77,11 +77,15 @@ class SecuredBroker:
     ) -> RawMqtt:
         return RawMqtt.connect(port or self.device_port, credentials.context(version), client_id, clean=clean)
 
-    def bridge(self, client_id: str = "sluice-bridge") -> RawMqtt:
-        credentials = Credentials(
+    @property
+    def own(self) -> Credentials:
+        """The bridge's."""
+        return Credentials(
             self.directory / "bridge.pem", self.directory / "bridge-key.pem", self.directory / "services-ca.pem"
         )
-        return self.connect(credentials, client_id, port=self.service_port)
+
+    def bridge(self, client_id: str = "sluice-bridge") -> RawMqtt:
+        return self.connect(self.own, client_id, port=self.service_port)
 
     def broker_settings(self) -> Broker:
         return Broker(
@@ -100,9 +104,9 @@ class SecuredBroker:
 
 @contextmanager
 def secured_broker(
-    directory: Path, *, conf: Change = same, acl: Change = same, resumption: bool = False
+    directory: Path, *, conf: Change = same, acl: Change = same, openssl: Change | None = same
 ) -> Iterator[SecuredBroker]:
-    """Start it. conf and acl: changes of the files that the command has made; resumption: OpenSSL as it is."""
+    """Start it. conf, acl and openssl: changes of the files that the command has made; None: OpenSSL as it is."""
     directory.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     ca = LocalCa.open(directory / "ca", "sluice.test", now)
@@ -126,8 +130,10 @@ def secured_broker(
     conf_file.write_text(mine + conf(conf_file.read_text()))
     acl_file.write_text(acl(acl_file.read_text()))
     environment = dict(os.environ)
-    if not resumption:
-        environment["OPENSSL_CONF"] = str(directory / "openssl.cnf")
+    if openssl is not None:
+        openssl_file = directory / "openssl.cnf"
+        openssl_file.write_text(openssl(openssl_file.read_text()))
+        environment["OPENSSL_CONF"] = str(openssl_file)
     command = ["setpriv", "--pdeathsig=KILL", "--", BINARY or "mosquitto", "-c", str(conf_file)]
     with (directory / "mosquitto.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=directory)
@@ -147,9 +153,11 @@ def without(*lines: str) -> Change:
 
 
 def wait_until(at: datetime) -> None:
-    """Wait for a point in time, such as the end of a certificate."""
-    left = (at - datetime.now(UTC)).total_seconds()
-    wait_for(lambda: datetime.now(UTC) > at, seconds=left + 5, what="the time has come")
+    """Wait until a point in time, such as the end of a certificate, is over for every program on this machine."""
+    # OpenSSL asks time(2), which steps with the kernel's ticks, up to 10 ms behind the clock that is asked here.
+    safe = at + timedelta(milliseconds=50)
+    left = (safe - datetime.now(UTC)).total_seconds()
+    wait_for(lambda: datetime.now(UTC) > safe, seconds=left + 5, what="the time has come")
 
 
 def _listens(port: int) -> bool:

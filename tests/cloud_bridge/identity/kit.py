@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from cloud_bridge.config import Identity
 from cloud_bridge.identity.app import create_app
 from cloud_bridge.identity.approvals import Approval, approve
+from cloud_bridge.identity.checks import Checks
 from cloud_bridge.identity.claims import Claim, add_claim, id_of_token, new_token
 from cloud_bridge.identity.contentkeys import ContentKeys
 from cloud_bridge.identity.database import Database, SqliteDatabase
@@ -72,12 +73,13 @@ def poster(app: ASGIApp) -> Post:
 
 @dataclass
 class Desk:
-    """The bridge's side. Knobs: `settings`, `roots`, `clock`, `database`."""
+    """The bridge's side. Knobs: `settings`, `roots`, `clock`, `database`, `checks`."""
 
     directory: Path
     clock: Clock = field(default_factory=Clock)
     roots: TrustedRoots | None = None
     database: Database | None = None
+    checks: Checks | None = None
     knobs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,6 +113,7 @@ class Desk:
             keys=self.keys,
             roots=self.roots,
             clock=self.clock,
+            checks=self.checks,
         )
         app = create_app(self.service, self.settings, self.metrics, self.clock.monotonic)
         self._caller = Caller(app)
@@ -172,7 +175,7 @@ class Desk:
 
 @contextmanager
 def desk_at(directory: Path, **options: Any) -> Iterator[Desk]:
-    names = {"clock", "roots", "database"}
+    names = {"clock", "roots", "database", "checks"}
     given = {name: options.pop(name) for name in names & options.keys()}
     desk = Desk(directory, knobs=options, **given)
     try:

@@ -351,6 +351,35 @@ def test_a_claim_is_good_once_and_for_a_while(desk: Desk) -> None:
     assert refusal_of(lambda: device.enrol(token)) == "claim-used"
 
 
+def test_a_claim_that_a_known_device_does_not_need_is_told_about(desk: Desk) -> None:
+    token = desk.token("dock-7")
+    device = desk.device()
+    desk.approve_state_of(device)
+    assert device.enrol(token).notice == ""
+    # As after an answer that was lost: it must not be kept out, but somebody may wonder what became of the code.
+    used = device.enrol(token).notice
+    assert "not needed" in used
+    assert "used already" in used
+    assert "token create" in used
+    assert "not known" in device.enrol("mistyped").notice
+    assert device.enrol().notice == ""
+    assert device.renew().notice == ""
+
+
+def test_a_claim_that_does_not_help_is_named_beside_what_keeps_the_device_out(desk: Desk) -> None:
+    token = desk.token("dock-7")
+    device = desk.device()
+    desk.approve_state_of(device)
+    device.enrol(token)
+    with pytest.raises(RefusedByBridgeError, match=r"--replace.*does not help: .*used already") as caught:
+        AttestedDevice("dock-7", desk.post, SoftTpm()).enrol(token)
+    assert caught.value.refusal.code == "other-tpm"
+    desk.revoke("dock-7")
+    with pytest.raises(RefusedByBridgeError, match=r"stolen.*does not help: .*used already") as caught:
+        device.enrol(token)
+    assert caught.value.refusal.code == "revoked-device"
+
+
 def test_of_two_devices_that_use_one_claim_at_once_one_enrols(desk: Desk) -> None:
     first, second = desk.device(), desk.device()
     desk.approve_state_of(first)

@@ -13,7 +13,7 @@ from cloud_bridge.identity.endorsement import TrustedRoots
 from cloud_bridge.identity.structures import read_quote
 from tests.cloud_bridge.identity.kit import Clock, Desk, desk_at
 from tests.simulators.attested_device import ActivationError, RefusedByBridgeError, SoftTpm, Tpm
-from tests.simulators.swtpm import BINARY, SETUP, Swtpm
+from tests.simulators.swtpm import Swtpm, missing
 
 
 @pytest.fixture(params=["soft-ecc", "soft-rsa", "swtpm-ecc", "swtpm-rsa"])
@@ -22,9 +22,8 @@ def tpm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tpm]:
     if maker == "soft":
         yield SoftTpm(rsa_ek=kind == "rsa")
         return
-    if BINARY is None:
-        pytest.skip("swtpm is not installed: apt-get install swtpm swtpm-tools")
-    pytest.importorskip("tpm2_pytss", reason="tpm2-pytss is not installed: apt-get install libtss2-dev, pip install")
+    if reason := missing():
+        pytest.skip(reason)
     from tests.simulators.swtpm_device import SwTpm  # noqa: PLC0415  # needs the library that may be missing
 
     with Swtpm(tmp_path) as swtpm:
@@ -57,9 +56,8 @@ def test_a_quote_tells_the_reboots_and_the_firmware(tpm: Tpm) -> None:
     assert quote.selections == ((0x000B, frozenset({4, 7, 11})),)
 
 
-@pytest.mark.skipif(SETUP is None, reason="swtpm_setup is not installed: apt-get install swtpm-tools")
+@pytest.mark.skipif(bool(missing("swtpm_setup")), reason=missing("swtpm_setup"))
 def test_the_certificate_that_a_maker_has_put_into_the_tpm_leads_to_its_root(tmp_path: Path) -> None:
-    pytest.importorskip("tpm2_pytss", reason="tpm2-pytss is not installed")
     from tests.simulators.swtpm_device import SwTpm, ek_certificate  # noqa: PLC0415
 
     with Swtpm(tmp_path, ek_certificate=True) as swtpm:

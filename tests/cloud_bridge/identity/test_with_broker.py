@@ -3,6 +3,8 @@
 import ssl
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from cloud_bridge.config import Ingest
 from cloud_bridge.identity.devices import Device, note_certificate, put_device, revoke_device, revoked_certificates
-from cloud_bridge.identity.issuer import LocalCa
+from cloud_bridge.identity.issuer import BRIDGE_NAME, LocalCa
 from cloud_bridge.identity.keeper import Keeper
 from cloud_bridge.identity.metrics import IdentityMetrics
 from cloud_bridge.identity.takeover import SessionCutter, Takeover
@@ -50,6 +52,30 @@ def test_a_device_reaches_the_bridge_and_hears_its_acknowledgements(tmp_path: Pa
         assert bridge.publish("sluice/v1/gw-a/ack/event", b"mark", retain=True) == 0
         device.ping()
         assert device.received == [("sluice/v1/gw-a/ack/event", b"mark")]
+
+
+def test_parts_of_releases_reach_the_device_that_asked_and_nobody_else(tmp_path: Path) -> None:
+    with (
+        secured_broker(tmp_path) as broker,
+        broker.bridge() as bridge,
+        broker.device("gw-a") as device,
+        broker.device("gw-b") as other,
+    ):
+        bridge.subscribe("sluice/v1/+/ota/request")
+        device.subscribe("sluice/v1/gw-a/ota/reply")
+        other.subscribe("sluice/v1/+/ota/+")
+        assert device.publish("sluice/v1/gw-a/ota/request", b"{}") in {0, 0x10}
+        bridge.ping()
+        assert bridge.received == [("sluice/v1/gw-a/ota/request", b"{}")]
+        assert bridge.publish("sluice/v1/gw-a/ota/reply", b"part") == 0
+        device.ping()
+        other.ping()
+        assert device.received == [("sluice/v1/gw-a/ota/reply", b"part")]
+        assert other.received == []
+        # Nobody but the bridge answers, and nobody asks in another's name.
+        assert other.publish("sluice/v1/gw-a/ota/reply", b"forged") == NOT_AUTHORIZED
+        assert other.publish("sluice/v1/gw-a/ota/request", b"{}") == NOT_AUTHORIZED
+        assert device.publish("sluice/v1/gw-a/ota/reply", b"forged") == NOT_AUTHORIZED
 
 
 @pytest.mark.parametrize("protected", [True, False])
@@ -120,9 +146,13 @@ def test_a_devices_certificate_is_not_let_in_where_the_bridge_is(tmp_path: Path,
                 assert not victim.is_alive()
 
 
-def test_a_gateway_named_like_the_bridge_does_not_become_it(tmp_path: Path) -> None:
-    with secured_broker(tmp_path) as broker, broker.device("bridge") as device:
-        assert device.publish("sluice/v1/gw-b/ack/event", b"{}") == NOT_AUTHORIZED
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_gateway_named_like_the_bridge_does_not_become_it(tmp_path: Path, *, protected: bool) -> None:
+    """The bridge's name holds `_`, which no gateway's can; without it, a gateway could be named so."""
+    acl = same if protected else lambda text: text.replace(f"user {BRIDGE_NAME}", "user bridge")
+    with secured_broker(tmp_path, acl=acl) as broker, broker.device("bridge") as device:
+        code = device.publish("sluice/v1/gw-b/ack/event", b"{}")
+        assert (code == NOT_AUTHORIZED) is protected
 
 
 def test_a_packet_beyond_the_limit_ends_the_connection(tmp_path: Path) -> None:
@@ -214,47 +244,80 @@ def enrol(tx: object, gateway: str, now_ns: int, *, until_ns: int | None = None)
     put_device(tx, device)  # type: ignore[arg-type]
 
 
+def older_tls(text: str) -> str:
+    """Let TLS 1.2 in, too: of the configuration of mosquitto, and of OpenSSL's."""
+    return text.replace("tls_version tlsv1.3", "tls_version tlsv1.2").replace("TLSv1.3\n", "TLSv1.2\n")
+
+
+@contextmanager
+def a_broker_that_resumes(directory: Path, version: ssl.TLSVersion) -> Iterator[SecuredBroker]:
+    """Start one without the protection: with tickets, or, for TLS 1.2, without them but with that version let in."""
+    is_old = version is ssl.TLSVersion.TLSv1_2
+    with secured_broker(directory, conf=older_tls if is_old else same, openssl=older_tls if is_old else None) as broker:
+        yield broker
+
+
+def made_session(broker: SecuredBroker, context: ssl.SSLContext) -> ssl.SSLSession:
+    """Connect, say goodbye, and return what TLS may resume."""
+    first = RawMqtt.connect(broker.device_port, context, "gw-a")
+    session = first.link.session
+    first.say_goodbye()
+    assert session is not None
+    return session
+
+
+def test_a_client_of_an_older_tls_is_refused(tmp_path: Path) -> None:
+    with secured_broker(tmp_path) as broker:
+        for port, credentials in ((broker.device_port, broker.issue("gw-a")[1]), (broker.service_port, broker.own)):
+            with pytest.raises(RefusedByBrokerError, match="version"):
+                RawMqtt.connect(port, credentials.context(ssl.TLSVersion.TLSv1_2), "gw-a")
+            RawMqtt.connect(port, credentials.context(ssl.TLSVersion.TLSv1_3), "gw-a").close()
+
+
+def test_an_expired_certificate_is_refused_also_on_resumption(tmp_path: Path) -> None:
+    with secured_broker(tmp_path) as broker:
+        issued, credentials = broker.issue("gw-a", seconds=3)
+        context = credentials.context()
+        session = made_session(broker, context)
+        wait_until(issued.not_after)
+        for offered in (None, session):
+            with pytest.raises(RefusedByBrokerError):
+                RawMqtt.connect(broker.device_port, context, "gw-a", session=offered)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("protected", [True, False])
-def test_an_expired_certificate_is_refused_also_on_resumption(
-    tmp_path: Path, *, protected: bool, version: ssl.TLSVersion
-) -> None:
-    with secured_broker(tmp_path, resumption=not protected) as broker:
+def test_where_tls_resumes_an_expired_certificate_would_be_let_in(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    with a_broker_that_resumes(tmp_path, version) as broker:
         issued, credentials = broker.issue("gw-a", seconds=3)
         context = credentials.context(version)
-        first = RawMqtt.connect(broker.device_port, context, "gw-a")
-        session = first.link.session
-        first.close()
+        session = made_session(broker, context)
         wait_until(issued.not_after)
         with pytest.raises(RefusedByBrokerError):
             RawMqtt.connect(broker.device_port, credentials.context(version), "gw-a")
-        if protected:
-            with pytest.raises(RefusedByBrokerError):
-                RawMqtt.connect(broker.device_port, context, "gw-a", session=session)
-        else:
-            again = RawMqtt.connect(broker.device_port, context, "gw-a", session=session)
+        with RawMqtt.connect(broker.device_port, context, "gw-a", session=session) as again:
             assert again.link.session_reused
-            again.close()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("protected", [True, False])
-def test_a_revoked_certificate_is_refused_also_on_resumption(
-    tmp_path: Path, *, protected: bool, version: ssl.TLSVersion
-) -> None:
-    with secured_broker(tmp_path, resumption=not protected) as broker:
+def test_a_revoked_certificate_is_refused_also_on_resumption(tmp_path: Path) -> None:
+    with secured_broker(tmp_path) as broker:
         issued, credentials = broker.issue("gw-a")
-        context = credentials.context(version)
-        first = RawMqtt.connect(broker.device_port, context, "gw-a")
-        session = first.link.session
-        first.close()
+        context = credentials.context()
+        session = made_session(broker, context)
         revoke(broker, "gw-a", issued)
-        if not protected:  # a context of its own is made at SIGHUP, which forgets tickets; the list alone does not help
-            assert RawMqtt.connect(broker.device_port, context, "gw-a", session=session).link.session_reused
-            return
         broker.hang_up()
         with pytest.raises(RefusedByBrokerError):
             RawMqtt.connect(broker.device_port, context, "gw-a", session=session)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_where_tls_resumes_the_list_alone_keeps_nobody_out(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    with a_broker_that_resumes(tmp_path, version) as broker:
+        issued, credentials = broker.issue("gw-a")
+        context = credentials.context(version)
+        session = made_session(broker, context)
+        revoke(broker, "gw-a", issued)  # the broker's memory of sessions goes with SIGHUP, which makes a new context
+        with RawMqtt.connect(broker.device_port, context, "gw-a", session=session) as again:
+            assert again.link.session_reused
 
 
 # ---- connections that must end -------------------------------------------------------------------------

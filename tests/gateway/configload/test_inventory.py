@@ -46,7 +46,7 @@ def test_a_complete_configuration_has_no_problems(file: Path) -> None:
     [
         ("model: cat-finder", "model: cat-fnider", "pipelines.door.model", "did you mean `cat-finder`?"),
         ("model: cat-finder", "model: cat-finder@2.0.0", "pipelines.door.model", "did you mean `cat-finder`?"),
-        ("labels: [a, b]", "labels: [a, c]", "pipelines.door.rules[0].labels[1]", "it knows a, b"),
+        ("labels: [a, b]", "labels: [c]", "pipelines.door.rules[0].labels[0]", "it knows a, b"),
         ("device: door.avi", "device: dor.avi", "sources.cam.device", "name a file"),
     ],
 )
@@ -59,3 +59,9 @@ def test_what_is_named_and_not_there_is_told_with_its_place(
     # A gateway starts all the same: the other pipelines do not wait for this one.
     assert load(file).gateway.id == "dock-7"
     assert read(file, require_files=False).problems == []
+
+
+def test_a_label_beside_others_that_the_model_knows_is_a_warning(file: Path) -> None:
+    (problem,) = changed(file, "labels: [a, b]", "labels: [a, c]")
+    assert (problem.path, problem.severity) == ("pipelines.door.rules[0].labels[1]", "warning")
+    assert problem.remedy.startswith("it knows a, b")

@@ -30,6 +30,13 @@ def test_a_label_the_model_never_gives_is_told_with_the_one_meant() -> None:
     assert "'anomaly'" in label.remedy
 
 
+def test_a_rule_that_fires_for_some_of_its_labels_is_a_warning() -> None:
+    _, label = check_models(config("vibration-anomaly", "anomaly", "Motorcycle"))
+    assert label.verdict == "warning"
+    assert "'Motorcycle', so the rule never fires for it, though for others" in label.found
+    assert "it knows anomaly" in label.remedy
+
+
 def test_a_misspelt_model_is_told() -> None:
     (found,) = check_models(config("vibration-anomoly"))
     assert found.verdict == "failed"

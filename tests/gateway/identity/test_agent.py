@@ -113,6 +113,21 @@ async def running(work: Callable[[], Awaitable[None]]) -> AsyncIterator[asyncio.
         await asyncio.gather(task, return_exceptions=True)
 
 
+@asynccontextmanager
+async def enrolled(site: Site, **knobs: Any) -> AsyncIterator[IdentityAgent]:
+    """Approve the state of the device, leave a claim, and run its agent until it has its first certificate."""
+    site.approve()
+    site.claim()
+    agent = site.agent(**knobs)
+    async with running(agent.run):
+        await becomes_valid(agent)
+        yield agent
+
+
+async def becomes_valid(agent: IdentityAgent) -> None:
+    await until(lambda: agent.status().state == "valid", "the certificate")
+
+
 async def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -162,12 +177,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def test_a_device_with_a_claim_enrols_and_holds_a_certificate(site: Site) -> None:
-    site.approve()
-    site.claim()
-    agent = site.agent()
-    async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the first certificate")
-    status = agent.status()
+    async with enrolled(site) as agent:
+        status = agent.status()
     assert status.spiffe_id == f"spiffe://sluice.test/gateway/{GATEWAY}"
     assert status.boot_state == "golden"
     assert 0 < (status.expires_in_seconds or 0) <= 3600
@@ -179,14 +190,19 @@ async def test_a_device_with_a_claim_enrols_and_holds_a_certificate(site: Site) 
 
 
 async def test_no_file_of_the_device_holds_a_private_key(site: Site) -> None:
-    site.approve()
-    site.claim()
-    agent = site.agent()
-    async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the first certificate")
-    kept = [file.read_bytes() for file in site.state.rglob("*") if file.is_file()]
+    async with enrolled(site):
+        pass
+    assert keys_in(site.state) == []
+    # The search finds a key that a program leaves there, also beside other things.
+    (site.state / "identity" / "careless.pem").write_bytes(b"# mine\n" + fresh_key()[0])
+    assert keys_in(site.state) == ["careless.pem"]
+
+
+def keys_in(directory: Path) -> list[str]:
+    """Return the files that hold a private key, of all files, of which there must be some."""
+    kept = [file for file in directory.rglob("*") if file.is_file()]
     assert kept
-    assert not any(b"PRIVATE KEY" in content for content in kept)
+    return [file.name for file in kept if b"PRIVATE KEY" in file.read_bytes()]
 
 
 async def test_a_restarted_device_needs_no_claim_and_gets_a_new_key(site: Site) -> None:
@@ -222,7 +238,7 @@ async def test_without_a_claim_it_waits_and_takes_one_that_comes_later(site: Sit
         await until(lambda: agent.status().state == "needs-claim", "the wait for a claim")
         assert "gateway identity enrol" in agent.status().reason
         site.claim()
-        await until(lambda: agent.status().state == "valid", "the certificate")
+        await becomes_valid(agent)
 
 
 async def test_a_boot_state_that_nobody_approved_is_refused_until_it_is_approved(site: Site) -> None:
@@ -237,7 +253,7 @@ async def test_a_boot_state_that_nobody_approved_is_refused_until_it_is_approved
             agent.credentials.tls_context()
         site.approve()
         site.claim()  # a new code makes it try at once
-        await until(lambda: agent.status().state == "valid", "the certificate")
+        await becomes_valid(agent)
     assert "identity-restored" in site.told.notices
 
 
@@ -247,7 +263,7 @@ async def test_grants_come_with_the_certificate_and_only_this_device_can_open_th
     key = site.desk.keys.create("detector@1.0.0", "ab" * 32)
     agent = site.agent()
     async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the certificate")
+        await becomes_valid(agent)
     (grant,) = site.told.grants
     assert SealedBox(site.keys.box).decrypt(grant.wrapped_key) == key.key
 
@@ -271,7 +287,7 @@ async def test_a_bridge_that_is_known_must_show_a_certificate_of_its_authority(s
     site.claim()
     known = site.agent()
     async with running(known.run):
-        await until(lambda: known.status().state == "valid", "the certificate")
+        await becomes_valid(known)
     bundle = site.files.read().bundle
     impostor = tmp_path / "impostor"
     impostor.mkdir(mode=0o700)
@@ -290,7 +306,7 @@ async def test_a_device_whose_clock_is_wrong_enrols_and_learns_the_time(site: Si
     clock = TrustedClock(wall_ns=lambda: time.time_ns() + off_ns)
     agent = site.agent(clock=clock)
     async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the certificate")
+        await becomes_valid(agent)
     assert abs(clock.now_ns() - time.time_ns()) < 60 * SECOND
     assert clock.doubtful
     assert "clock-wrong" in site.told.notices
@@ -320,7 +336,7 @@ async def test_without_the_floor_that_certificate_would_be_believed(site: Site) 
         site.url = f"https://127.0.0.1:{port}"
         agent = site.agent(clock=TrustedClock(0, wall_ns=time.time_ns))
         async with running(agent.run):
-            await until(lambda: agent.status().state == "valid", "the certificate")
+            await becomes_valid(agent)
 
 
 async def test_it_renews_at_half_life(site: Site) -> None:
@@ -342,11 +358,7 @@ async def test_it_renews_at_half_life(site: Site) -> None:
 
 
 async def test_a_code_with_another_fingerprint_is_not_taken_by_an_enrolled_device(site: Site) -> None:
-    site.approve()
-    site.claim()
-    agent = site.agent()
-    async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the certificate")
+    async with enrolled(site) as agent:
         site.files.leave_claim(ClaimCode(token=site.desk.token(GATEWAY, replace=True), fingerprint="0" * 64).text())
         await until(lambda: agent.status().state == "failed", "the refusal")
     assert "somebody stands between" in agent.status().reason
@@ -360,7 +372,7 @@ async def test_the_same_code_left_again_is_tried_again(site: Site) -> None:
     assert code is not None
     agent = site.agent()
     async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the certificate")
+        await becomes_valid(agent)
         site.files.leave_claim(code)
         await until(lambda: agent.status().renewals == 2 or agent.status().state == "refused", "another try")
 
@@ -374,16 +386,12 @@ async def test_a_bridge_that_is_away_is_tried_again_until_it_is_back(site: Site)
     async with running(agent.run):
         await until(lambda: agent.status().state == "unreachable", "the first failure")
         async with listening(site.desk, port):
-            await until(lambda: agent.status().state == "valid", "the certificate")
+            await becomes_valid(agent)
     assert not site.told.notices  # a network that is away is no news for the cloud
 
 
 async def test_a_revoked_device_is_told_and_its_certificate_is_not_renewed(site: Site) -> None:
-    site.approve()
-    site.claim()
-    agent = site.agent()
-    async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the certificate")
+    async with enrolled(site) as agent:
         site.desk.revoke(GATEWAY)
         agent.renew_now()
         await until(lambda: agent.status().state == "refused", "the refusal")
@@ -391,11 +399,8 @@ async def test_a_revoked_device_is_told_and_its_certificate_is_not_renewed(site:
 
 
 async def test_after_damage_to_its_record_a_known_tpm_needs_no_new_claim(site: Site) -> None:
-    site.approve()
-    site.claim()
-    agent = site.agent()
-    async with running(agent.run):
-        await until(lambda: agent.status().state == "valid", "the certificate")
+    async with enrolled(site):
+        pass
     (site.state / "identity" / "identity.json").write_bytes(b"\0" * 100)
     site.knobs = {"fingerprint": site.desk.ca.services_fingerprint}  # or the code again, to know whom to believe
     again = site.agent()
@@ -471,11 +476,8 @@ async def test_a_new_code_makes_a_device_believe_a_bridge_that_was_rebuilt(site:
 
 
 async def test_a_floor_that_a_bridge_of_the_future_has_left_goes_with_a_new_code(site: Site) -> None:
-    site.approve()
-    site.claim()
-    first = site.agent()
-    async with running(first.run):
-        await until(lambda: first.status().state == "valid", "the first certificate")
+    async with enrolled(site):
+        pass
     ahead = time.time_ns() + int(10 * 365 * DAY) * SECOND
     site.files.write(msgspec.structs.replace(site.files.read(), floor_ns=ahead))
     agent = site.agent()
@@ -483,6 +485,6 @@ async def test_a_floor_that_a_bridge_of_the_future_has_left_goes_with_a_new_code
         await until(lambda: agent.status().state == "failed", "the refusal")
         assert "claim code" in agent.status().reason
         site.claim(replace=True)
-        await until(lambda: agent.status().state == "valid", "the certificate")
+        await becomes_valid(agent)
     assert site.files.read().floor_ns < ahead
     assert abs(agent.clock.now_ns() - time.time_ns()) < 60 * SECOND

@@ -92,6 +92,23 @@ def test_killed_anywhere_in_an_import_the_release_is_there_whole_or_not_at_all(
     assert points >= 8
 
 
+def test_what_an_import_that_was_killed_has_left_is_gone_after_the_next_start(tmp_path: Path) -> None:
+    plain_release(tmp_path / "plain", {"model.tflite": WEIGHTS})
+    vault = open_vault(tmp_path)
+    vault.initialise()
+    models = tmp_path / "device/models"
+    sizes = []
+    for call in ("fsync", "rename"):
+        for number in range(1, 20):
+            if not kills.run_killed_at(kills.victim("import", tmp_path), call, number):
+                break
+            sizes += [file.stat().st_size for file in models.rglob("*.partial/*")]
+            open_vault(tmp_path).initialise()  # as every start of the gateway does
+            assert list(models.rglob("*.partial")) == []
+            shutil.rmtree(models, ignore_errors=True)
+    assert max(sizes) > len(WEIGHTS)  # something that takes room was there to be removed
+
+
 def test_killed_anywhere_in_taking_a_grant_the_old_or_the_new_key_is_there(tmp_path: Path) -> None:
     vault = open_vault(tmp_path)
     vault.initialise()

@@ -2,8 +2,11 @@
 
 import hashlib
 import secrets
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -20,11 +23,14 @@ from gateway.vault.errors import (
     VaultError,
     WrongKeyError,
 )
+from gateway.vault.keystore import KeyStore
 from gateway.vault.lease import NANOSECONDS_A_DAY
 from gateway.vault.store import SealedStore, read_release
 from gateway.vault.vault import Vault
+from gateway.wire.manifest import Artefact
 from tests.gateway.vault.device import NEVER, Clock, Device, plain_release, some_weights
 from tests.simulators import swtpm
+from tests.simulators.waiting import wait_for
 
 DAY_NS = NANOSECONDS_A_DAY
 
@@ -125,6 +131,65 @@ def test_one_ciphertext_serves_every_device_that_was_granted_the_key(vault: Vaul
     assert (stored.directory / "model.tflite.sealed").read_bytes() == (fleet / "model.tflite.sealed").read_bytes()
     with vault.open_weights(stored.directory, release.manifest.artefacts[0]) as opened:
         assert bytes(opened.view) == weights
+
+
+def test_weights_that_were_forged_with_the_fleets_key_are_refused_on_every_device(vault: Vault, tmp_path: Path) -> None:
+    weights, content_key = some_weights(), secrets.token_bytes(32)
+    release = read_release(fleet_release(tmp_path, weights, content_key))
+    vault.accept_grant(release.digest, grant_for(vault, content_key), label=release.label)
+    stored, (artefact,) = vault.import_release(release.directory), release.manifest.artefacts
+    contents = Contents("probe", "2.0.0", release.digest, artefact.file, artefact.sha256, artefact.size_bytes)
+    forged = sealed(contents, content_key, bytes(len(weights)), GCM)
+    stored.sealed_file(artefact).write_bytes(forged)
+    with pytest.raises(DamagedContainerError, match=r"the plaintext has the digest .*, the manifest says"):
+        vault.open_weights(stored.directory, artefact)
+
+
+class CountingStore:
+    """A key store that counts; a stalled one waits before it answers."""
+
+    def __init__(self, store: KeyStore) -> None:
+        self._store = store
+        self.unsealed = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def unseal(self, blob: bytes) -> bytes:
+        self.unsealed += 1
+        assert self.gate.wait(10)
+        return self._store.unseal(blob)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_models_that_are_opened_at_the_same_time_share_one_unsealing(vault: Vault, tmp_path: Path) -> None:
+    releases = []
+    for number in range(6):
+        plain, (artefact,) = plain_release(tmp_path / "plain", {"m": b"%d" % number}, version=f"{number}.0.0")
+        releases.append((vault.import_release(plain).directory, artefact))
+    store = CountingStore(vault.store)
+    starting = Vault(store, tmp_path / "device", lease_days=1, now_ns=Clock())
+    store.gate.clear()
+
+    def contents(at: Path, artefact: Artefact) -> bytes:
+        with starting.open_weights(at, artefact) as weights:
+            return bytes(weights.view)
+
+    with ThreadPoolExecutor(len(releases)) as pipelines:
+        opened = [pipelines.submit(contents, *release) for release in releases]
+        wait_for(lambda: store.unsealed == 1, what="the first one asks")
+        # The gate opens only when the others have had the time to wait for the second round.
+        gathering = starting._openings
+        wait_for(
+            lambda: gathering._gathering is not None and len(gathering._gathering.questions) == len(releases) - 1,
+            what="the others wait",
+        )
+        store.gate.set()
+        assert [each.result(10) for each in opened] == [b"%d" % number for number in range(6)]
+    assert store.unsealed == 2
+    contents(*releases[0])  # one that comes later asks again: the machine's state may have changed
+    assert store.unsealed == 3
 
 
 def test_a_grant_for_another_device_is_refused(vault: Vault) -> None:

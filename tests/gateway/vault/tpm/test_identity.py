@@ -76,7 +76,7 @@ def test_the_attestation_key_is_the_same_after_a_reboot_and_another_one_in_anoth
 def test_the_certificates_that_the_manufacturer_left_are_found_and_verified(
     tmp_path: Path, policy_private: object
 ) -> None:
-    if reason := swtpm.missing():
+    if reason := swtpm.missing("swtpm_setup"):
         pytest.skip(reason)
     with Swtpm(tmp_path, ek_certificate=True) as running:
         identity = Device(tmp_path, running.tcti, policy_private).identity  # type: ignore[arg-type]

@@ -90,6 +90,23 @@ def test_the_counter_does_not_move_while_the_running_image_would_lose_the_key(re
     assert ready.connection.call("reading", lambda tpm: read_counter(tpm, INDEX)) == 1
 
 
+def test_a_step_that_nobody_has_approved_is_told_with_the_counter_and_the_remedy(ready: Device) -> None:
+    with pytest.raises(VaultError, match=r"the counter is 1, .* step from 1: there is none.* --advance-from 1`"):
+        store_of(ready).advance()
+    for counter in (3, 2):
+        ready.deliver(Advance(name=f"step-{counter}", counter=counter))
+    with pytest.raises(VaultError, match=r"the counter is 1, .*: those here are for the steps from 2, 3\. It comes"):
+        store_of(ready).advance()
+
+
+def test_a_counter_that_was_never_begun_is_told_so(device: Device) -> None:
+    device.deliver(FirstCount(name="first"))
+    (device.state / "vault").mkdir(parents=True)
+    (device.state / "vault" / "tpm.json").write_bytes(b'{"root_name": ""}')
+    with pytest.raises(VaultError, match="never begun on this TPM: run `gateway vault init`"):
+        store_of(device).advance()
+
+
 def test_a_step_cannot_be_replayed_or_taken_early(ready: Device) -> None:
     ready.approve_present_state("image-9", counter_at_most=9)
     steps = {counter: policy.sign(Advance(name="step", counter=counter), ready.private) for counter in (1, 2)}
