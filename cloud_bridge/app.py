@@ -17,19 +17,30 @@ from cloud_bridge.config import Config
 from cloud_bridge.console.app import create_app
 from cloud_bridge.console.settings import ConsoleSettings
 from cloud_bridge.control import ControlServer
+from cloud_bridge.drift.component import DriftComponent
+from cloud_bridge.drift.watch import open_database as open_drift
 from cloud_bridge.errors import BridgeError, ConfigError, GaveUpError
 from cloud_bridge.identity.component import IdentityComponent
+from cloud_bridge.identity.database import Database
 from cloud_bridge.ingest.consumer import Consumer, Link
 from cloud_bridge.ingest.marks import PublishedMarks
 from cloud_bridge.ingest.worker import Worker
 from cloud_bridge.metrics import Metrics
 from cloud_bridge.notify import Notifier
+from cloud_bridge.registry.component import RegistryComponent
+from cloud_bridge.registry.fleet import running_in
+from cloud_bridge.registry.over_mqtt import PartMetrics, PartServer
+from cloud_bridge.registry.storage import Storage
 from cloud_bridge.retention import Retention
+from cloud_bridge.rollout.component import RolloutComponent
+from cloud_bridge.rollout.registered import open_releases
+from cloud_bridge.rollout.service import RolloutDesk
 from cloud_bridge.serving import HttpServer
 from cloud_bridge.store.base import Store
 from cloud_bridge.store.opening import open_store, password_of, sqlite_path
 from cloud_bridge.supervisor import RestartPolicy, supervise
 from cloud_bridge.threads import run_in_thread
+from cloud_bridge.twins.database import open_fleet
 
 log = structlog.get_logger()
 
@@ -102,6 +113,8 @@ class Bridge:
         self._notifier = Notifier(environment)
         self._store = open_store(config.store, whole_months=config.retention.postgres == "month")
         self._stop = asyncio.Event()
+        self._fleet: Database | None = None
+        self._drift: Database | None = None
         try:
             self._ingests = self._make_ingests()
             self._components: list[tuple[str, Component]] = [(i.link.client_id, i) for i in self._ingests]
@@ -142,6 +155,9 @@ class Bridge:
         finally:
             await asyncio.to_thread(self._retention.stop)
             await asyncio.to_thread(self._store.close)
+            for database in (self._fleet, self._drift):
+                if database is not None:
+                    await asyncio.to_thread(database.close)
             log.info("bridge_stopped")
 
     def _open_store(self) -> None:
@@ -177,7 +193,7 @@ class Bridge:
 
     def _make_ingests(self) -> list[Ingest]:
         config = self._config
-        name = config.ingest.client_id or f"sluice-bridge-{socket.gethostname()}"[:100]
+        name = self._client_id
         marks = PublishedMarks()
         ingests = []
         for at, broker in enumerate(config.brokers):
@@ -201,6 +217,8 @@ class Bridge:
                 ConsoleSettings(console.host, console.token_file, tuple(console.host_names)),
                 lambda: generate_latest(self._metrics.registry) if metrics.enabled else b"",
                 is_closing=self._stop.is_set,
+                rollouts=self._rollout_desk(),
+                drift=self._drift_book(),
             )
             self._components.append(("console", _Http("console", app, console.host, console.port)))
         if metrics.enabled and metrics.port is not None:
@@ -209,6 +227,49 @@ class Bridge:
         if self._config.identity is not None:
             identity = IdentityComponent(self._config, self._metrics.registry, time.time_ns)
             self._components.append(("identity", identity))
+        if self._config.drift.enabled:
+            drift = DriftComponent(self._config, self._store, self._metrics.registry)
+            self._components.append(("drift", drift))
+        if self._config.gives_rollouts:
+            rollouts = RolloutComponent(
+                self._config,
+                self._store,
+                self._metrics,
+                client_id=self._client_id,
+                releases=open_releases(self._config),
+            )
+            self._components.append(("rollouts", rollouts))
+        if self._config.registry is not None:
+            registry = RegistryComponent(
+                self._config, self._metrics.registry, time.time_ns, lambda: running_in(self._store.pipelines())
+            )
+            self._components.append(("registry", registry))
+            if self._config.registry.over_mqtt:
+                self._add_part_servers(Storage(self._config.registry.url))
+
+    def _add_part_servers(self, files: Storage) -> None:
+        """Answer devices that reach nothing but a broker, on each of them."""
+        parts = PartMetrics(self._metrics.registry)
+        for at, broker in enumerate(self._config.brokers):
+            name = f"{self._client_id}-ota-{at}"
+            link = Link(name, broker, password_of(broker.password_file), watches_fleet=False)
+            self._components.append((name, PartServer(link, self._config.ingest, files, self._metrics, parts)))
+
+    def _drift_book(self) -> Database | None:
+        if not self._config.drift.enabled:
+            return None
+        self._drift = open_drift(self._config)
+        return self._drift
+
+    def _rollout_desk(self) -> RolloutDesk | None:
+        if not self._config.gives_rollouts:
+            return None
+        self._fleet = open_fleet(self._config.store)
+        return RolloutDesk(self._fleet, self._store, time.time_ns, open_releases(self._config))
+
+    @property
+    def _client_id(self) -> str:
+        return self._config.ingest.client_id or f"sluice-bridge-{socket.gethostname()}"[:100]
 
 
 class _Http:

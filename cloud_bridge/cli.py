@@ -16,12 +16,18 @@ import msgspec
 from cloud_bridge import app, logs
 from cloud_bridge.commands.broker_config import broker_config
 from cloud_bridge.commands.deadletters import deadletters
+from cloud_bridge.commands.drift import drift
+from cloud_bridge.commands.fleet import fleet
 from cloud_bridge.commands.identity import identity
 from cloud_bridge.commands.look import events, gaps, records, status
+from cloud_bridge.commands.model import model
 from cloud_bridge.commands.move import export, import_
 from cloud_bridge.commands.options import FAILED, WRONG_USAGE, Place, placed, put
+from cloud_bridge.commands.registry import registry
+from cloud_bridge.commands.rollout import rollout
 from cloud_bridge.commands.rollups import rollups
 from cloud_bridge.commands.store import backup, restore_, store
+from cloud_bridge.commands.training import training
 from cloud_bridge.configload import InvalidConfigError, load, schema
 from cloud_bridge.errors import BridgeError, ConfigError
 
@@ -96,3 +102,9 @@ for command in (status, records, events, gaps, deadletters, export, import_, rol
     main.add_command(command)
 main.add_command(identity)
 main.add_command(broker_config)
+main.add_command(fleet)
+main.add_command(rollout)
+main.add_command(drift)
+main.add_command(training)
+main.add_command(model)
+main.add_command(registry)

@@ -151,6 +151,7 @@ class Registry(_Section, frozen=True, kw_only=True):
     keys: Path = msgspec.field(default_factory=lambda: Path("/var/lib/sluice-bridge/registry-keys"))  # online keys
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8472  # 0: any free port, told in the log
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 3000  # from one address; a site may have only one
     over_mqtt: bool = True  # answers devices that reach nothing but the broker
     timestamp_days: Days = 7.0  # how long the repository counts as fresh without the bridge
     snapshot_days: Days = 30.0
@@ -165,6 +166,7 @@ class Registry(_Section, frozen=True, kw_only=True):
 class Rollout(_Section, frozen=True, kw_only=True):
     """How releases are given to devices when a rollout does not say otherwise."""
 
+    enabled: bool | None = None  # one more connection to each broker, for twins; default: with a section `registry`
     every_seconds: Seconds = 10.0  # between two looks at a rollout
     soak_minutes: Days = 60.0
     max_failing_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
@@ -173,6 +175,12 @@ class Rollout(_Section, frozen=True, kw_only=True):
     min_effect: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1  # smallest KS distance that halts
     max_latency_ratio: Annotated[float, msgspec.Meta(gt=1)] = 1.5  # p95 of the new release against the old
     max_anomaly_ratio: Annotated[float, msgspec.Meta(gt=1)] = 3.0  # events an hour, either way
+    max_error_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02  # more samples without an answer than before
+    past_hours: Days = 24.0  # how much of a device's time before the release it is compared with
+    pending_hours: Days = 24.0  # a device that is not reached counts as pending for so long, then as left out
+    silent_minutes: Days = 15.0  # a device that took a release and lost its connection for so long counts as failing
+    spread_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0  # within which the devices of a wave are told
+    twins_per_second: Annotated[float, msgspec.Meta(gt=0)] = 100.0  # published to a broker
 
 
 class Drift(_Section, frozen=True, kw_only=True):
@@ -184,8 +192,12 @@ class Drift(_Section, frozen=True, kw_only=True):
     min_samples: Count = 200
     psi_warning: Annotated[float, msgspec.Meta(gt=0)] = 0.1
     psi_alarm: Annotated[float, msgspec.Meta(gt=0)] = 0.25
-    significance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.01
+    outside_warning: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1  # share beyond what training has seen
+    outside_alarm: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.25
+    significance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.01  # of one look at a device or cohort
     retrain: Literal["never", "propose", "canary"] = "propose"  # what an alarm leads to
+    releases: list[Path] = []  # directories with releases that are in no registry, for their baselines
+    directory: Path | None = None  # of the file with what is known; default: beside the store's file
 
 
 class Log(_Section, frozen=True, kw_only=True):
@@ -210,3 +222,8 @@ class Config(_Section, frozen=True, kw_only=True):
     rollout: Rollout = Rollout()
     drift: Drift = Drift()
     log: Log = Log()
+
+    @property
+    def gives_rollouts(self) -> bool:
+        """Whether this bridge tells devices what to run."""
+        return self.registry is not None if self.rollout.enabled is None else self.rollout.enabled

@@ -249,4 +249,15 @@ def resolved(config: Config, directory: Path) -> Config:
             broker_directory=beside(identity.broker_directory),
             broker_pid_file=beside(identity.broker_pid_file),
         )
-    return replace(config, brokers=brokers, store=store, console=console, identity=identity)
+    registry = config.registry
+    if registry is not None:
+        url = registry.url if "://" in registry.url else str(directory / registry.url)
+        registry = replace(registry, url=url, keys=directory / registry.keys)
+    drift = replace(
+        config.drift,
+        directory=beside(config.drift.directory),
+        releases=[directory / place for place in config.drift.releases],
+    )
+    return replace(
+        config, brokers=brokers, store=store, console=console, identity=identity, registry=registry, drift=drift
+    )

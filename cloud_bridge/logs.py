@@ -40,7 +40,7 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
-    for chatty in ("apscheduler", "psycopg.pool", "uvicorn"):
+    for chatty in ("apscheduler", "psycopg.pool", "tuf", "uvicorn"):
         # They tell every retry; the parts that use them tell the beginning and the end.
         logging.getLogger(chatty).setLevel("ERROR")
     logging.captureWarnings(capture=True)

@@ -45,6 +45,7 @@ class Commands(click.Group):
             "Find out whether a medium keeps what it says it has written.",
         ),
         "models": ("gateway.commands.models", "List and check model releases."),
+        "ota": ("gateway.commands.ota", "Models over the air: what runs, what was tried, how to go back."),
         "vault": ("gateway.commands.vault", "Look after the key that protects model weights."),
         "schema": ("gateway.commands.schema", "Print the JSON schemas of the messages."),
     }

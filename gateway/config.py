@@ -169,6 +169,19 @@ class Rule(_Section, frozen=True, kw_only=True):
     snapshot: bool = False
 
 
+class Privacy(_Section, frozen=True, kw_only=True):
+    """What of a picture may leave the device as evidence; by default all of it. Events and measures go in any case.
+
+    `send`: `all` is the box of a finding with a margin, or the whole picture where there is no box; `box` is the box
+    alone, and nothing where there is none; `never` is no evidence at all, windows of sensors included. `hide` makes
+    `regions` (everything, if none is given) unrecognisable before anything is cut out or encoded.
+    """
+
+    send: Literal["all", "box", "never"] = "all"
+    hide: Literal["nothing", "pixelate", "blur"] = "nothing"
+    regions: list[tuple[Fraction, Fraction, Fraction, Fraction]] = []  # left, top, right, bottom of the picture
+
+
 class Interest(_Section, frozen=True, kw_only=True):
     """What travels: events and results that the model is unsure of; the rest only summed up."""
 
@@ -178,6 +191,7 @@ class Interest(_Section, frozen=True, kw_only=True):
     snapshot_bytes_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 2 * MIB
     snapshot_quality: Annotated[int, msgspec.Meta(ge=10, le=95)] = 70
     snapshot_max_side: Count = 320
+    privacy: Privacy = Privacy()
 
 
 class Pipeline(_Section, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ from gateway.errors import ControlError, GatewayError
 log = structlog.get_logger()
 
 Handler = Callable[[], msgspec.Struct | dict[str, Any]]
+Command = Callable[[Mapping[str, str]], msgspec.Struct | dict[str, Any]]
+"""A handler that takes arguments; it checks them itself and raises a GatewayError."""
 
 SOCKET_NAME: Final = "gateway.sock"
 MAX_REQUEST_BYTES: Final = 4096
@@ -33,6 +35,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     """What a client sends."""
 
     request: str
+    arguments: dict[str, str] = {}
 
 
 class _Reply(msgspec.Struct, omit_defaults=True):
@@ -50,9 +53,10 @@ def socket_path(gateway: Gateway) -> Path:
 class ControlServer:
     """Answers requests on a socket that only the gateway's own user (and root) may open."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, path: Path, handlers: Mapping[str, Handler], commands: Mapping[str, Command] = {}) -> None:
         self.path = path
         self._handlers = handlers
+        self._commands = commands
         self._clients = 0
 
     async def run(self) -> None:
@@ -100,14 +104,16 @@ class ControlServer:
         except ValueError as error:
             # msgspec's errors are ValueErrors; so is readline's for a line that is too long.
             return _Reply(error=f'bad request: {error}; send one line such as {{"request": "status"}}')
-        handler = self._handlers.get(request.request)
-        if handler is None:
-            known = ", ".join(sorted(self._handlers))
-            return _Reply(error=f"unknown request {request.request[:64]!r}; known: {known}")
+        handler, command = self._handlers.get(request.request), self._commands.get(request.request)
         try:
-            return _Reply(result=handler())
+            if handler is not None:
+                return _Reply(result=handler())
+            if command is not None:
+                return _Reply(result=command(request.arguments))
         except GatewayError as error:
             return _Reply(error=str(error))
+        known = ", ".join(sorted([*self._handlers, *self._commands]))
+        return _Reply(error=f"unknown request {request.request[:64]!r}; known: {known}")
 
 
 def _encoded(reply: _Reply) -> bytes:
@@ -117,7 +123,9 @@ def _encoded(reply: _Reply) -> bytes:
     return data
 
 
-def ask(path: Path, request: str, *, timeout_seconds: float = 5.0) -> dict[str, Any]:
+def ask(
+    path: Path, request: str, arguments: Mapping[str, str] | None = None, *, timeout_seconds: float = 5.0
+) -> dict[str, Any]:
     """Send a request to the daemon behind a socket, and return its answer.
 
     Raises:
@@ -127,7 +135,7 @@ def ask(path: Path, request: str, *, timeout_seconds: float = 5.0) -> dict[str, 
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, _reachable(path) as address:
             client.settimeout(timeout_seconds)
             client.connect(address)
-            client.sendall(msgspec.json.encode(_Request(request)) + b"\n")
+            client.sendall(msgspec.json.encode(_Request(request, dict(arguments or {}))) + b"\n")
             data = _read_line(client)
     except PermissionError as error:
         raise ControlError(f"{path} belongs to another user; ask as root or as the gateway's user") from error

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 import secrets
 import signal
 import sys
@@ -17,7 +16,7 @@ import structlog
 
 from gateway.config import Config, MqttSource
 from gateway.config import Pipeline as PipelineSettings
-from gateway.control import ControlServer, Handler, socket_path
+from gateway.control import Command, ControlServer, Handler, socket_path
 from gateway.errors import ConfigError, GatewayError, OutboxError, WeightsWithheldError
 from gateway.health.metrics import Metrics
 from gateway.health.probes import kernel_clock_state
@@ -28,34 +27,31 @@ from gateway.leaves import Leaves, Place
 from gateway.metering.ledger import FILE_NAME as LEDGER_NAME
 from gateway.metering.ledger import Ledger
 from gateway.metering.meter import Meter
-from gateway.metering.telling import report_of
 from gateway.modelwatch import fingerprint
-from gateway.outbox.rates import TIME_CONSTANT_SECONDS
 from gateway.outbox.store import Outbox
-from gateway.pipeline import Pipeline, Surroundings
+from gateway.pipeline import Nobody, Pipeline, Surroundings
 from gateway.preprocess.preparation import preparation_for
 from gateway.recorder import Recorder, outbox_file
-from gateway.report import ClassReport, GatewayStatus, LastRun, LinkReport, LinkUsageReport, OutboxReport
 from gateway.sealing import KeyWatch, SealedModels, Severity, VaultView, open_vault
+from gateway.snapshots import Parts, Snapshots
 from gateway.sources.base import open_source
 from gateway.statedir import locked_state
 from gateway.supervisor import RestartPolicy, supervise
-from gateway.threads import in_thread
-from gateway.uplink.announce import Announcer, AnnouncerStatus
+from gateway.threads import Leave, in_thread
+from gateway.uplink.announce import Announcer
 from gateway.uplink.gate import is_metered
 from gateway.uplink.homeassistant import discovery_of
-from gateway.uplink.link import LinkState
-from gateway.uplink.network import NetworkBytes
-from gateway.uplink.uplink import Uplink, UplinkStatus
+from gateway.uplink.uplink import Uplink
 from gateway.values import Entry
 from gateway.vault.hardening import harden_process
 from gateway.version import program_version
 from gateway.watchdog import Notifier, Progress
-from gateway.wire.messages import Event, Measure, Notice, RecordClass, encode
+from gateway.wire.messages import Event, Measure, Notice, RecordClass
 from gateway.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from gateway.enrolment import Enrolment
+    from gateway.updates import Updates
 
 log = structlog.get_logger()
 
@@ -109,12 +105,34 @@ class Daemon:
         self._recorder = Recorder(self._open_outbox())
         self._uplink = self._make_uplink()
         self._announcer = self._make_announcer()
+        self._leave_runs = {name: Leave() for name in config.pipelines}
+        self._updates = self._make_updates()
         self._leaves = Leaves(self._announcer.subscribe_holding) if self._announcer is not None else None
         self._pipelines = {
             name: Pipeline(name, settings, config.sources[settings.source], self._surroundings(name, settings))
             for name, settings in config.pipelines.items()
         }
+        if self._updates is not None:
+            self._updates.join(self._pipelines)
         self._finished: set[str] = set()
+        self._snapshots = Snapshots(
+            Parts(
+                gateway=self._id,
+                version=self._version,
+                time_zone=config.gateway.time_zone,
+                started_ns=self._started_ns,
+                pipelines=self._pipelines,
+                recorder=self._recorder,
+                uplink=self._uplink,
+                announcer=self._announcer,
+                meter=self._meter,
+                vault=self._vault_view,
+                keys=self._keys,
+                enrolment=self._enrolment,
+                metrics=self._metrics,
+                components=self._components,
+            )
+        )
 
     # ---- building --------------------------------------------------------------------------------
 
@@ -182,6 +200,27 @@ class Daemon:
             meter=self._meter,
             access=self._enrolment.access if self._enrolment is not None else None,
             on_conflict=self._in_conflict,
+        )
+
+    def _make_updates(self) -> "Updates | None":
+        if self._config.ota is None:
+            return None
+        from gateway.updates import Parts as UpdateParts  # noqa: PLC0415
+        from gateway.updates import Updates  # noqa: PLC0415  # TUF: only where releases come over the air
+
+        return Updates(
+            self._config.ota,
+            UpdateParts(
+                config=self._config,
+                vault=self._vault,
+                models=self._models,
+                meter=self._meter,
+                uplink=self._uplink,
+                enrolment=self._enrolment,
+                registry=self._metrics.registry,
+                load=self._opened,
+                note=self._note_from_thread,
+            ),
         )
 
     def _in_conflict(self, record_class: RecordClass, conflicts: int) -> None:
@@ -257,6 +296,8 @@ class Daemon:
             may_keep=self._may_keep,
             renew=place.renew if place else _nothing,
             max_held=self._announcer.max_held // self._leaf_pipelines() if place and self._announcer else 0,
+            spectator=self._updates.watch(name, settings) if self._updates is not None else Nobody(),
+            leave=self._leave_runs[name],
         )
 
     def _may_keep(self, size_bytes: int) -> bool:
@@ -267,9 +308,10 @@ class Daemon:
         return room is None or self._recorder.stats().classes["bulk"].disk_bytes + size_bytes <= room
 
     def _load_model(self, name: str, settings: PipelineSettings) -> Model:
-        releases = ReleaseStore(self._config.models.directories, sealed=self._models.directory)
+        if self._updates is not None:
+            settings = self._updates.begins(name, settings)
         try:
-            model = load_model(releases, settings, preparation_for, self._models.open)
+            model = self._opened(settings)
         except WeightsWithheldError as error:
             self._keys.withheld(name, str(error))
             raise
@@ -278,6 +320,10 @@ class Daemon:
         self._metrics.released(name, model.manifest.released_at)
         return model
 
+    def _opened(self, settings: PipelineSettings) -> Model:
+        releases = ReleaseStore(self._config.models.directories, sealed=self._models.directory)
+        return load_model(releases, settings, preparation_for, self._models.open)
+
     # ---- running ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -285,7 +331,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        control = ControlServer(socket_path(self._config.gateway), self._requests())
+        control = ControlServer(socket_path(self._config.gateway), self._requests(), self._commands())
         drained = False
         async with asyncio.TaskGroup() as group:
 
@@ -302,6 +348,8 @@ class Daemon:
                 services.append(start("identity", self._enrolment.run))
             if self._uplink is not None:
                 services.append(start("uplink", self._uplink.run))
+            if self._updates is not None:
+                services.append(start("updates", self._updates.run))
             if self._announcer is not None:
                 services.append(start("announcer", self._announcer.run))
             workers = [
@@ -326,12 +374,12 @@ class Daemon:
                 task.cancel()
         await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._meter.close)
-        self._write_last_run(drained=drained)
+        self._snapshots.write_last_run(self._state_directory / "last-run.json", drained=drained)
         log.info("gateway_stopped", drained=drained)
 
     def _requests(self) -> dict[str, Handler]:
         """Return what may be asked over the control socket."""
-        requests: dict[str, Handler] = {"status": self.status}
+        requests: dict[str, Handler] = {"status": self._snapshots.status}
         enrolment = self._enrolment
         if enrolment is not None:
 
@@ -340,7 +388,11 @@ class Daemon:
                 return {}
 
             requests |= {"identity": lambda: msgspec.to_builtins(enrolment.status()), "renew-identity": renew}
-        return requests
+        return requests | (self._updates.handlers() if self._updates is not None else {})
+
+    def _commands(self) -> dict[str, Command]:
+        """Return what may be told over the control socket."""
+        return self._updates.commands() if self._updates is not None else {}
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         def failed(error: BaseException) -> None:
@@ -389,7 +441,7 @@ class Daemon:
         while not self._stop.is_set():
             self._progress.expect(f"pipeline-{pipeline.name}", _PIPELINE_STALLS_AFTER_SECONDS)
             try:
-                await in_thread(f"infer-{pipeline.name}", pipeline.run)
+                await self._run_once(pipeline)
                 break
             except WeightsWithheldError:
                 pass  # no failure: `KeyWatch` has told it, and it is tried until the key is given out
@@ -398,6 +450,18 @@ class Daemon:
                 self._announce_status()
             await self._pause_for_model(next(pauses))
         self._finished.add(pipeline.name)
+
+    async def _run_once(self, pipeline: Pipeline) -> None:
+        """Run a pipeline, and tell the updates how that ended: a release on trial must not end it badly."""
+        failure: BaseException | None = None
+        try:
+            await in_thread(f"infer-{pipeline.name}", pipeline.run, self._leave_runs[pipeline.name])
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            if self._updates is not None:
+                await asyncio.to_thread(self._updates.ended, pipeline.name, failure)
 
     async def _watch_vault(self) -> None:
         """Look at the vault now and then, and after it may have changed, until cancelled."""
@@ -430,7 +494,7 @@ class Daemon:
             if now - told_at >= _STATUS_EVERY_SECONDS:
                 told_at = now
                 self._announce_status()
-                self._observe()
+                self._snapshots.observe()
             if now - saved_at >= _SAVE_USAGE_EVERY_SECONDS:
                 saved_at = now
                 await asyncio.to_thread(self._meter.save)
@@ -486,94 +550,6 @@ class Daemon:
                 if channel is not None:
                     channel.publish_status(status)
 
-    def _observe(self) -> None:
-        self._metrics.observe_outbox(self._recorder.stats())
-        if self._uplink is not None:
-            self._metrics.observe_uplink(self._uplink.status())
-            self._metrics.observe_link(self._link_usage())
-            self._meter.tell()
-        self._metrics.observe_vault(self._vault_view.report())
-        if self._enrolment is not None:
-            self._metrics.observe_identity(self._enrolment.report())
-        for pipeline in self._pipelines.values():
-            self._metrics.observe_pipeline(pipeline.status())
-
-    def status(self) -> GatewayStatus:
-        """Tell how everything is."""
-        cloud = self._uplink.status() if self._uplink is not None else None
-        local = self._announcer.status() if self._announcer is not None else None
-        return GatewayStatus(
-            gateway=self._id,
-            version=self._version,
-            at=rfc3339(time.time_ns()),
-            uptime_seconds=round((time.monotonic_ns() - self._started_ns) / 1e9, 1),
-            pid=os.getpid(),
-            pipelines=[pipeline.status() for pipeline in self._pipelines.values()],
-            outbox=self._outbox_report(),
-            cloud=_cloud_report(cloud) if cloud else None,
-            local=_local_report(local) if local else None,
-            link_usage=self._link_usage() if cloud else None,
-            vault=self._vault_view.report(),
-            identity=self._enrolment.report() if self._enrolment is not None else None,
-            time_zone=self._config.gateway.time_zone,
-            partition=cloud.partition.value if cloud else "",
-            metrics_url=self._metrics.url,
-            components={f"pipeline-{name}": why for name, why in self._keys.waiting.items()} | self._components,
-        )
-
-    def _link_usage(self) -> LinkUsageReport:
-        network = self._uplink.status().network if self._uplink is not None else NetworkBytes()
-        return report_of(self._meter.usage(), network.sent, network.received)
-
-    def _outbox_report(self) -> OutboxReport:
-        stats = self._recorder.stats()
-        uplink = self._uplink.status() if self._uplink is not None else None
-        sent = uplink.classes if uplink is not None else {}
-        return OutboxReport(
-            state="failed" if stats.failed else "open",
-            reason=stats.failure,
-            disk_full=stats.disk_full,
-            queued_entries=stats.queued_entries,
-            rate_over_seconds=TIME_CONSTANT_SECONDS,
-            ignored_acks=stats.ignored_acks + (uplink.ignored_acks if uplink is not None else 0),
-            epoch=stats.epoch,
-            classes={
-                name: ClassReport(
-                    depth=figures.rows,
-                    size_bytes=figures.disk_bytes,
-                    oldest_age_seconds=figures.oldest_age_seconds,
-                    full_in_seconds=figures.full_in_seconds,
-                    empty_in_seconds=figures.empty_in_seconds,
-                    incoming_rows_per_second=figures.incoming.rows_per_second,
-                    incoming_bytes_per_second=figures.incoming.bytes_per_second,
-                    outgoing_rows_per_second=figures.outgoing.rows_per_second,
-                    outgoing_bytes_per_second=figures.outgoing.bytes_per_second,
-                    refusing=figures.refusing,
-                    evicted=figures.evicted,
-                    sent_bytes=sent[name].sent_bytes if name in sent else 0,
-                    resent_batches=sent[name].resent_batches if name in sent else 0,
-                )
-                for name, figures in stats.classes.items()
-            },
-        )
-
-    def _write_last_run(self, *, drained: bool) -> None:
-        report = LastRun(
-            gateway=self._id,
-            version=self._version,
-            stopped_at=rfc3339(time.time_ns()),
-            ran_seconds=round((time.monotonic_ns() - self._started_ns) / 1e9, 1),
-            drained=drained,
-            pipelines={name: pipeline.totals() for name, pipeline in self._pipelines.items()},
-        )
-        file = self._state_directory / "last-run.json"
-        temporary = file.with_suffix(".tmp")
-        try:
-            temporary.write_bytes(msgspec.json.format(encode(report)))
-            temporary.replace(file)
-        except OSError as error:  # as on a full disk: no reason to end like a crash
-            log.warning("last_run_not_written", file=str(file), error=error.strerror or str(error))
-
 
 def main(config: Config) -> int:
     """Run a gateway until it is told to stop; returns the exit status.
@@ -595,40 +571,6 @@ async def _run(config: Config) -> None:
 
 def _nothing() -> None:
     return
-
-
-def link_report(state: LinkState) -> LinkReport:
-    """Say how a connection is."""
-    return LinkReport(state=state.state, broker=state.broker, reason=state.reason)
-
-
-def _cloud_report(status: UplinkStatus) -> LinkReport:
-    """Say how the way to the cloud is; what a class waits for stands where nothing worse is told."""
-    dropped = {f"withheld-{reason}": 0 for _, reason in status.withheld}
-    for (_, reason), count in status.withheld.items():
-        dropped[f"withheld-{reason}"] += count
-    dropped |= {
-        "conflicts": sum(status.conflicts.values()),
-        "bad-topic": status.bad_topics,
-        "overflow": status.overflows,
-        "events": status.dropped_events,
-        "measures": status.dropped_measures,
-        "refused": status.refused_messages,
-    }
-    report = link_report(status.link)
-    return msgspec.structs.replace(
-        report, reason=report.reason or status.blocked, dropped={k: n for k, n in dropped.items() if n}
-    )
-
-
-def _local_report(status: AnnouncerStatus) -> LinkReport:
-    dropped = {
-        "events": status.dropped_events,
-        "measures": status.dropped_measures,
-        "refused": status.refused_messages,
-        "bad-topic": status.bad_topics,
-    }
-    return msgspec.structs.replace(link_report(status.link), dropped={k: n for k, n in dropped.items() if n})
 
 
 def new_id(at_ns: int) -> str:

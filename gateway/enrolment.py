@@ -137,6 +137,14 @@ class Enrolment:
             boot_state=status.boot_state,
         )
 
+    def tls_context(self) -> ssl.SSLContext:
+        """Make a context that shows the certificate of the hour and believes the bridge's authority; any thread.
+
+        Raises:
+            IdentityError: there is no certificate now.
+        """
+        return self._agent.credentials.tls_context()
+
     def renew_now(self) -> None:
         """Attest again without waiting for half-life."""
         self._agent.renew_now()

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Protocol
 
@@ -22,11 +22,11 @@ from gateway.decide.budget import ByteBudget
 from gateway.decide.decider import Decider, Origin
 from gateway.decide.measures import MeasureAggregator
 from gateway.errors import ConfigError, GatewayError, InferenceError, OutboxError, WeightsWithheldError
-from gateway.holding import Holding
 from gateway.inference.model import Model
 from gateway.inference.slot import ModelSlot
-from gateway.preprocess.snapshot import snapshot_of
-from gateway.preprocess.window import Windower
+from gateway.intake import Intake, same_samples, same_source
+from gateway.preprocess.snapshot import may_snapshot, snapshot_of
+from gateway.preprocess.statistics import statistics_of
 from gateway.rate import Rate
 from gateway.report import PipelineTotals
 from gateway.sources.base import Source
@@ -34,6 +34,7 @@ from gateway.sources.capture import CaptureThread, SourceState
 from gateway.sources.fresh import guard_for
 from gateway.sources.slot import Handoff, LatestSlot
 from gateway.sources.still import watch_for
+from gateway.swapgap import SwapGap
 from gateway.values import (
     Capture,
     Decision,
@@ -46,7 +47,6 @@ from gateway.values import (
     SnapshotWish,
     Window,
 )
-from gateway.wire.manifest import WindowInput
 from gateway.wire.messages import Event, Evidence, EvidenceLink, ModelRef, Notice, PipelineStatus, encode
 from gateway.wire.times import rfc3339
 
@@ -58,6 +58,27 @@ _WAIT_SECONDS = 0.25
 _WINDOWS_WAITING = 64
 
 
+class Spectator(Protocol):
+    """Looks on while models answer. Called on the inference thread, which waits for it: it must be quick."""
+
+    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None: ...
+    def failed(self, model: ModelRef, error: InferenceError) -> None: ...
+    def swapped(self, model: ModelRef, gap_seconds: float) -> None: ...
+
+
+class Nobody:
+    """A spectator that does not look."""
+
+    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None:
+        """Look away."""
+
+    def failed(self, model: ModelRef, error: InferenceError) -> None:
+        """Look away."""
+
+    def swapped(self, model: ModelRef, gap_seconds: float) -> None:
+        """Look away."""
+
+
 class Instruments(Protocol):
     """Where a pipeline counts what it does."""
 
@@ -65,6 +86,22 @@ class Instruments(Protocol):
     def inferred(self, pipeline: str, inference: Inference, latency_seconds: float, batch_fill: float) -> None: ...
     def sent(self, pipeline: str, raw_bytes: int, sent_bytes: int) -> None: ...
     def told(self, pipeline: str, event: Event) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """Travels with the samples: behind it another model answers."""
+
+    model: Model
+    done: threading.Event = field(default_factory=threading.Event)
+    _claimed: threading.Lock = field(default_factory=threading.Lock)
+
+    def claim(self) -> bool:
+        """Decide what becomes of it: who is first carries it out, or calls it off."""
+        return self._claimed.acquire(blocking=False)
+
+
+Inbox = LatestSlot[Sample | Handover] | Handoff[Sample | Handover]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +121,8 @@ class Surroundings:
     may_keep: Callable[[int], bool] = lambda _size: True  # whether the link can ever carry a picture of this size
     renew: Callable[[], None] = lambda: None  # what an earlier run had in hand may be handed to the source again
     max_held: int = 0  # messages of a leaf sensor that may be held only to fill a window
+    spectator: Spectator = Nobody()  # noqa: RUF009 - it has no state
+    leave: Callable[[GatewayError], None] = lambda _error: None  # has whoever waits for the run wait no longer
 
 
 class Pipeline:
@@ -95,7 +134,7 @@ class Pipeline:
         self._source_settings = source
         self._around = around
         self._stopping = threading.Event()
-        self._inbox: LatestSlot[Sample] | Handoff[Sample] = self._new_inbox()
+        self._inbox: Inbox = self._new_inbox()
         self._capture: CaptureThread | None = None
         self._source_state = SourceState(settings.source, "opening", around.wall_ns())
         self._state: str = "starting"
@@ -115,6 +154,10 @@ class Pipeline:
         self._progress_ns = around.monotonic_ns()
         self._recording = False
         self._failing = False  # the last sample could not be used
+        self._swapping = threading.Lock()
+        self._run: _Run | None = None  # while it runs
+        self._gap = SwapGap()
+        self._looking_ns: int | None = None
 
     # ---- asked from outside ----------------------------------------------------------------------
 
@@ -180,6 +223,74 @@ class Pipeline:
             waits_for=self._waits_for,
         )
 
+    @property
+    def looking_seconds(self) -> float:
+        """How long the model has been looking at the present sample; 0 between two."""
+        since_ns = self._looking_ns
+        return 0.0 if since_ns is None else (self._around.monotonic_ns() - since_ns) / 1e9
+
+    def swap(self, model: Model, timeout_seconds: float = 30.0) -> Model:
+        """Let another model answer from the next sample on; returns the old one, idle and the caller's to close.
+
+        No sample is lost. Where the new model wants other windows than the old, those that are cut already are answered
+        by the old one, and the window that is being filled is begun anew.
+
+        Raises:
+            InferenceError: the pipeline does not run, or does not come to the end of its windows: the new model was not
+                taken and is the caller's to close. Or the old model is at one sample for longer than the time-out: the
+                new one is in its place (`model`), and waits.
+        """
+        with self._swapping:
+            run = self._run
+            if run is None:
+                raise InferenceError(f"pipeline {self.name} does not run")
+            slot, intake = run.slot, run.intake
+            old = slot.current
+            if not same_source(old.manifest.input, model.manifest.input):
+                raise InferenceError(
+                    f"model {model.ref.name} {model.ref.version} wants other samples than source "
+                    f"{self._settings.source} gives"
+                )
+            if same_samples(old.manifest.input, model.manifest.input):
+                slot.exchange(model)
+            else:
+                handover = Handover(model)
+                intake.change(model.manifest.input, lambda: self._hand_over(handover))
+                if not handover.done.wait(timeout_seconds) and handover.claim():
+                    intake.change(old.manifest.input, lambda: None)
+                    raise InferenceError(f"pipeline {self.name} does not come to the end of its windows")
+            self._model, self._backend = model.ref, model.info.backend
+        if not slot.drained(old, timeout_seconds):
+            raise InferenceError(f"model {old.ref.name} {old.ref.version} is at one sample for too long")
+        return old
+
+    @property
+    def model(self) -> Model | None:
+        """The model that the next sample gets; None while it does not run. Read its manifest, do not use it."""
+        run = self._run
+        return run.slot.current if run is not None else None
+
+    def abandon(self, reason: str) -> None:
+        """Leave the present run, whose thread hangs in its model: open events end, and `leave` hears of it.
+
+        The thread stays where it is for as long as the model does; its sample is lost and counted.
+        """
+        run = self._run
+        if run is None:
+            return
+        run.abandoned = True
+        self._inbox.close()
+        # A thread that does not hang comes to its own end.
+        if self._looking_ns is not None and run.claim():
+            log.error("pipeline_abandoned", pipeline=self.name, reason=reason)
+            self._errors["hanging-model"] += 1
+            self._looking_ns = None
+            self._end(run)
+        self._around.leave(InferenceError(f"pipeline {self.name} was left: {reason}"))
+
+    def _hand_over(self, handover: "Handover") -> None:
+        self._inbox.put(handover)
+
     def stop(self) -> None:
         """Ask `run` to return; it ends open events and hands everything to the outbox first."""
         self._stopping.set()
@@ -191,6 +302,7 @@ class Pipeline:
         """Run until stopped, or until a finite recording has ended.
 
         Raises:
+            InferenceError: the run was abandoned.
             ModelError: the model cannot be used.
             WeightsWithheldError: the key of the model is not given out now; run it again.
             BackendUnavailableError: the accelerator asked for is not there.
@@ -200,7 +312,8 @@ class Pipeline:
             self._work()
             self._state = "stopped"
         finally:
-            if (error := sys.exception()) is not None:
+            error = sys.exception()
+            if error is not None and not isinstance(error, _AbandonedError):
                 withheld = isinstance(error, WeightsWithheldError)
                 self._state, self._last_error = "starting" if withheld else "failed", _told(error)
                 self._waits_for = "key" if withheld else ""
@@ -214,55 +327,83 @@ class Pipeline:
         slot = ModelSlot(model)
         around.renew()
         self._inbox = self._new_inbox()
+        self._gap = SwapGap()
+        intake = Intake(model.manifest.input, around.max_held, self._wrong_kind)
         decider = Decider(Origin(around.gateway, self.name, around.time_zone), self._settings, around.new_id)
         budget = ByteBudget(self._settings.interest.snapshot_bytes_per_hour)
         stages = _Stages(decider, self._sums, budget)
         capture = CaptureThread(
             self._settings.source,
             around.open_source,
-            self._deliver(model),
+            self._deliver(intake),
             self._on_state,
             guard=guard_for(self._source_settings),
             watch=watch_for(self._source_settings),
             wall_clock=around.wall_ns,
         )
         self._capture = capture
+        run = _Run(slot, intake, stages, capture)
         try:
             self._state, self._last_error, self._failing, self._waits_for = "running", None, False, ""
             if not self._stopping.is_set():
                 capture.start()  # last: from here on the capture thread may have an error to tell
-            self._loop(slot, stages)
+            self._run = run
+            self._loop(run)
         finally:
-            self._inbox.close()  # the capture thread may wait for room in it
-            capture.stop()
-            with self._drops_lock:  # a reader must see what the run dropped once, not twice and not never
-                self._errors.update(self._run_drops())
-                self._capture = None
-            slot.close()
-            self._finish(stages)
+            if run.claim():
+                self._end(run)
+            slot.close()  # here, where the model is not in use any more
+        if run.abandoned:
+            raise _AbandonedError(f"pipeline {self.name} was abandoned")
 
-    def _loop(self, slot: ModelSlot, stages: "_Stages") -> None:
-        while not self._stopping.is_set():
+    def _end(self, run: "_Run") -> None:
+        """End what a run has begun, but for its model."""
+        self._run = None
+        self._inbox.close()  # the capture thread may wait for room in it
+        run.capture.stop()
+        with self._drops_lock:  # a reader must see what the run dropped once, not twice and not never
+            self._errors.update(self._run_drops())
+            self._capture = None
+        self._finish(run.stages)
+
+    def _loop(self, run: "_Run") -> None:
+        slot, stages = run.slot, run.stages
+        while not self._stopping.is_set() and not run.abandoned:
             sample = self._inbox.take(_WAIT_SECONDS)
             now_ns = self._around.monotonic_ns()
             self._progress_ns = now_ns
-            if sample is not None:
-                self._step(slot, stages, sample)
+            if isinstance(sample, Handover):
+                if sample.claim():
+                    slot.exchange(sample.model)
+                    sample.done.set()
+            elif sample is not None:
+                self._step(run, sample)
             else:
                 self._record(self._linked(stages.decider.tick(now_ns, self._around.wall_ns()).entries))
                 self._measure(stages, now_ns)
                 if self._inbox.closed:
                     return
 
-    def _step(self, slot: ModelSlot, stages: "_Stages", sample: Sample) -> None:
-        around = self._around
+    def _step(self, run: "_Run", sample: Sample) -> None:
+        around, stages = self._around, run.stages
         started_ns = around.monotonic_ns()
+        self._looking_ns = started_ns
         try:
-            with slot.using() as model:
+            with run.slot.using() as model:
                 inference = model.infer(sample)
         except InferenceError as error:
+            if run.abandoned:
+                return
+            around.spectator.failed(model.ref, error)
             self._fails("inference-error", error)
+            stages.sums.fail(model.ref, sample.captured_at_ns, sample.received_ns)
             _settle(sample)
+            self._measure(stages, around.monotonic_ns())
+            return
+        finally:
+            if not run.abandoned:
+                self._looking_ns = None
+        if run.abandoned:  # another run has the source by now; a leaf's message is handed over again
             return
         if self._failing:
             self._failing = False
@@ -270,12 +411,15 @@ class Pipeline:
         ended_ns = around.monotonic_ns()
         self._inferences += 1
         self._rate.tick(ended_ns)
+        around.spectator.answered(sample, inference, (ended_ns - started_ns) / 1e9)
+        if (gap_seconds := self._gap.answered(inference.model, ended_ns)) is not None:
+            around.spectator.swapped(inference.model, gap_seconds)
         around.instruments.inferred(self.name, inference, (ended_ns - started_ns) / 1e9, model.batch_fill(sample))
         decision = stages.decider.step(inference)
         self._open_events = stages.decider.open_events
         entries = self._with_evidence(decision, sample, stages)
         sent_bytes = sum(len(encode(entry.body)) + len(entry.blob) for entry in entries)
-        stages.sums.add(inference, sent_bytes)
+        stages.sums.add(inference, sent_bytes, answered_ns=ended_ns, inputs=statistics_of(sample))
         self._raw_bytes += inference.raw_bytes
         self._sent_bytes += sent_bytes
         around.instruments.sent(self.name, inference.raw_bytes, sent_bytes)
@@ -289,9 +433,10 @@ class Pipeline:
 
     def _finish(self, stages: "_Stages") -> None:
         entries = self._linked(stages.decider.finish(self._around.wall_ns()).entries)
-        last = stages.sums.finish(self.dropped())
+        while (last := stages.sums.finish(self.dropped())) is not None:
+            entries.append(last)
         self._open_events = 0
-        self._record((*entries, last) if last else entries)
+        self._record(entries)
 
     def _record(self, entries: Sequence[Entry], sample: Sample | None = None) -> None:
         """Make entries durable, then tell them and settle the sample; waits when the disk is slower than the pipeline.
@@ -342,7 +487,15 @@ class Pipeline:
 
     def _evidence(self, wish: SnapshotWish, sample: Sample, budget: ByteBudget) -> Entry | None:
         interest = self._settings.interest
-        snapshot = snapshot_of(sample, wish.box, max_side=interest.snapshot_max_side, quality=interest.snapshot_quality)
+        if not may_snapshot(sample, wish.box, interest.privacy):
+            return None
+        snapshot = snapshot_of(
+            sample,
+            wish.box,
+            max_side=interest.snapshot_max_side,
+            quality=interest.snapshot_quality,
+            privacy=interest.privacy,
+        )
         if snapshot is None or not budget.spend(len(snapshot.data), self._around.monotonic_ns()):
             self._errors["snapshot-budget" if snapshot else "snapshot-error"] += 1
             return None
@@ -362,7 +515,7 @@ class Pipeline:
 
     # ---- the capture thread ----------------------------------------------------------------------
 
-    def _new_inbox(self) -> LatestSlot[Sample] | Handoff[Sample]:
+    def _new_inbox(self) -> "Inbox":
         """Choose how samples reach the inference thread.
 
         A recording played as fast as possible must wait for the pipeline; a live camera must not.
@@ -376,47 +529,26 @@ class Pipeline:
             return LatestSlot()
         return Handoff(capacity=_WINDOWS_WAITING)
 
-    def _deliver(self, model: Model) -> Callable[[Capture], None]:
+    def _deliver(self, intake: Intake) -> Callable[[Capture], None]:
         """Make what the capture thread does with a capture: frames go on, samples become windows."""
-        spec = model.manifest.input
         inbox = self._inbox
-        windower = (
-            Windower(samples=spec.samples, hop=spec.hop_samples, channels=spec.channels)
-            if isinstance(spec, WindowInput) and not spec.per_channel
-            else None
-        )
-        per_channel: list[Windower] = []
-        holding = Holding(self._around.max_held)
+
+        def put(sample: Sample) -> None:
+            if isinstance(sample, Frame):
+                self._frames += 1
+            else:
+                self._windows += 1
+            inbox.put(sample)
 
         def deliver(capture: Capture) -> None:
             self._captures += 1
             self._around.instruments.captured(self.name, 1)
             try:
-                accept(capture)
+                intake.accept(capture, put)
             except ConfigError as error:  # told here: opening the source again would not help
                 self._fails("wrong-source", error)
                 if isinstance(capture, SampleBlock) and capture.held is not None:
                     capture.held.done()
-
-        def accept(capture: Capture) -> None:
-            if isinstance(capture, Frame):
-                if isinstance(spec, WindowInput):
-                    raise self._wrong_kind("pictures", "samples of a sensor")
-                self._frames += 1
-                inbox.put(capture)
-                return
-            if not isinstance(spec, WindowInput):
-                raise self._wrong_kind("samples of a sensor", "pictures")
-            maker = windower
-            if maker is None:
-                if not per_channel:
-                    channels = capture.samples.shape[1]
-                    per_channel.append(Windower(samples=spec.samples, hop=spec.hop_samples, channels=channels))
-                maker = per_channel[0]
-            windows = maker.push(capture)
-            for window in holding.follow(capture, windows, maker.needed):
-                self._windows += 1
-                inbox.put(window)
 
         return deliver
 
@@ -465,6 +597,26 @@ class _Stages:
     decider: Decider
     sums: MeasureAggregator
     budget: ByteBudget
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run from the loading of a model to its end."""
+
+    slot: ModelSlot
+    intake: Intake
+    stages: _Stages
+    capture: CaptureThread
+    abandoned: bool = False  # its thread hangs in the model
+    _claimed: threading.Lock = field(default_factory=threading.Lock)
+
+    def claim(self) -> bool:
+        """Decide who ends it: the first who asks."""
+        return self._claimed.acquire(blocking=False)
+
+
+class _AbandonedError(InferenceError):
+    """The thread of an abandoned run has come back; nobody waits for it any more."""
 
 
 def _settle(sample: Sample | None) -> None:

@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from cloud_bridge.console.api import api_routes
+from cloud_bridge.console.drift import DriftPages
 from cloud_bridge.console.guard import CarefulHeaders, HostCheck, TokenCheck
 from cloud_bridge.console.live import Broadcaster
 from cloud_bridge.console.login import login_routes
@@ -23,9 +24,12 @@ from cloud_bridge.console.pages import PageRoutes
 from cloud_bridge.console.problems import problem
 from cloud_bridge.console.query import BadQueryError
 from cloud_bridge.console.rendering import Pages
+from cloud_bridge.console.rollouts import RolloutPages
 from cloud_bridge.console.sessions import Gatekeeper
 from cloud_bridge.console.settings import ConsoleSettings, access_of
 from cloud_bridge.errors import StoreError
+from cloud_bridge.identity.database import Database
+from cloud_bridge.rollout.service import RolloutDesk
 from cloud_bridge.store.base import ConsoleReader
 
 log: Final = structlog.get_logger()
@@ -46,6 +50,8 @@ def create_app(
     *,
     is_closing: Callable[[], bool] = lambda: False,
     monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    rollouts: RolloutDesk | None = None,
+    drift: Database | None = None,
 ) -> Starlette:
     """Build the console.
 
@@ -56,7 +62,7 @@ def create_app(
         ConfigError: the console would be open to others without a token, or the token cannot be used.
     """
     access = access_of(settings)
-    pages = Pages()
+    pages = Pages(gives_rollouts=rollouts is not None, watches_drift=drift is not None)
     gatekeeper = None if access.token is None else Gatekeeper(access.token, monotonic_ns)
     broadcaster = Broadcaster(max_streams=MAX_STREAMS, is_closing=is_closing, monotonic_ns=monotonic_ns)
     looks = PageRoutes(data, pages, broadcaster, has_login=gatekeeper is not None, monotonic_ns=monotonic_ns)
@@ -69,11 +75,15 @@ def create_app(
     if gatekeeper is not None:
         middleware.append(Middleware(TokenCheck, gatekeeper=gatekeeper))
         login = login_routes(pages, gatekeeper)
+    given = [] if rollouts is None else RolloutPages(rollouts, pages, has_token=gatekeeper is not None).routes()
+    moved = [] if drift is None else DriftPages(drift, pages, has_login=gatekeeper is not None).routes()
     return Starlette(
         routes=[
             *looks.routes(),
             *api_routes(data),
             *login,
+            *given,
+            *moved,
             *_service_routes(metrics_text),
             Mount("/static", StaticFiles(packages=[("cloud_bridge.console", "static")])),
         ],

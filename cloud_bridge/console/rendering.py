@@ -20,7 +20,7 @@ Context = Mapping[str, object]
 class Pages:
     """Renders templates of the package."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gives_rollouts: bool = False, watches_drift: bool = False) -> None:
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("cloud_bridge.console"),
             autoescape=True,
@@ -29,6 +29,8 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters.update(_FILTERS)
+        self._templates.globals["gives_rollouts"] = gives_rollouts
+        self._templates.globals["watches_drift"] = watches_drift
 
     def render(self, template: str, context: Context) -> str:
         """Render one template."""

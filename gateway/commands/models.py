@@ -11,6 +11,7 @@ from gateway.configload import InvalidConfigError, read
 from gateway.doctor.models import is_sealed, sealed_directory, verify
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
+from gateway.verification import limit_this_process, verify_release
 
 _config_option = click.option(
     "--config",
@@ -99,6 +100,29 @@ def check_models(
         for result in results:
             click.echo(f"{coloured(result['verdict'].ljust(8))} {result['model']}: {result['found']}")
     sys.exit(1 if any(result["verdict"] == "failed" for result in results) else 0)
+
+
+@command.command("verify")
+@click.argument("release", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--memory-bytes", type=click.IntRange(1 << 26), help="Give up beyond so much address space.")
+@click.option("--cpu-seconds", type=click.IntRange(1), help="Give up after so long on the processor.")
+@json_option
+def verify_one(release: Path, memory_bytes: int | None, cpu_seconds: int | None, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
+    """Compare a plain release in a directory with its manifest, load it, and run its golden inputs.
+
+    It runs native code over the files: for those of strangers, give limits.
+    """
+    limit_this_process(memory_bytes, cpu_seconds)
+    found = verify_release(release)
+    if as_json:
+        print_json(found)
+    else:
+        for one in found.artefacts:
+            proof = f"skipped: {one.skipped}" if one.skipped else f"{one.golden} golden inputs right, {one.runtime}"
+            click.echo(f"{coloured('ok'.ljust(8))} {one.file} ({one.target}): {proof}")
+        for problem in found.problems:
+            click.echo(f"{coloured('failed'.ljust(8))} {problem.where}: {problem.message}; {problem.remedy}")
+    sys.exit(1 if found.problems else 0)
 
 
 def _checked(store: ReleaseStore, name: str) -> dict[str, str]:

@@ -68,15 +68,19 @@ def dequantize(tensor: NDArray[Any], spec: TensorSpec) -> Reals:
     return values
 
 
+class NotFiniteError(InferenceError):
+    """The answer of a model is no number."""
+
+
 def require_finite(outputs: Tensors) -> None:
     """Refuse outputs with NaN or infinity.
 
     Raises:
-        InferenceError: there are some; the message says in which output.
+        NotFiniteError: there are some; the message says in which output.
     """
     for number, output in enumerate(outputs):
         if output.dtype.kind == "f" and not np.isfinite(output).all():
-            raise InferenceError(f"output {number} of the model is not finite")
+            raise NotFiniteError(f"output {number} of the model is not finite")
 
 
 def grouped(values: Figures, channels: int | None) -> Figures:

@@ -58,13 +58,20 @@ class ModelSlot:
             InferenceError: the slot is closed; the new model was not taken and is the caller's to close.
         """
         with self._condition:
-            if self._closed:
-                raise InferenceError("the model slot is closed: the pipeline is stopping")
-            old, self._current = self._current, model
+            old = self._take(model)
             idle = old is not model and not self._retire(old)
         if idle:
             old.close()
         return old
+
+    def exchange(self, model: Model) -> Model:
+        """Like `swap`, but the old model stays open: it is the caller's, who may use or close it once it is `drained`.
+
+        Raises:
+            InferenceError: the slot is closed; the new model was not taken and is the caller's to close.
+        """
+        with self._condition:
+            return self._take(model)
 
     def drained(self, model: Model, timeout_seconds: float) -> bool:
         """Wait until a swapped-out model serves no sample any more; False after the time-out."""
@@ -80,6 +87,12 @@ class ModelSlot:
             idle = not self._retire(self._current)
         if idle:
             self._current.close()
+
+    def _take(self, model: Model) -> Model:
+        if self._closed:
+            raise InferenceError("the model slot is closed: the pipeline is stopping")
+        old, self._current = self._current, model
+        return old
 
     def _retire(self, model: Model) -> bool:
         """Note that a model is to be closed after its sample. False if it is idle and can be closed now."""

@@ -7,11 +7,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.config import Privacy
+from gateway.preprocess.privacy import hidden, may_show
 from gateway.values import Box, Frame, Sample
 
 JPEG = "image/jpeg"
 NPY = "application/x-npy"
 _MARGIN = 0.15
+_NOTHING_HIDDEN = Privacy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +27,34 @@ class Snapshot:
     height: int | None = None
 
 
-def snapshot_of(sample: Sample, box: Box | None, *, max_side: int, quality: int) -> Snapshot | None:
-    """Encode the evidence for one sample; None if it cannot be encoded.
+def may_snapshot(sample: Sample, box: Box | None, privacy: Privacy) -> bool:
+    """Tell whether the privacy filter lets evidence of a sample leave the device."""
+    return may_show(box, privacy) if isinstance(sample, Frame) else privacy.send != "never"
+
+
+def snapshot_of(
+    sample: Sample, box: Box | None, *, max_side: int, quality: int, privacy: Privacy = _NOTHING_HIDDEN
+) -> Snapshot | None:
+    """Encode the evidence for one sample; None if it cannot be encoded, or may not leave the device.
 
     A frame becomes a JPEG of the box with a margin (or of the whole picture), its longer side at most
     `max_side` pixels. A window becomes a NumPy file of float16, shape (samples, channels).
     """
+    if not may_snapshot(sample, box, privacy):
+        return None
     if isinstance(sample, Frame):
-        return _jpeg(_cut(sample.image, box), max_side, quality)
+        margin = 0.0 if privacy.send == "box" else _MARGIN
+        return _jpeg(_cut(hidden(sample.image, privacy), box, margin), max_side, quality)
     buffer = io.BytesIO()
     np.save(buffer, sample.samples.astype(np.float16), allow_pickle=False)
     return Snapshot(buffer.getvalue(), NPY)
 
 
-def _cut(image: NDArray[np.uint8], box: Box | None) -> NDArray[np.uint8]:
+def _cut(image: NDArray[np.uint8], box: Box | None, margin: float) -> NDArray[np.uint8]:
     if box is None:
         return image
     height, width = image.shape[:2]
-    across, down = (box.right - box.left) * _MARGIN, (box.bottom - box.top) * _MARGIN
+    across, down = (box.right - box.left) * margin, (box.bottom - box.top) * margin
     left, right = int(max(0.0, box.left - across) * width), int(np.ceil(min(1.0, box.right + across) * width))
     top, bottom = int(max(0.0, box.top - down) * height), int(np.ceil(min(1.0, box.bottom + down) * height))
     cut = image[top:bottom, left:right]

@@ -172,6 +172,8 @@ class Gate:
             found: Feature = "telemetry"
         elif address.channel in ("records", "ack"):
             found = "snapshots" if address.name == "bulk" else "records"
+        elif address.channel == "ota":
+            found = "model_downloads"
         else:
             return "protocol"
         if len(self._features) < _TOPICS_REMEMBERED:  # who may publish to us must not fill our memory

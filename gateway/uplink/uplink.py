@@ -31,7 +31,7 @@ from gateway.uplink.exchange import (
     Terms,
 )
 from gateway.uplink.gate import Gate, LinkMeter
-from gateway.uplink.link import MqttClient
+from gateway.uplink.link import Handler, MqttClient
 from gateway.uplink.marks import Marks, RecordStore, StoreWatch
 from gateway.uplink.packetlimit import PacketLimit
 from gateway.uplink.packing import Load
@@ -191,6 +191,14 @@ class Uplink:
     def renewed(self) -> None:
         """A new certificate is there: brokers that know us by one are shown it; nothing is lost or sent twice."""
         self._client.renewed()
+
+    def follow(self, topic_filter: str, handler: Handler) -> None:
+        """Have a handler called, on the event loop, with every message of a filter, now and after every reconnect."""
+        self._client.subscribe(topic_filter, handler)
+
+    def tell(self, message: Outgoing) -> None:
+        """Publish a message whose loss is noticed elsewhere, as when the connection ends."""
+        self._client.publish(message).add_done_callback(_let_be)
 
     def status(self) -> UplinkStatus:
         """Return how the way to the cloud is."""
@@ -445,3 +453,9 @@ class Uplink:
                 remedy="take files away from the directory and import them, or raise the broker's maximum packet size",
             )
         self._unkept[record_class] = f"class {record_class} waits: {error}"
+
+
+def _let_be(publication: Publication) -> None:
+    """Take the outcome of a message, which nobody waits for."""
+    if not publication.cancelled():
+        publication.exception()

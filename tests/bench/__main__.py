@@ -15,7 +15,19 @@ from typing import Any
 import click
 import structlog
 
-from tests.bench import bridge_growth, bridge_ingest, delivery, device, identity, outbox, recovery, vault
+from tests.bench import (
+    bridge_growth,
+    bridge_ingest,
+    delivery,
+    delta,
+    device,
+    identity,
+    outbox,
+    recovery,
+    rollout,
+    swap,
+    vault,
+)
 from tests.bench.peers import compare
 from tests.bench.table import markdown, missed
 
@@ -44,7 +56,12 @@ def benchmarks(seed: int, systems: tuple[str, ...]) -> dict[str, Benchmark]:
         "delivery-drain": Benchmark(delivery.drain, 60),
         "bridge-ingest": Benchmark(bridge_ingest.ingest, 90),
         "bridge-growth": Benchmark(bridge_growth.growth, 1500, quick=False),
+        "delta": Benchmark(delta.sizes, 60),
         "identity-attestations": Benchmark(identity.attestations, 10),
+        "rollout-gate": Benchmark(rollout.gate, 10),
+        "rollout-errors": Benchmark(rollout.errors, 200, quick=False),
+        "swap-gap": Benchmark(swap.gaps, 20),
+        "patch-apply": Benchmark(swap.patch_apply, 120),
         "vault-boot": Benchmark(vault.boot_to_weights, 15),
         "vault-decryption": Benchmark(vault.decryption, 10),
         "vault-memory": Benchmark(vault.memory, 10),

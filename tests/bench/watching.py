@@ -76,7 +76,7 @@ class Watch:
 
 
 def _highest(db: sqlite3.Connection, stream: int) -> int:
-    (highest,) = db.execute("SELECT max(seq) FROM stream_records WHERE stream = ?", (stream,)).fetchone()
+    (highest,) = db.execute("SELECT max(last) FROM stream_runs WHERE stream = ?", (stream,)).fetchone()
     return int(highest or 0)
 
 

@@ -1,0 +1,144 @@
+"""Rollouts and devices in JSON and in words."""
+
+from typing import Any
+
+import msgspec
+
+from cloud_bridge.rollout.comparison import Comparison
+from cloud_bridge.rollout.fleet import Fleet
+from cloud_bridge.rollout.records import Rollout, Transition
+from cloud_bridge.rollout.service import Report
+from gateway.wire.times import rfc3339
+
+
+def rollout_plain(one: Rollout) -> dict[str, Any]:
+    """Put a rollout for JSON."""
+    plan = one.plan
+    return {
+        "id": one.id,
+        "phase": one.phase,
+        "reason": one.reason,
+        "pipeline": plan.pipeline,
+        "release": None if plan.release is None else str(plan.release),
+        "baseline": None if plan.baseline is None else str(plan.baseline),
+        "arms": [{"labels": arm.labels, "release": str(arm.release)} for arm in plan.arms],
+        "waves": [str(wave) for wave in plan.waves],
+        "wave": one.wave,
+        "soak_seconds": plan.soak_seconds,
+        "on_halt": plan.on_halt,
+        "gates": msgspec.to_builtins(plan.thresholds),
+        "looks": one.seen.looks,
+        "findings": msgspec.to_builtins(one.findings),
+        "created_at": rfc3339(one.created_ns),
+        "updated_at": rfc3339(one.updated_ns),
+    }
+
+
+def transition_plain(one: Transition) -> dict[str, Any]:
+    """Put a line of the history for JSON."""
+    return {
+        "number": one.number,
+        "at": rfc3339(one.at_ns),
+        "kind": one.kind,
+        "wave": one.wave,
+        "who": one.who,
+        "detail": one.detail,
+    }
+
+
+def report_plain(report: Report, comparison: Comparison | None = None) -> dict[str, Any]:
+    """Put the state of a rollout for JSON."""
+    plain = rollout_plain(report.rollout)
+    plain["waves"] = [
+        {"wave": one.name, "state": one.state, "devices": one.devices, "standings": dict(one.standings)}
+        for one in report.waves
+    ]
+    plain["devices"] = [
+        {
+            "gateway": one.member.gateway,
+            "wave": one.member.wave,
+            "release": str(one.member.release),
+            "previous": None if one.member.previous is None else str(one.member.previous),
+            "token": one.member.token,
+            "standing": one.standing,
+            "code": one.code,
+            "reason": one.reason,
+        }
+        for one in report.stands
+    ]
+    plain["returned"] = report.returned
+    plain["recovered"] = report.recovered
+    plain["history"] = [transition_plain(one) for one in report.history]
+    if comparison is not None:
+        plain["comparison"] = comparison_plain(comparison)
+    return plain
+
+
+def comparison_plain(comparison: Comparison) -> dict[str, Any]:
+    """Put releases side by side for JSON."""
+    return {
+        "arms": [{**msgspec.to_builtins(arm), "release": str(arm.release)} for arm in comparison.arms],
+        "distances": list(comparison.distances),
+    }
+
+
+def rollout_line(one: Rollout) -> str:
+    """Put a rollout for people."""
+    what = ", ".join(
+        ([str(one.plan.release)] if one.plan.release else []) + [str(arm.release) for arm in one.plan.arms]
+    )
+    wave = f"wave {one.wave + 1} of {len(one.plan.waves)} ({one.plan.waves[one.wave]})"
+    return f"{one.id} {one.phase}: {what} for {one.plan.pipeline}, {wave}; {one.reason}"
+
+
+def report_lines(report: Report, comparison: Comparison | None = None) -> list[str]:
+    """Put the state of a rollout for people."""
+    lines = [rollout_line(report.rollout)]
+    for wave in report.waves:
+        counted = ", ".join(f"{count} {word}" for word, count in sorted(wave.standings.items()))
+        lines.append(f"  wave {wave.name}: {wave.state}, {wave.devices} devices{': ' + counted if counted else ''}")
+    if report.returned:
+        lines.append(f"  {report.recovered} of {report.returned} devices run again what they had before")
+    for finding in report.rollout.findings:
+        lines.append(f"  gate {finding.gate}: {finding.state} at look {report.rollout.seen.looks}, {finding.text}")
+    for stand in report.stands:
+        if stand.standing in {"failing", "left"}:
+            lines.append(f"  {stand.member.gateway} {stand.standing} ({stand.code}): {stand.reason}")
+    if comparison is not None:
+        for arm in comparison.arms:
+            score = "no score" if arm.mean_score is None else f"mean score {arm.mean_score:.3f}"
+            late = "" if arm.latency_p95_ms is None else f", p95 {arm.latency_p95_ms:.3g} ms"
+            lines.append(
+                f"  {arm.release}: {arm.devices} devices, {arm.events} events in {arm.hours:.1f} h, {score}{late}"
+            )
+    for one in report.history:
+        lines.append(f"  {rfc3339(one.at_ns)[:19]}Z {one.kind} ({one.who}): {one.detail}")
+    return lines
+
+
+def device_plain(fleet: Fleet, gateway: str) -> dict[str, Any]:
+    """Put a device with its twins for JSON."""
+    state, desired, reported = fleet.gateways.get(gateway), fleet.desired.get(gateway), fleet.reported.get(gateway)
+    return {
+        "gateway": gateway,
+        "state": "unknown" if state is None else state.state,
+        "seen_at": None if state is None else rfc3339(state.seen_at_ns),
+        "version": "" if state is None else state.version,
+        "labels": dict(fleet.labels_of(gateway)),
+        "pipelines": {
+            pipeline: None if status.model is None else f"{status.model.name}@{status.model.version}"
+            for (name, pipeline), status in sorted(fleet.statuses.items())
+            if name == gateway
+        },
+        "desired": None if desired is None else msgspec.to_builtins(desired.message),
+        "reported": None if reported is None else msgspec.to_builtins(reported.twin),
+    }
+
+
+def device_line(plain: dict[str, Any]) -> str:
+    """Put a device for people."""
+    labels = " ".join(f"{key}={value}" for key, value in plain["labels"].items())
+    runs = ", ".join(f"{pipeline}: {model or 'no model'}" for pipeline, model in plain["pipelines"].items())
+    features = ((plain["desired"] or {}).get("features")) or {}
+    flags = "".join(f" {'+' if on else '-'}{name}" for name, on in sorted(features.items()))
+    return f"{plain['gateway']} {plain['state']} [{labels}] {runs}{flags}"

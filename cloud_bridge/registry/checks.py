@@ -1,0 +1,97 @@
+"""What can be said of a release without running it. Pure; what needs a runtime is in `workshop`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from cloud_bridge.registry.errors import Problem
+from cloud_bridge.registry.release import ReleaseEntry
+from cloud_bridge.registry.versions import version_key
+from gateway.wire.manifest import MANIFEST_FILE, ModelManifest, Quality, Target
+
+RUN_HERE: Final[tuple[Target, ...]] = ("cpu-int8", "cpu-int4", "cpu-float", "head", "tail")
+"""Artefacts that any host can run; the others prove themselves on the device."""
+_LESS_IS_BETTER: Final = ("false", "error", "loss", "latency", "mse", "mae", "rmse")
+
+
+def check_manifest(manifest: ModelManifest, min_quality_share: float) -> list[Problem]:
+    """Find what a release lacks."""
+    return [*_quality(manifest.quality, min_quality_share), *_golden(manifest), *_names(manifest)]
+
+
+def check_version(manifest: ModelManifest, releases: Iterable[ReleaseEntry]) -> list[Problem]:
+    """Find a published release of the same name whose version is not lower."""
+    published = [one for one in releases if one.name == manifest.name and one.published_ns is not None]
+    newest = max(published, key=lambda one: version_key(one.version), default=None)
+    if newest is None or version_key(manifest.version) > version_key(newest.version):
+        return []
+    return [
+        Problem(
+            "version",
+            f"{MANIFEST_FILE}, version",
+            f"{manifest.version} does not follow {newest.version}, which is published",
+            "give it a higher version; to have devices run an older release, make a rollout of that one",
+        )
+    ]
+
+
+def worse_is_less(figure: Quality) -> bool:
+    """Tell whether more of a figure is better; by its name, as recipes have it."""
+    return not figure.metric.lower().startswith(_LESS_IS_BETTER)
+
+
+def _quality(figures: Sequence[Quality], share: float) -> list[Problem]:
+    if not figures:
+        return [
+            Problem(
+                "no-quality",
+                f"{MANIFEST_FILE}, quality",
+                "it says nothing about how good the float model and the shipped one are",
+                "judge both on a held-back split, and write the figures there",
+                acceptable=True,
+            )
+        ]
+    return [
+        Problem(
+            "quality",
+            f"{MANIFEST_FILE}, quality, {figure.metric}",
+            f"the shipped model has {figure.shipped_value:g}, the float one {figure.float_value:g}: "
+            f"{_share(figure):.1%}, and {share:.1%} is wanted",
+            "calibrate with samples that cover what must be told apart, or ship a wider type; "
+            "see registry.min_quality_share",
+            acceptable=True,
+        )
+        for figure in figures
+        # A NaN is never enough.
+        if worse_is_less(figure) and not figure.shipped_value >= share * figure.float_value
+    ]
+
+
+def _share(figure: Quality) -> float:
+    return figure.shipped_value / figure.float_value if figure.float_value else 0.0
+
+
+def _golden(manifest: ModelManifest) -> list[Problem]:
+    proven = {golden.target for golden in manifest.golden}
+    return [
+        Problem(
+            "no-golden",
+            artefact.file,
+            f"no golden input shows that {artefact.target} answers as it should",
+            "run an input through it where it was made, and name input and output under `golden`",
+            acceptable=True,
+        )
+        for artefact in manifest.artefacts
+        if artefact.target not in proven
+    ]
+
+
+def _names(manifest: ModelManifest) -> list[Problem]:
+    """Find files that would overwrite each other."""
+    artefacts = [artefact.file for artefact in manifest.artefacts]
+    golden = {name for one in manifest.golden for name in (one.input, one.output)}
+    twice = {name for name in artefacts if artefacts.count(name) > 1 or name in golden or name == MANIFEST_FILE}
+    twice |= golden & {MANIFEST_FILE}
+    return [
+        Problem("name-twice", name, "two parts of the release have this file name", "rename one of them")
+        for name in sorted(twice)
+    ]

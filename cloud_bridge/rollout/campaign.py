@@ -1,0 +1,312 @@
+"""Moves rollouts on: reads, decides with pure code, and writes what follows in one transaction with its reason.
+
+Everything that decides is in the database, so that a bridge that starts again goes on where the last one stopped; two
+bridges on one database come to the same decision, and one of them writes it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol
+
+import structlog
+
+from cloud_bridge.errors import StoreError
+from cloud_bridge.identity.database import Database, Transaction
+from cloud_bridge.rollout.fleet import Fleet, FleetStates
+from cloud_bridge.rollout.gates import Seen, is_due, judge, seen_now
+from cloud_bridge.rollout.metrics import RolloutMetrics
+from cloud_bridge.rollout.plan import (
+    Advance,
+    Halt,
+    Member,
+    Plan,
+    Settle,
+    Stand,
+    Standing,
+    Wait,
+    next_step,
+    stand_of,
+)
+from cloud_bridge.rollout.records import (
+    ChangedMeanwhileError,
+    Rollout,
+    keep_look,
+    list_members,
+    list_rollouts,
+    move,
+    put_members,
+)
+from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.telemetry import Records, Watch, last_id
+from cloud_bridge.rollout.waves import arms_cover, jitter, members
+from cloud_bridge.twins.desired import MOST_AHEAD, Change, apply_changes
+
+log = structlog.get_logger()
+
+_NS: Final = 1_000_000_000
+_STANDINGS: Final[tuple[Standing, ...]] = ("pending", "updating", "running", "failing", "left")
+
+ReleaseState = Literal["approved", "candidate", "yanked", "unknown"]
+
+
+class Releases(Protocol):
+    """Whoever knows what may be given out."""
+
+    def state_of(self, release: Release) -> ReleaseState:
+        """Return what a release is now."""
+        ...
+
+
+class BridgeStore(Records, FleetStates, Protocol):
+    """The part of the store that rollouts read."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    wave: int
+    wave_ns: int
+    watch: Watch
+
+
+class Campaign:
+    """All rollouts of a bridge. One thread calls `tick`, again and again."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: BridgeStore,
+        metrics: RolloutMetrics,
+        *,
+        past_hours: float,
+        releases: Releases | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._metrics = metrics
+        self._past_hours = past_hours
+        self._releases = releases
+        self._wall_ns = wall_ns
+        self._monotonic_ns = monotonic_ns
+        self._watched: dict[str, _Watched] = {}
+        self._gone: dict[str, int] = {}  # devices that are offline, and since when this has been seen
+        self._failing = False
+
+    def tick(self) -> None:
+        """Look at every rollout that is not over, once. What cannot be read or written now waits for the next time."""
+        try:
+            self._tick()
+        except StoreError as error:
+            if not self._failing:
+                log.error("rollouts_wait_for_store", error=str(error), consequence="no rollout moves until it works")
+            self._failing = True
+            return
+        if self._failing:
+            log.info("rollouts_go_on")
+        self._failing = False
+
+    def _tick(self) -> None:
+        with self._database.transaction(durable=False) as tx:
+            rollouts = list_rollouts(tx, only_open=True, limit=10_000)
+        active = [one for one in rollouts if one.phase in {"running", "paused"}]
+        fleet = Fleet.read(self._store, self._database) if active else None
+        if fleet is not None:
+            gone = [name for name, state in fleet.gateways.items() if state.state == "offline"]
+            self._gone = {name: self._gone.get(name, self._wall_ns()) for name in gone}
+        phases = Counter(one.phase for one in rollouts)
+        for phase in ("running", "paused", "halted"):
+            self._metrics.open.labels(phase).set(phases[phase])
+        for ended in self._watched.keys() - {one.id for one in active}:
+            del self._watched[ended]
+        standings: Counter[Standing] = Counter()
+        for rollout in active:
+            try:
+                if fleet is not None:
+                    standings.update(self._step(rollout, fleet))
+            except ChangedMeanwhileError:
+                log.info("rollout_changed_meanwhile", rollout=rollout.id)  # by an operator or another bridge
+        for standing in _STANDINGS:
+            self._metrics.devices.labels(standing).set(standings[standing])
+
+    def _step(self, rollout: Rollout, fleet: Fleet) -> list[Standing]:
+        if rollout.wave_ns is None:
+            if rollout.phase == "running":
+                self._begin_wave(rollout, fleet)
+            return []
+        with self._database.transaction(durable=False) as tx:
+            all_members = list_members(tx, rollout.id)
+        given = [one for one in all_members if not one.returned]
+        wave = [one for one in given if one.wave == rollout.wave]
+        now_ns = self._wall_ns()
+        plan = rollout.plan
+
+        def stand(one: Member) -> Stand:
+            heard = fleet.heard(one.gateway, plan.pipeline, self._gone.get(one.gateway, 0))
+            return stand_of(one, heard, plan, now_ns)
+
+        stands = [stand(one) for one in wave]
+        earlier = [stand(one) for one in given if one.wave != rollout.wave]
+        rollout = self._look(rollout, wave)
+        step = next_step(plan, stands, earlier, settled_ns=rollout.settled_ns, verdict=rollout.verdict, now_ns=now_ns)
+        match step:
+            case Halt():
+                self._halt(rollout, all_members, [*stands, *earlier], step)
+            case Settle():
+                detail = f"{sum(1 for one in stands if one.standing == 'running')} of {len(stands)} devices run it"
+                with self._database.transaction() as tx:
+                    after = replace(rollout, settled_ns=now_ns, updated_ns=now_ns, reason=detail)
+                    move(tx, rollout, after, "settled", detail=detail)
+                self._tell("settled", rollout, detail=detail)
+            case Advance() if rollout.phase == "running":
+                self._advance(rollout, f"wave {rollout.plan.waves[rollout.wave]} has passed", "wave-passed")
+            case Advance() | Wait():
+                pass
+        return [one.standing for one in stands]
+
+    def _begin_wave(self, rollout: Rollout, fleet: Fleet) -> None:
+        """Give the wave out. Its devices are chosen now, so that those that came meanwhile are among them."""
+        plan, now_ns = rollout.plan, self._wall_ns()
+        refusal = self._refusal(plan)
+        if refusal is not None:
+            with self._database.transaction() as tx:
+                after = replace(rollout, phase="halted", updated_ns=now_ns, reason=refusal)
+                move(tx, rollout, after, "halted", detail=refusal)
+            self._metrics.halts.labels("release").inc()
+            self._tell("halted", rollout, gate="release", reason=refusal)
+            return
+        cursor = last_id(self._store)
+        with self._database.transaction() as tx:
+            taken = {one.gateway for one in list_members(tx, rollout.id) if not one.returned}
+            meant = fleet.meant(plan)
+            chosen = members(plan.waves[rollout.wave], meant, taken, rollout.id)
+            if chosen:
+                wave = self._members(rollout, fleet, chosen, now_ns)
+                changes = [Change(one.gateway, plan.pipeline, one.release.ref, one.due_ns) for one in wave]
+                token = apply_changes(tx, changes, now_ns, _highest_reported(fleet, chosen, now_ns))
+                put_members(tx, rollout, [replace(one, token=token) for one in wave])
+                reason = f"wave {plan.waves[rollout.wave]} is given to {len(chosen)} of {len(meant)} devices"
+                after = replace(
+                    rollout,
+                    wave_ns=now_ns,
+                    cursor=cursor,
+                    settled_ns=None,
+                    seen=Seen(looks=rollout.seen.looks),
+                    findings=(),
+                    updated_ns=now_ns,
+                    reason=reason,
+                )
+                move(tx, rollout, after, "wave-started")
+        if chosen:
+            self._tell("wave-started", rollout, devices=len(chosen), first=chosen[0])
+        else:
+            self._advance(rollout, f"wave {plan.waves[rollout.wave]} has no device", "wave-empty")
+
+    def _members(self, rollout: Rollout, fleet: Fleet, chosen: Sequence[str], now_ns: int) -> list[Member]:
+        plan = rollout.plan
+        spread_ns = int(plan.spread_seconds * _NS) if len(chosen) > 1 else 0
+        found = []
+        for name in chosen:
+            release = release_for(plan, fleet, name)
+            previous = fleet.running(name, plan.pipeline)
+            if previous is None or previous == release:
+                previous = plan.baseline
+            due_ns = now_ns + int(jitter(rollout.id, name) * spread_ns)
+            found.append(Member(name, rollout.wave, release, previous, now_ns, due_ns, 0))
+        return found
+
+    def _refusal(self, plan: Plan) -> str | None:
+        if self._releases is None:
+            return None
+        for release in sorted({arm.release for arm in plan.arms} | ({plan.release} if plan.release else set())):
+            state = self._releases.state_of(release)
+            if state in {"yanked", "unknown"}:
+                word = "was taken out of the registry" if state == "yanked" else "is not in the registry"
+                return f"release {release} {word}"
+        return None
+
+    def _look(self, rollout: Rollout, wave: Sequence[Member]) -> Rollout:
+        watched = self._watched.get(rollout.id)
+        if watched is None or (watched.wave, watched.wave_ns) != (rollout.wave, rollout.wave_ns):
+            watch = Watch.over(self._store, rollout.plan.pipeline, wave, rollout.cursor, self._past_hours)
+            watched = self._watched[rollout.id] = _Watched(rollout.wave, rollout.wave_ns or 0, watch)
+        complete = watched.watch.read()
+        now = seen_now(watched.watch.figures.values(), rollout.seen)
+        if not complete or not is_due(rollout.seen, now):
+            return rollout
+        started_ns = self._monotonic_ns()
+        look = rollout.seen.looks + 1
+        verdict = judge(watched.watch.figures, rollout.plan.thresholds, look=look, pool=watched.watch.pool)
+        self._metrics.looks.inc()
+        self._metrics.look_seconds.observe((self._monotonic_ns() - started_ns) / _NS)
+        with self._database.transaction() as tx:
+            return keep_look(tx, rollout, replace(now, looks=look), verdict.findings)
+
+    def _halt(self, rollout: Rollout, all_members: Sequence[Member], stands: Sequence[Stand], halt: Halt) -> None:
+        now_ns = self._wall_ns()
+        back = [
+            one
+            for one in all_members
+            if not one.returned and (rollout.plan.on_halt == "all" or one.wave == rollout.wave)
+        ]
+        reason = f"{halt.code}: {halt.reason}"
+        with self._database.transaction() as tx:
+            give_back(tx, rollout, back, now_ns)
+            after = replace(rollout, phase="halted", updated_ns=now_ns, reason=reason)
+            move(tx, rollout, after, "halted", detail=f"{reason}; {words_of(back)}")
+        self._metrics.halts.labels(halt.code).inc()
+        failing = [one.member.gateway for one in stands if one.standing == "failing"]
+        self._tell("halted", rollout, gate=halt.code, reason=halt.reason, taken_back=len(back), failing=failing[:10])
+
+    def _advance(self, rollout: Rollout, reason: str, kind: str) -> None:
+        now_ns = self._wall_ns()
+        is_last = rollout.wave + 1 >= len(rollout.plan.waves)
+        after = replace(rollout, updated_ns=now_ns, reason=reason)
+        if is_last:
+            after = replace(after, phase="done")
+        else:
+            after = replace(after, wave=rollout.wave + 1, wave_ns=None, settled_ns=None)
+        with self._database.transaction() as tx:
+            move(tx, rollout, after, "done" if is_last else kind, detail=reason)
+        self._tell("done" if is_last else kind, rollout, reason=reason)
+
+    def _tell(self, kind: str, rollout: Rollout, **keys: object) -> None:
+        self._metrics.transitions.labels(kind).inc()
+        say = log.warning if kind == "halted" else log.info
+        say("rollout_moved", kind=kind, rollout=rollout.id, wave=rollout.wave, pipeline=rollout.plan.pipeline, **keys)
+
+
+def release_for(plan: Plan, fleet: Fleet, gateway: str) -> Release:
+    """Return what a device of a rollout gets. `Fleet.meant` leaves out those that get nothing."""
+    at = arms_cover([arm.labels for arm in plan.arms], fleet.labels_of(gateway))
+    release = plan.release if at is None else plan.arms[at].release
+    assert release is not None
+    return release
+
+
+def words_of(back: Sequence[Member]) -> str:
+    """Say what becomes of devices whose release is taken back."""
+    lost = [one.gateway for one in back if one.previous is None]
+    words = f"{len(back) - len(lost)} devices get back what they had"
+    if lost:
+        words += f"; {len(lost)} had told of no release before, and keep this one (give --baseline): {lost[0]}"
+    return words
+
+
+def give_back(tx: Transaction, rollout: Rollout, back: Sequence[Member], now_ns: int) -> None:
+    """Give devices what they ran before, under a new and higher token; at once, for a bad release runs there."""
+    if not back:
+        return
+    changes = [
+        Change(one.gateway, rollout.plan.pipeline, None if one.previous is None else one.previous.ref, now_ns)
+        for one in back
+    ]
+    token = apply_changes(tx, changes, now_ns)
+    put_members(tx, rollout, [replace(one, token=token, due_ns=now_ns, returned=True) for one in back])
+
+
+def _highest_reported(fleet: Fleet, gateways: Sequence[str], now_ns: int) -> int:
+    reports = [fleet.reported[name].twin.fencing_token for name in gateways if name in fleet.reported]
+    return max((token for token in reports if token <= now_ns // 1_000_000 + MOST_AHEAD), default=0)

@@ -1,0 +1,62 @@
+"""What the registry says about releases that are to be given out."""
+
+import time
+from typing import Protocol
+
+from cloud_bridge.config import Config
+from cloud_bridge.identity.database import open_database
+from cloud_bridge.registry.ledger import Ledger
+from cloud_bridge.registry.release import ReleaseEntry
+from cloud_bridge.rollout.campaign import Releases, ReleaseState
+from cloud_bridge.rollout.releases import Release
+
+
+class Entries(Protocol):
+    """The part of the registry that is asked."""
+
+    def find(self, name: str, version: str) -> ReleaseEntry | None:
+        """Return one release."""
+        ...
+
+
+class RegisteredReleases:
+    """Answers from the registry's tables."""
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+
+    def state_of(self, release: Release) -> ReleaseState:
+        """Return what a release is now.
+
+        Raises:
+            StoreError: the tables cannot be read now.
+        """
+        entry = self._entries.find(release.name, release.version)
+        if entry is None or entry.published_ns is None:
+            return "unknown"
+        return "yanked" if entry.yanked_ns is not None else entry.state
+
+
+class _Lazily:
+    """Opens the tables when they are asked for the first time: a bridge starts without its database too."""
+
+    def __init__(self, config: Config) -> None:
+        assert config.identity is not None
+        self._database = open_database(config.store, config.identity.home())
+        self._ledger: Ledger | None = None
+
+    def find(self, name: str, version: str) -> ReleaseEntry | None:
+        if self._ledger is None:
+            self._ledger = Ledger(self._database, time.time_ns)
+        return self._ledger.find(name, version)
+
+
+def open_releases(config: Config) -> Releases | None:
+    """Return who knows the releases; None without a registry: then any release can be named.
+
+    Raises:
+        ConfigError: the password file cannot be read.
+    """
+    if config.registry is None or config.identity is None:
+        return None
+    return RegisteredReleases(_Lazily(config))

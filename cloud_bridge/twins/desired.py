@@ -1,0 +1,172 @@
+"""What each device is to run, under a fencing token that only rises.
+
+A token is one more than the last one, and never less than the clock in milliseconds. The first keeps the order when the
+clock is set back; the second when the database is put back from an older copy, in which the last token is an old one.
+Should both happen, the device says in its report which token it has, refuses the lower one, and is given its
+twin again under a higher one (`overtake`).
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+from cloud_bridge.identity.database import Transaction
+from gateway.wire.messages import Assignment, ModelRef, Twin
+from gateway.wire.times import rfc3339
+
+_MS_NS: Final = 1_000_000
+MOST_AHEAD: Final = 10 * 366 * 86_400_000
+"""A token so far (ten years of milliseconds) beyond the clock is no token of ours: a device must not use them up."""
+
+_COLUMNS: Final = "gateway, version, token, at_ns, due_ns, assignments, features"
+_assignments: Final = msgspec.json.Decoder(list[Assignment])
+_features: Final = msgspec.json.Decoder(dict[str, bool])
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The desired twin of a device; it is told from `due_ns` on."""
+
+    gateway: str
+    version: int
+    token: int
+    at_ns: int
+    due_ns: int
+    assignments: tuple[Assignment, ...] = ()
+    features: Mapping[str, bool] | None = None
+
+    def model_of(self, pipeline: str) -> ModelRef | None:
+        """Return what a pipeline is to run, None if nothing is said about it."""
+        return next((one.model for one in self.assignments if one.pipeline == pipeline), None)
+
+    @property
+    def message(self) -> Twin:
+        """The twin as it travels."""
+        return Twin(
+            version=self.version,
+            fencing_token=self.token,
+            at=rfc3339(self.at_ns),
+            assignments=list(self.assignments),
+            features=dict(self.features or {}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One pipeline of one device gets this model; None: nothing is said about it any more."""
+
+    gateway: str
+    pipeline: str
+    model: ModelRef | None
+    due_ns: int
+
+
+def next_token(tx: Transaction, now_ns: int, above: int = 0) -> int:
+    """Take a new token, above all that were given out and above `above`."""
+    lowest = max(now_ns // _MS_NS, above + 1)
+    ((token,),) = tx.rows(
+        "INSERT INTO fleet_facts (name, value) VALUES ('token', ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = CASE WHEN fleet_facts.value >= excluded.value"
+        " THEN fleet_facts.value + 1 ELSE excluded.value END RETURNING value",
+        (lowest,),
+    )
+    return int(token)
+
+
+def find_desired(tx: Transaction, gateways: Collection[str] | None = None) -> dict[str, Desired]:
+    """Return the desired twins of some devices, or of all."""
+    rows = tx.rows(f"SELECT {_COLUMNS} FROM fleet_desired ORDER BY gateway")  # noqa: S608  # constants
+    wanted = None if gateways is None else set(gateways)
+    return {row[0]: _desired(row) for row in rows if wanted is None or row[0] in wanted}
+
+
+def one_desired(tx: Transaction, gateway: str) -> Desired | None:
+    """Return the desired twin of one device."""
+    rows = tx.rows(f"SELECT {_COLUMNS} FROM fleet_desired WHERE gateway = ?", (gateway,))  # noqa: S608  # constants
+    return _desired(rows[0]) if rows else None
+
+
+def due_tokens(tx: Transaction, now_ns: int) -> dict[str, int]:
+    """Return the tokens of all twins that may be told by now."""
+    return dict(
+        tx.rows("SELECT gateway, token FROM fleet_desired WHERE due_ns <= ? ORDER BY due_ns, gateway", (now_ns,))
+    )
+
+
+def apply_changes(tx: Transaction, changes: Iterable[Change], now_ns: int, above: int = 0) -> int:
+    """Change desired twins under one new token, which is returned. What is said about other pipelines stays."""
+    token = next_token(tx, now_ns, above)
+    for change in changes:
+        known = one_desired(tx, change.gateway) or Desired(change.gateway, 0, 0, now_ns, now_ns)
+        kept = [one for one in known.assignments if one.pipeline != change.pipeline]
+        if change.model is not None:
+            kept.append(Assignment(pipeline=change.pipeline, model=change.model))
+        _put(
+            tx,
+            replace(
+                known,
+                version=known.version + 1,
+                token=token,
+                at_ns=now_ns,
+                due_ns=change.due_ns,
+                assignments=tuple(kept),
+            ),
+        )
+    return token
+
+
+def set_features(tx: Transaction, gateways: Iterable[str], features: Mapping[str, bool | None], now_ns: int) -> int:
+    """Switch features of devices on or off, or (None) leave them to the device; return the new token."""
+    token = next_token(tx, now_ns)
+    for gateway in gateways:
+        known = one_desired(tx, gateway) or Desired(gateway, 0, 0, now_ns, now_ns)
+        merged = {**(known.features or {}), **features}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        _put(tx, Desired(gateway, known.version + 1, token, now_ns, now_ns, known.assignments, kept))
+    return token
+
+
+def overtake(tx: Transaction, gateway: str, reported: int, now_ns: int) -> int | None:
+    """Give a device its twin again, above the token that it reports; None if it has none of ours, or needs none.
+
+    A token beyond belief is passed over: it would use up the tokens of the whole fleet.
+    """
+    known = one_desired(tx, gateway)
+    if known is None or reported <= known.token or reported > now_ns // _MS_NS + MOST_AHEAD:
+        return None
+    token = next_token(tx, now_ns, above=reported)
+    _put(tx, Desired(gateway, known.version + 1, token, now_ns, now_ns, known.assignments, known.features))
+    return token
+
+
+def _put(tx: Transaction, desired: Desired) -> None:
+    tx.change(
+        f"INSERT INTO fleet_desired ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608  # constants
+        " ON CONFLICT (gateway) DO UPDATE SET version = excluded.version, token = excluded.token,"
+        " at_ns = excluded.at_ns, due_ns = excluded.due_ns,"
+        " assignments = excluded.assignments, features = excluded.features",
+        (
+            desired.gateway,
+            desired.version,
+            desired.token,
+            desired.at_ns,
+            desired.due_ns,
+            msgspec.json.encode(desired.assignments).decode(),
+            msgspec.json.encode(dict(desired.features or {})).decode(),
+        ),
+    )
+
+
+def _desired(row: tuple[object, ...]) -> Desired:
+    gateway, version, token, at_ns, due_ns, assignments, features = row
+    return Desired(
+        str(gateway),
+        int(str(version)),
+        int(str(token)),
+        int(str(at_ns)),
+        int(str(due_ns)),
+        tuple(_assignments.decode(str(assignments))),
+        _features.decode(str(features)),
+    )

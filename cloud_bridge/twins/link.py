@@ -1,0 +1,172 @@
+"""The connection that tells devices their desired twins and takes what they report. One for each broker.
+
+It is none of the connections of ingest: records neither wait for a rollout, nor it for them. What is told is not
+remembered beyond a connection: a broker may have lost what it retained, so after each connect all twins are told again,
+at a measured pace. A device that has a twin already passes over it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from cloud_bridge.errors import StoreError
+from cloud_bridge.identity.database import Database
+from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.twins.desired import due_tokens, one_desired, overtake
+from cloud_bridge.twins.metrics import TwinMetrics
+from cloud_bridge.twins.reported import put_report
+from gateway.wire.errors import MalformedMessageError, MalformedTopicError
+from gateway.wire.messages import Twin, decode, encode
+from gateway.wire.topics import Address, address_of, topic_for
+
+log = structlog.get_logger()
+
+_BATCH: Final = 200
+_BATCH_BYTES: Final = 8 * 1024 * 1024
+_IDLE_SECONDS: Final = 0.25
+_LOOK_NS: Final = 1_000_000_000
+"""Between two looks for twins that are due, while none was."""
+_MAX_REPORT_BYTES: Final = 256 * 1024
+_TROUBLED_REMEMBERED: Final = 1000
+
+
+class Messages(Protocol):
+    """What `cloud_bridge.ingest.consumer.Consumer` is to this connection."""
+
+    @property
+    def connected(self) -> bool: ...
+    def check(self) -> None: ...
+    def gather(self, messages: int, size_bytes: int, timeout_seconds: float) -> list[Incoming]: ...
+    def acknowledge(self, messages: Sequence[Incoming]) -> int: ...
+    def publish(self, topic: str, payload: bytes, *, retain: bool = True) -> bool: ...
+
+
+class TwinLink:
+    """One thread calls `turn` again and again; it blocks for a moment while nothing comes."""
+
+    def __init__(
+        self,
+        messages: Messages,
+        database: Database,
+        metrics: TwinMetrics,
+        *,
+        root: str,
+        twins_per_second: float,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._messages = messages
+        self._database = database
+        self._metrics = metrics
+        self._root = root
+        self._pace = twins_per_second
+        self._wall_ns = wall_ns
+        self._monotonic_ns = monotonic_ns
+        self._told: dict[str, int] = {}
+        self._was_connected = False
+        self._allowance = 0.0
+        self._look_ns = 0
+        self._counted_ns = monotonic_ns()
+        self._bad: set[str] = set()
+        self._held: list[Incoming] = []
+        self._failing = False
+
+    def turn(self) -> None:
+        """Take what came, keep it, and tell what is due.
+
+        Raises:
+            BrokerError: the link has died; make a new one.
+        """
+        self._messages.check()
+        self._held += self._messages.gather(_BATCH, _BATCH_BYTES, _IDLE_SECONDS) if len(self._held) < _BATCH else []
+        try:
+            if self._held:
+                self._keep(self._held)
+                self._messages.acknowledge(self._held)  # after the commit, as everywhere
+                self._held = []
+            self._publish()
+        except StoreError as error:
+            if not self._failing:
+                log.error("twins_wait_for_store", error=str(error))
+            self._failing = True
+            return
+        if self._failing:
+            log.info("twins_go_on")
+        self._failing = False
+
+    def _keep(self, messages: Sequence[Incoming]) -> None:
+        now_ns = self._wall_ns()
+        overtaken: list[tuple[str, int]] = []
+        with self._database.transaction() as tx:
+            for message in messages:
+                found = self._report_of(message)
+                if found is None:
+                    continue
+                gateway, twin = found
+                put_report(tx, gateway, message.payload, twin, now_ns)
+                token = overtake(tx, gateway, twin.fencing_token, now_ns)
+                if token is not None:
+                    overtaken.append((gateway, token))
+        self._metrics.reports.inc(len(messages))
+        for gateway, token in overtaken:
+            self._metrics.overtaken.inc()
+            log.warning(
+                "twin_overtaken",
+                gateway=gateway,
+                token=token,
+                meaning="the device had a higher token than this bridge: the database was put back from an older copy",
+            )
+
+    def _report_of(self, message: Incoming) -> tuple[str, Twin] | None:
+        try:
+            address = address_of(message.topic, self._root)
+            if (address.channel, address.name) != ("twin", "reported") or not message.payload:
+                return None  # an empty one clears what was retained
+            if len(message.payload) > _MAX_REPORT_BYTES:
+                raise MalformedMessageError(f"{len(message.payload)} bytes are too long for a twin")
+            twin = decode(message.payload, Twin)
+            if not 0 <= twin.fencing_token < 2**63:
+                raise MalformedMessageError("a fencing token beyond 63 bits")
+        except (MalformedMessageError, MalformedTopicError) as error:
+            self._metrics.bad_reports.inc()
+            self._tell_once(str(message.topic)[:200], str(error))
+            return None
+        return address.gateway, twin
+
+    def _tell_once(self, topic: str, error: str) -> None:
+        if topic not in self._bad:
+            if len(self._bad) >= _TROUBLED_REMEMBERED:
+                self._bad.clear()
+            self._bad.add(topic)
+            log.warning("twin_report_unusable", topic=topic, error=error)
+
+    def _publish(self) -> None:
+        """Tell the twins that are due and not told on this connection yet, the earliest due first."""
+        connected = self._messages.connected
+        if connected and not self._was_connected:
+            self._told.clear()
+        self._was_connected = connected
+        now_ns = self._monotonic_ns()
+        self._allowance = min(self._pace, self._allowance + self._pace * (now_ns - self._counted_ns) / 1e9)
+        self._counted_ns = now_ns
+        if not connected:
+            self._look_ns = now_ns
+            return
+        if now_ns < self._look_ns:
+            return
+        with self._database.transaction(durable=False) as tx:
+            due = due_tokens(tx, self._wall_ns())
+            waiting = [name for name, token in due.items() if self._told.get(name) != token]
+            self._look_ns = now_ns + (0 if waiting else _LOOK_NS)
+            twins = [one_desired(tx, name) for name in waiting[: max(0, int(self._allowance))]]
+        for twin in twins:
+            if twin is None:
+                continue
+            topic = topic_for(Address(twin.gateway, "twin", "desired"), self._root)
+            if not self._messages.publish(topic, encode(twin.message)):
+                return
+            self._told[twin.gateway] = twin.token
+            self._allowance -= 1
+            self._metrics.published.inc()

@@ -1,0 +1,15 @@
+"""Prometheus metrics of twins."""
+
+from prometheus_client import CollectorRegistry, Counter
+
+
+class TwinMetrics:
+    """All metrics; safe to use from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.published = Counter("bridge_twins_published", "Desired twins handed to brokers", registry=registry)
+        self.reports = Counter("bridge_twin_reports", "Reported twins taken", registry=registry)
+        self.bad_reports = Counter("bridge_twin_reports_unusable", "Reported twins that are none", registry=registry)
+        self.overtaken = Counter(
+            "bridge_twins_overtaken", "Twins issued again because a device had a higher token", registry=registry
+        )

@@ -1,0 +1,216 @@
+"""`gateway ota`: which releases came over the air, what became of them, and how a person decides otherwise."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from gateway.commands.options import config_option, json_option
+from gateway.commands.ota_fetch import import_command, offered_command, refresh_command
+from gateway.commands.output import print_json, print_table
+from gateway.config import Config
+from gateway.configload import InvalidConfigError, read
+from gateway.control import ask, socket_path
+from gateway.doctor.models import sealed_directory
+from gateway.errors import ControlError
+from gateway.inference.bundle import ReleaseStore
+from gateway.ota import slots
+from gateway.ota.agent import OtaStatus, check_pin, check_rollback
+from gateway.ota.errors import OtaError
+from gateway.ota.journal import Journal, Slot, installed_from
+from gateway.statedir import locked_state
+from gateway.wire.times import rfc3339
+
+_CARRIED_OUT_SECONDS: Final = 30.0
+
+
+@click.group("ota")
+def command() -> None:
+    """Models over the air: what runs, what was tried, and how to go back or to keep a release."""
+
+
+@command.command("status")
+@config_option
+@json_option
+def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
+    """Tell what each pipeline runs, is to run, and runs instead if that does not prove itself."""
+    answer = _status(_config(config_file))
+    if as_json:
+        print_json(answer)
+        return
+    if not answer.running:
+        click.echo("no gateway is running; this is what its journal says")
+    for problem in (answer.damage, answer.repository_problem and f"repository: {answer.repository_problem}"):
+        if problem:
+            click.echo(problem)
+    if answer.stale_since is not None:
+        click.echo(f"no fresh metadata since {answer.stale_since}")
+    print_table(
+        ("PIPELINE", "RUNS", "STATE", "WANTED", "WAY BACK", "REASON"),
+        [(name, *_row(name, slot, answer)) for name, slot in sorted(answer.pipelines.items())],
+    )
+
+
+@command.command("history")
+@config_option
+@json_option
+def history(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
+    """Tell what was tried, the oldest first, and what is blocked."""
+    answer = _status(_config(config_file))
+    if as_json:
+        print_json(answer.history)
+        return
+    print_table(
+        ("AT", "PIPELINE", "WHAT", "MODEL", "WHY"),
+        [
+            (each.at, each.pipeline, each.what, each.model, " ".join(filter(None, (each.code, each.detail))))
+            for each in answer.history
+        ],
+    )
+
+
+@command.command("rollback")
+@click.argument("pipeline", required=False)
+@config_option
+def rollback(pipeline: str | None, config_file: Path) -> None:
+    """Let a PIPELINE run the release before, and block the present one. Needs no name where there is one pipeline."""
+    config = _config(config_file)
+    name = pipeline or _only(config)
+
+    def offline(journal: Journal) -> None:
+        check_rollback(journal.book, name)
+        journal.change(slots.take_back(name, "by-hand", "a person on the device went back", _now()))
+
+    before = _status(config).pipelines.get(name, Slot()).active
+    _carry_out(config, "ota-rollback", {"pipeline": name}, offline=offline, done=lambda slot: slot.active != before)
+
+
+@command.command("pin")
+@click.argument("pipeline")
+@click.argument("model")
+@config_option
+def pin(pipeline: str, model: str, config_file: Path) -> None:
+    """Have a PIPELINE keep a MODEL@VERSION that is on this device, whatever the cloud assigns."""
+    config = _config(config_file)
+    wanted = installed_from(model)
+
+    def offline(journal: Journal) -> None:
+        check_pin(wanted, [(each.name, each.version) for each in _store(config).releases()])
+        journal.change(slots.pin(pipeline, wanted, _now()))
+
+    arguments = {"pipeline": pipeline, "model": model}
+    _carry_out(config, "ota-pin", arguments, offline=offline, done=lambda slot: slot.pinned == wanted)
+
+
+@command.command("unpin")
+@click.argument("pipeline")
+@config_option
+def unpin(pipeline: str, config_file: Path) -> None:
+    """Let assignments count again for a PIPELINE."""
+    config = _config(config_file)
+
+    def offline(journal: Journal) -> None:
+        journal.change(slots.unpin(pipeline, _now()))
+
+    _carry_out(config, "ota-unpin", {"pipeline": pipeline}, offline=offline, done=lambda slot: slot.pinned is None)
+
+
+for _each in (import_command, refresh_command, offered_command):
+    command.add_command(_each)
+
+
+def _carry_out(
+    config: Config,
+    request: str,
+    arguments: Mapping[str, str],
+    *,
+    offline: Callable[[Journal], None],
+    done: Callable[[Slot], bool],
+) -> None:
+    """Have the running gateway do something and wait until it has; without one, write it down for its next start."""
+    pipeline = arguments["pipeline"]
+    if pipeline not in config.pipelines:
+        raise OtaError(f"there is no pipeline {pipeline!r}; there is {', '.join(config.pipelines)}")
+    path = socket_path(config.gateway)
+    if not _is_running(config):
+        with locked_state(config.gateway.state_directory):
+            offline(Journal(config.gateway.state_directory))
+        click.echo("no gateway is running: its next start begins with that")
+        return
+    ask(path, request, arguments)
+    deadline = time.monotonic() + _CARRIED_OUT_SECONDS
+    while time.monotonic() < deadline:
+        answer = _status(config)
+        slot = answer.pipelines.get(pipeline, Slot())
+        if done(slot):
+            serving = answer.serving.get(pipeline)
+            click.echo(f"pipeline {pipeline} runs {serving.name}@{serving.version}" if serving else "done")
+            return
+        time.sleep(0.1)
+    raise OtaError(f"not carried out within {_CARRIED_OUT_SECONDS:g} s: see `gateway ota status`")
+
+
+def _row(name: str, slot: Slot, answer: OtaStatus) -> tuple[str, ...]:
+    told = slot.told
+    serving = answer.serving.get(name)
+    runs = f"{serving.name}@{serving.version}" if serving is not None else slot.active.label if slot.active else "-"
+    state = "pinned" if slot.pinned else "trial" if slot.trial else told.phase if told is not None else "configured"
+    return (
+        runs,
+        state,
+        slot.wanted.model.label if slot.wanted is not None else "-",
+        slot.previous.label if slot.previous is not None else "-",
+        told.reason if told is not None else "",
+    )
+
+
+def _status(config: Config) -> OtaStatus:
+    """Ask the running gateway, or read its journal."""
+    if _is_running(config):
+        return msgspec.convert(ask(socket_path(config.gateway), "ota"), OtaStatus)
+    journal = Journal(config.gateway.state_directory)
+    book = journal.book
+    return OtaStatus(
+        running=False,
+        fencing_token=book.fencing_token,
+        twin_version=book.twin_version,
+        features=book.features,
+        pipelines={name: book.slot(name) for name in config.pipelines},
+        damage=journal.damage,
+        history=book.history,
+    )
+
+
+def _is_running(config: Config) -> bool:
+    try:
+        ask(socket_path(config.gateway), "status")
+    except ControlError:
+        return False
+    return True
+
+
+def _store(config: Config) -> ReleaseStore:
+    return ReleaseStore(config.models.directories, sealed=sealed_directory(config))
+
+
+def _only(config: Config) -> str:
+    names = [*config.pipelines]
+    if len(names) != 1:
+        raise OtaError(f"say which pipeline: {', '.join(names)}")
+    return names[0]
+
+
+def _config(file: Path) -> Config:
+    reading = read(file, require_files=False)
+    if reading.config is None:
+        raise InvalidConfigError(str(file), reading.errors)
+    if reading.config.ota is None:
+        raise OtaError(f"{file} has no section `ota`: releases of this gateway come from directories alone")
+    return reading.config
+
+
+def _now() -> str:
+    return rfc3339(time.time_ns())

@@ -1,0 +1,269 @@
+"""What each pipeline is to run, and how that changes: steps from one document of the journal to the next. Pure.
+
+Which release a pipeline runs, the strongest first: what a person on the device has pinned, what an assignment of the
+bridge has made active, what the configuration names. `model: name` of the configuration means the newest release that
+did not come over the air: a release that was taken back must not return as "the newest".
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from gateway.ota.journal import Blocked, Book, Event, Installed, OnTrial, Reference, Slot, Wanted
+from gateway.wire.messages import ModelRef, UpdateState
+
+Step = Callable[[Book], Book]
+
+MAX_BLOCKED = 64
+
+
+def running(slot: Slot) -> Installed | None:
+    """Return what a pipeline is to run, None for what its configuration names."""
+    return slot.pinned or slot.active
+
+
+def model_for(book: Book, pipeline: str, configured: str, there: Iterable[tuple[str, str]]) -> str:
+    """Return the `name@version` to load.
+
+    Args:
+        book: the journal.
+        pipeline: its name.
+        configured: `model` of its configuration, with or without a version.
+        there: name and version of all releases on this device, ascending by version.
+    """
+    releases = [*there]
+    slot = book.slot(pipeline)
+    # Also after a disk was lost or cleared by hand a pipeline runs something that is there.
+    for chosen in (slot.pinned, slot.active, slot.previous):
+        if chosen is not None and (chosen.name, chosen.version) in releases:
+            return chosen.label
+    name, _, version = configured.partition("@")
+    if version:
+        return configured
+    came = {(each.name, each.version) for each in book.installed}
+    own = [each for each in releases if each[0] == name and each not in came]
+    return f"{name}@{own[-1][1]}" if own else configured
+
+
+def accept(pipeline: str, model: Installed, token: int, at: str) -> Step:
+    """Note that a twin gives a release to a pipeline."""
+
+    def step(book: Book) -> Book:
+        slot = msgspec.structs.replace(book.slot(pipeline), wanted=Wanted(model=model, token=token))
+        return book.with_slot(pipeline, slot, Event(at=at, pipeline=pipeline, what="accepted", model=model.label))
+
+    return step
+
+
+def attempted(pipeline: str) -> Step:
+    """Count one more try to get what is wanted."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.wanted is None:
+            return book
+        wanted = msgspec.structs.replace(slot.wanted, attempt=slot.wanted.attempt + 1)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, wanted=wanted))
+
+    return step
+
+
+def installed(model: Installed) -> Step:
+    """Note a release that is about to be put into the store from the air."""
+
+    def step(book: Book) -> Book:
+        if model in book.installed:
+            return book
+        return msgspec.structs.replace(book, installed=(*book.installed, model))
+
+    return step
+
+
+def removed(models: Sequence[Installed]) -> Step:
+    """Note releases that were removed from the store."""
+
+    def step(book: Book) -> Book:
+        left = tuple(each for each in book.installed if each not in models)
+        return msgspec.structs.replace(book, installed=left)
+
+    return step
+
+
+def begin_trial(
+    pipeline: str, model: Installed, before: Installed, reference: Reference, *, now_ns: int, at: str
+) -> Step:
+    """Let a release serve from now on, on trial; what served before is the way back."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        token = slot.wanted.token if slot.wanted is not None else slot.token
+        following = msgspec.structs.replace(
+            slot,
+            active=model,
+            previous=before,
+            trial=OnTrial(since_ns=now_ns, reference=reference),
+            wanted=None,
+            token=token,
+        )
+        return book.with_slot(pipeline, following, Event(at=at, pipeline=pipeline, what="swapped", model=model.label))
+
+    return step
+
+
+def return_to_previous(pipeline: str, at: str) -> Step:
+    """Run the way back again, because it is wanted; what served until now is not blocked, and becomes the way back."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.previous is None:
+            return book
+        token = slot.wanted.token if slot.wanted is not None else slot.token
+        # One that was on trial has not proved itself: nobody goes back to it.
+        before = slot.active if slot.trial is None else None
+        following = msgspec.structs.replace(
+            slot, active=slot.previous, previous=before, trial=None, wanted=None, token=token
+        )
+        event = Event(at=at, pipeline=pipeline, what="swapped", model=slot.previous.label, detail="given again")
+        return book.with_slot(pipeline, following, event)
+
+    return step
+
+
+def give_directly(pipeline: str, model: Installed) -> Step:
+    """Note that what is wanted runs already: nothing is to be proved."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        token = slot.wanted.token if slot.wanted is not None else slot.token
+        return book.with_slot(
+            pipeline, msgspec.structs.replace(slot, active=slot.active or model, wanted=None, token=token)
+        )
+
+    return step
+
+
+def run_begins(pipeline: str, at: str) -> Step:
+    """Count a crash if the last run under the release on trial did not say that it ended."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        trial = slot.trial
+        if trial is None:
+            return book
+        if not trial.running:
+            return book.with_slot(
+                pipeline, msgspec.structs.replace(slot, trial=msgspec.structs.replace(trial, running=True))
+            )
+        crashed = msgspec.structs.replace(trial, crashes=trial.crashes + 1)
+        model = slot.active.label if slot.active is not None else ""
+        event = Event(at=at, pipeline=pipeline, what="crashed", model=model, detail=f"{crashed.crashes} so far")
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=crashed), event)
+
+    return step
+
+
+def run_ended(pipeline: str) -> Step:
+    """Note that a run ended as it should: the next start is no sign of a crash."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.trial is None or not slot.trial.running:
+            return book
+        trial = msgspec.structs.replace(slot.trial, running=False)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=trial))
+
+    return step
+
+
+def prove(pipeline: str, at: str) -> Step:
+    """End the trial well. The release before stays the way back of a person."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.trial is None:
+            return book
+        model = slot.active.label if slot.active is not None else ""
+        event = Event(at=at, pipeline=pipeline, what="proven", model=model)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=None), event)
+
+    return step
+
+
+def take_back(pipeline: str, code: str, reason: str, at: str) -> Step:
+    """Return to the release before, and block the one that serves now."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.active is None:
+            return book
+        following = msgspec.structs.replace(
+            slot,
+            active=slot.previous,
+            previous=None,
+            trial=None,
+            blocked=_blocking(slot, slot.active, code, reason, at),
+        )
+        event = Event(at=at, pipeline=pipeline, what="reverted", model=slot.active.label, code=code, detail=reason)
+        return book.with_slot(pipeline, following, event)
+
+    return step
+
+
+def refuse(pipeline: str, model: Installed, code: str, reason: str, at: str) -> Step:
+    """Give up what is wanted, before it ever served, and block it."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        following = msgspec.structs.replace(slot, wanted=None, blocked=_blocking(slot, model, code, reason, at))
+        event = Event(at=at, pipeline=pipeline, what="refused", model=model.label, code=code, detail=reason)
+        return book.with_slot(pipeline, following, event)
+
+    return step
+
+
+def pin(pipeline: str, model: Installed, at: str) -> Step:
+    """Keep a release, whatever the bridge gives."""
+
+    def step(book: Book) -> Book:
+        slot = msgspec.structs.replace(book.slot(pipeline), pinned=model)
+        return book.with_slot(pipeline, slot, Event(at=at, pipeline=pipeline, what="pinned", model=model.label))
+
+    return step
+
+
+def unpin(pipeline: str, at: str) -> Step:
+    """Let assignments count again."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.pinned is None:
+            return book
+        event = Event(at=at, pipeline=pipeline, what="unpinned", model=slot.pinned.label)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, pinned=None), event)
+
+    return step
+
+
+def tell(update: UpdateState) -> Step:
+    """Keep the last word about an update."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(update.pipeline)
+        return book.with_slot(update.pipeline, msgspec.structs.replace(slot, told=update))
+
+    return step
+
+
+def kept(book: Book, served: Iterable[ModelRef] = ()) -> frozenset[Installed]:
+    """Return the releases that must not be removed: active, way back, pinned, wanted, and those that serve now."""
+    found = {Installed(name=each.name, version=each.version) for each in served}
+    for slot in book.pipelines.values():
+        found |= {each for each in (slot.active, slot.previous, slot.pinned) if each is not None}
+        if slot.wanted is not None:
+            found.add(slot.wanted.model)
+    return frozenset(found)
+
+
+def _blocking(slot: Slot, model: Installed, code: str, reason: str, at: str) -> tuple[Blocked, ...]:
+    others = tuple(each for each in slot.blocked if each.model != model)
+    return (*others, Blocked(model=model, code=code, reason=reason, at=at))[-MAX_BLOCKED:]

@@ -1,0 +1,159 @@
+"""Where verified metadata and the floors are kept: plain files, each whole or not there, also after a power cut."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from gateway.ota.errors import BusyError, StorageError
+from gateway.ota.trust import MAX_BYTES, Floors, Role
+
+log = structlog.get_logger()
+
+LOCK_SECONDS: Final = 30.0
+"""So long another process that looks at the repository is waited for."""
+_LOCK_STEP_SECONDS: Final = 0.05
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory for ourselves alone.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise storage_error(directory, error) from error
+
+
+def write_durably(file: Path, content: bytes) -> None:
+    """Replace a file: written beside it, synced, renamed, the directory synced.
+
+    Raises:
+        StorageError: the disk refuses; the old file is as it was.
+    """
+    part = file.with_name(f".{file.name}.part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as out:  # noqa: PTH123 - by descriptor, so that no link is followed
+            out.write(content)
+            out.flush()
+            os.fsync(descriptor)
+        part.replace(file)
+        sync_directory(file.parent)
+    except OSError as error:
+        raise storage_error(file, error) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(file: Path, error: OSError) -> StorageError:
+    """Say which file, why, and what helps."""
+    return StorageError(
+        f"{file}: {error.strerror or error}; free space on, or repair, the file system of the gateway's state directory"
+    )
+
+
+class MetadataFiles:
+    """The cache of one repository: `<role>.json` as last verified, `roots/<version>.root.json`, and the floors.
+
+    The floors lie elsewhere than the cache, so that removing the cache, which is always safe, does not remove them.
+    """
+
+    def __init__(self, directory: Path, floors_file: Path) -> None:
+        """Name the places; nothing is made before `locked`."""
+        self.directory = directory
+        self._roots = directory / "roots"
+        self._floors_file = floors_file
+
+    @contextlib.contextmanager
+    def locked(self, pause: Callable[[float], object] = time.sleep) -> Iterator[None]:
+        """Keep other processes from updating the cache.
+
+        Raises:
+            BusyError: another one does so for longer than `LOCK_SECONDS`.
+            StorageError: the directory cannot be used.
+        """
+        make_directory(self._roots)
+        make_directory(self._floors_file.parent)
+        file = self._floors_file.with_name(f"{self._floors_file.name}.lock")
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise storage_error(file, error) from error
+        try:
+            for _ in range(int(LOCK_SECONDS / _LOCK_STEP_SECONDS)):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pause(_LOCK_STEP_SECONDS)
+            else:
+                raise BusyError(f"{file}: another process updates the metadata; try again when it is done")
+            yield
+        finally:
+            os.close(descriptor)
+
+    # ---- metadata ----------------------------------------------------------------------------------------
+
+    def read(self, role: Role) -> bytes | None:
+        """Return what was kept of a role; None if nothing readable is there, which a refresh brings again."""
+        return self._read(self.directory / f"{role}.json", MAX_BYTES[role])
+
+    def read_root(self, version: int) -> bytes | None:
+        """Return a root of the chain."""
+        return self._read(self._roots / f"{version}.root.json", MAX_BYTES["root"])
+
+    def write(self, role: Role, content: bytes) -> None:
+        """Keep verified metadata; nothing is written when it is there already. Raises StorageError."""
+        if self.read(role) != content:
+            write_durably(self.directory / f"{role}.json", content)
+
+    def write_root(self, version: int, content: bytes) -> None:
+        """Keep a verified root of the chain. Raises StorageError."""
+        if self.read_root(version) != content:
+            write_durably(self._roots / f"{version}.root.json", content)
+
+    def _read(self, file: Path, limit: int) -> bytes | None:
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(descriptor, "rb") as source:  # noqa: PTH123 - by descriptor, so that no link is followed
+                content = source.read(limit + 1)
+        except OSError:
+            return None
+        return content if len(content) <= limit else None
+
+    # ---- floors ------------------------------------------------------------------------------------------
+
+    def read_floors(self) -> Floors:
+        """Return the floors; a damaged file is put aside and told, and the floors begin anew with the cache."""
+        try:
+            return msgspec.json.decode(self._floors_file.read_bytes(), type=Floors)
+        except FileNotFoundError:
+            return Floors()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            aside = self._floors_file.with_name(f"{self._floors_file.name}.damaged")
+            log.error("ota_floors_damaged", file=str(self._floors_file), kept_as=str(aside), reason=str(error))
+            with contextlib.suppress(OSError):
+                self._floors_file.replace(aside)
+            return Floors()
+        except OSError as error:
+            raise storage_error(self._floors_file, error) from error
+
+    def write_floors(self, floors: Floors) -> None:
+        """Make the floors durable. Raises StorageError."""
+        write_durably(self._floors_file, msgspec.json.format(msgspec.json.encode(floors)) + b"\n")

@@ -1,0 +1,125 @@
+"""What the bridge wants of this device, and what the device says of itself. Pure.
+
+`twin/desired` is retained: it is handed over again at each reconnect, and whoever once recorded one can publish it
+again. Only what carries at least the highest fencing token that was ever accepted counts; of two with the same token
+the one with the higher version.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.ota import slots
+from gateway.ota.journal import Book, Installed
+from gateway.wire.messages import Assignment, ModelRef, Twin, UpdateState
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What became of a desired twin."""
+
+    book: Book  # to be made durable before anything is done
+    refused: str = ""  # why it does not count, in words; "" if it does
+    code: str = ""
+    known: bool = False  # the very one that was accepted last, handed over again
+    updates: tuple[UpdateState, ...] = ()  # what is to be told at once
+
+
+def judge(
+    book: Book, twin: Twin, pipelines: Collection[str], serving: Mapping[str, ModelRef | None], at: str
+) -> Ruling:
+    """Say what a desired twin changes.
+
+    Args:
+        book: the journal.
+        twin: as it was received.
+        pipelines: the names of those this device has.
+        serving: the release that each runs now.
+        at: now, RFC 3339.
+    """
+    if twin.fencing_token < book.fencing_token:
+        reason = f"its fencing token {twin.fencing_token} is lower than {book.fencing_token}, which was accepted"
+        return Ruling(book, reason, "old-token")
+    if twin.fencing_token == book.fencing_token and twin.version < book.twin_version:
+        reason = f"its version {twin.version} is lower than {book.twin_version}, which was accepted"
+        return Ruling(book, reason, "old-version")
+    known = (twin.fencing_token, twin.version) == (book.fencing_token, book.twin_version)
+    if known:
+        return Ruling(book, known=True)
+    following = msgspec.structs.replace(
+        book, fencing_token=twin.fencing_token, twin_version=twin.version, features=dict(twin.features)
+    )
+    updates: list[UpdateState] = []
+    for assignment in twin.assignments:
+        following, update = _assign(following, twin, assignment, pipelines, serving.get(assignment.pipeline), at=at)
+        if update is not None:
+            updates.append(update)
+            if assignment.pipeline in pipelines:
+                following = slots.tell(update)(following)
+    return Ruling(following, updates=tuple(updates))
+
+
+def _assign(
+    book: Book,
+    twin: Twin,
+    assignment: Assignment,
+    pipelines: Collection[str],
+    now: ModelRef | None,
+    *,
+    at: str,
+) -> tuple[Book, UpdateState | None]:
+    pipeline = assignment.pipeline
+    model = Installed(name=assignment.model.name, version=assignment.model.version)
+
+    def told(phase: str, code: str = "", reason: str = "") -> UpdateState:
+        return UpdateState(
+            pipeline=pipeline,
+            phase=msgspec.convert(phase, UpdateState.__annotations__["phase"]),
+            model=assignment.model,
+            running_model=now,
+            fencing_token=twin.fencing_token,
+            at=at,
+            code=code,
+            reason=reason,
+        )
+
+    if pipeline not in pipelines:
+        return book, told("refused", "unknown-pipeline", f"this gateway has no pipeline {pipeline}")
+    slot = book.slot(pipeline)
+    if slot.active == model and slot.wanted is None:
+        slot = msgspec.structs.replace(slot, token=twin.fencing_token)
+        phase = "pinned" if slot.pinned is not None else "trial" if slot.trial is not None else "running"
+        return book.with_slot(pipeline, slot), told(phase)
+    if (blocked := slot.is_blocked(model)) is not None:
+        # What was wanted until now is not wanted any more either.
+        slot = msgspec.structs.replace(slot, wanted=None)
+        return book.with_slot(pipeline, slot), told("blocked", blocked.code, blocked.reason)
+    book = slots.accept(pipeline, model, twin.fencing_token, at)(book)
+    if slot.pinned is not None:
+        return book, told("pinned", "pinned", f"a person on the device keeps {slot.pinned.label}")
+    return book, told("waiting")
+
+
+def reported(book: Book, serving: Mapping[str, ModelRef | None], at: str, others: Collection[UpdateState] = ()) -> Twin:
+    """Return what the device says of itself.
+
+    Args:
+        book: the journal.
+        serving: the release that each pipeline runs now.
+        at: now, RFC 3339.
+        others: words about pipelines that this device does not have.
+    """
+    updates = [
+        msgspec.structs.replace(slot.told, running_model=serving.get(name) or slot.told.running_model)
+        for name, slot in sorted(book.pipelines.items())
+        if slot.told is not None
+    ]
+    return Twin(
+        version=book.twin_version,
+        fencing_token=book.fencing_token,
+        at=at,
+        assignments=[Assignment(pipeline=name, model=model) for name, model in sorted(serving.items()) if model],
+        features=book.features,
+        updates=[*updates, *others],
+    )

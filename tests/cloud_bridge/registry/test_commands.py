@@ -1,0 +1,101 @@
+"""The command line of releases, as an operator uses it: the real checks, the real sealing, one release that ships."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cloud_bridge.cli import main
+from tests.cloud_bridge.registry.test_workshop import SHIPPED
+from tests.simulators.releases import write_release
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "bridge.yaml"
+    file.write_text(
+        f"store: {{url: 'sqlite:///{tmp_path}/bridge.db'}}\nidentity: {{trust_domain: sluice.test, directory: id}}\n"
+        "registry: {url: releases, keys: keys}\n"
+    )
+    return file
+
+
+def run(file: Path, *words: str) -> Result:
+    return CliRunner().invoke(main, [*words, "--config", str(file)])
+
+
+def answer(file: Path, *words: str, status: int = 0) -> Any:
+    result = run(file, *words, "--json")
+    assert result.exit_code == status, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    return lines[0] if len(lines) == 1 else lines
+
+
+def test_a_release_goes_from_a_directory_to_the_fleet(file: Path) -> None:
+    begun = answer(file, "registry", "init")
+    assert (file.parent / "keys" / "root.json").is_file()
+    assert [key["role"] for key in begun["keys"]] == ["root"] * 3 + ["timestamp", "snapshot", "targets"]
+    assert run(file, "registry", "init").exit_code == 1
+    published = answer(file, "model", "publish", str(SHIPPED), "--candidate")
+    assert (published["published"], published["state"], published["token"]) == (True, "candidate", 1)
+    assert published["examined"][0]["golden"] == 2
+    assert {one["kind"] for one in published["files"]} == {"artefact", "golden", "manifest"}
+    assert answer(file, "model", "approve", "process-anomaly@1.0.0", "--who", "mara")["approved_by"] == "mara"
+    assert answer(file, "model", "list")["name"] == "process-anomaly"
+    shown = answer(file, "model", "show", "process-anomaly")
+    assert shown["manifest"]["deployment_token"] == 1
+    status = answer(file, "registry", "status")
+    assert (status["releases"], status["roles"]["targets"]["version"]) == (1, 2)
+    out = file.parent / "stick"
+    assert run(file, "registry", "export", str(out)).exit_code == 0
+    assert (out / "metadata" / "timestamp.json").is_file()
+    assert json.loads(run(file, "registry", "root").stdout)["signed"]["version"] == 1
+    yanked = answer(file, "model", "yank", "process-anomaly@1.0.0", "--why", "ghosts", "--revoke-key")
+    assert (yanked["state"], yanked["yanked_why"]) == ("yanked", "ghosts")
+    kinds = {event["kind"] for event in answer(file, "identity", "events")}
+    assert {"registry-initialised", "release-published", "release-approved", "release-yanked"} <= kinds
+
+
+def test_a_refusal_names_every_reason_with_its_remedy(file: Path, tmp_path: Path) -> None:
+    answer(file, "registry", "init")
+    made = write_release(tmp_path / "made", "detector", "1.0.0", b"no model at all")
+    problems = answer(file, "model", "publish", str(made), status=1)["problems"]
+    assert {problem["code"] for problem in problems} == {"no-quality", "no-golden", "does-not-run"}
+    for problem in problems:
+        assert problem["where"]
+        assert problem["remedy"]
+    told = run(file, "model", "publish", str(made))
+    assert told.exit_code == 1
+    assert "or --accept no-golden" in told.stderr
+    assert answer(file, "model", "list") == []
+
+
+def test_two_releases_are_compared(file: Path, tmp_path: Path) -> None:
+    answer(file, "registry", "init")
+    answer(file, "model", "publish", str(SHIPPED))
+    text = (SHIPPED / "manifest.json").read_text().replace('"version": "1.0.0"', '"version": "1.0.1"')
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    for part in SHIPPED.iterdir():
+        (newer / part.name).write_bytes(part.read_bytes())
+    (newer / "manifest.json").write_text(text.replace('"summary": "', '"summary": "Better: '))
+    answer(file, "model", "publish", str(newer))
+    found = answer(file, "model", "diff", "process-anomaly@1.0.0", "process-anomaly")
+    assert found["travel"] == {"cpu-int8": {"full": 0, "patch": 0}}, "the weights are the same"
+    assert list(found["manifest"]) == ["summary"]
+
+
+def test_without_the_section_the_command_says_what_is_missing(file: Path) -> None:
+    file.write_text(file.read_text().replace("registry: {url: releases, keys: keys}\n", ""))
+    result = run(file, "model", "list")
+    assert (result.exit_code, "no section `registry`" in result.stderr) == (2, True)
+
+
+def test_a_key_is_made_anywhere(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["registry", "keygen", str(tmp_path / "targets.pem")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "targets.pem").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "targets.pem.pub").is_file()
+    assert CliRunner().invoke(main, ["registry", "keygen", str(tmp_path / "targets.pem")]).exit_code == 1

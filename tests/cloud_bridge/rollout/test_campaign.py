@@ -1,0 +1,445 @@
+"""Rollouts from the first wave to the last, and back: the bridge's code on one side, the device's on the other."""
+
+import itertools
+import random
+
+import pytest
+
+from cloud_bridge.identity.database import Database
+from cloud_bridge.rollout.errors import RolloutError
+from cloud_bridge.rollout.plan import Arm
+from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.waves import labels_of
+from cloud_bridge.twins.desired import find_desired, one_desired
+from cloud_bridge.twins.labels import set_labels
+from cloud_bridge.twins.reported import put_report
+from gateway.wire.messages import Twin, encode
+from tests.cloud_bridge.rollout.kit import NEW, OLD, Registered, Stage
+from tests.simulators.ota_device import OtaDevice, slow
+
+
+def kinds(stage: Stage, rollout_id: str) -> list[str]:
+    return [one.kind for one in stage.desk.report(rollout_id).history]
+
+
+def test_a_good_release_goes_from_one_device_to_all(database: Database) -> None:
+    stage = Stage(database)
+    stage.add(20)
+    made = stage.desk.create(stage.plan("1, 25%, rest"))
+    stage.turn()
+    assert len(stage.running(NEW)) == 1
+    for _ in range(60):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert len(stage.running(NEW)) == 20
+    assert kinds(stage, made.id) == [
+        "created", "wave-started", "settled", "wave-passed", "wave-started", "settled", "wave-passed",
+        "wave-started", "settled", "done",
+    ]  # fmt: skip
+    assert [wave.devices for wave in stage.desk.report(made.id).waves] == [1, 4, 15]
+
+
+def test_a_wave_soaks_before_the_next_begins(stage: Stage) -> None:
+    stage.add(4)
+    stage.desk.create(stage.plan("1, rest", soak_seconds=1800))
+    for _ in range(29):
+        stage.turn()
+    assert len(stage.running(NEW)) == 1
+    for _ in range(5):
+        stage.turn()
+    assert len(stage.running(NEW)) == 4
+
+
+def bad_on_some(stage: Stage, every: int) -> list[OtaDevice]:
+    devices = stage.add(40)
+    bad = devices[::every]
+    for device in bad:
+        device.trials = slow
+    return bad
+
+
+def test_a_rollout_halts_at_the_failing_share_and_gives_the_wave_back(database: Database) -> None:
+    stage = Stage(database)
+    bad = bad_on_some(stage, 4)
+    made = stage.desk.create(stage.plan("50%, rest"))
+    for _ in range(30):
+        stage.turn()
+    report = stage.desk.report(made.id)
+    assert report.rollout.phase == "halted"
+    assert "failing-share" in report.rollout.reason
+    assert "latency" in report.rollout.reason
+    assert stage.running(NEW) == []
+    assert (report.returned, report.recovered) == (20, 20)
+    assert max(len(device.fetched) for device in bad) == 1
+    assert sum(device.received for device in stage.devices.values()) == 40  # one twin there and one back, for twenty
+
+
+def test_without_gates_the_same_release_goes_on_to_all(stage: Stage) -> None:
+    bad = bad_on_some(stage, 4)
+    made = stage.desk.create(stage.plan("50%, rest", gates=False))
+    for _ in range(40):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert len(stage.running(NEW)) == 40 - len(bad)
+
+
+def test_waves_before_the_failing_one_stay_unless_all_is_to_be_taken_back(stage: Stage) -> None:
+    devices = stage.add(10)
+    made = stage.desk.create(stage.plan("5, rest"))
+    stage.turn()
+    first = set(stage.running(NEW))
+    for device in devices:
+        if device.name not in first:
+            device.trials = slow
+    for _ in range(30):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "halted"
+    assert set(stage.running(NEW)) == first
+    stage.desk.act(made.id, "abort")
+    stage.turn()
+    assert stage.running(NEW) == []
+
+
+def test_on_halt_all_takes_everything_back(stage: Stage) -> None:
+    devices = stage.add(10)
+    made = stage.desk.create(stage.plan("5, rest", on_halt="all"))
+    stage.turn()
+    first = set(stage.running(NEW))
+    for device in devices:
+        if device.name not in first:
+            device.trials = slow
+    for _ in range(30):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "halted"
+    assert stage.running(NEW) == []
+
+
+def test_a_restarted_bridge_goes_on_where_the_last_one_stopped(stage: Stage) -> None:
+    stage.add(10)
+    made = stage.desk.create(stage.plan("1, 50%, rest"))
+    for _ in range(60):
+        stage.restarted()
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert len(stage.running(NEW)) == 10
+    assert all(device.received == 1 for device in stage.devices.values())
+
+
+def test_two_bridges_on_one_database_do_everything_once(stage: Stage) -> None:
+    stage.add(10)
+    made = stage.desk.create(stage.plan("1, rest"))
+    other = stage.restarted()
+    stage.restarted()
+    for _ in range(40):
+        other.tick()
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert all(device.received == 1 for device in stage.devices.values())
+
+
+def test_an_offline_device_is_pending_and_catches_up_later(stage: Stage) -> None:
+    stage.add(4)
+    gone = "gw-002"
+    stage.store.see(gone, state="offline", seen_ns=stage.now_ns - 1)
+    stage.delivers = lambda name: name != gone
+    made = stage.desk.create(stage.plan("rest", pending_hours=2.0))
+    for _ in range(30):
+        stage.turn()
+    stands = {one.member.gateway: one for one in stage.desk.report(made.id).stands}
+    assert (stands[gone].standing, stands[gone].code) == ("pending", "offline")
+    assert stage.rollout(made.id).phase == "done"  # the three others are enough
+    for _ in range(120):
+        stage.turn()
+    stands = {one.member.gateway: one for one in stage.desk.report(made.id).stands}
+    assert (stands[gone].standing, stands[gone].code) == ("left", "offline")
+    stage.delivers = lambda name: True
+    stage.deliver()
+    assert gone in stage.running(NEW)
+
+
+def test_a_wave_that_is_offline_holds_the_rollout_up(stage: Stage) -> None:
+    stage.add(3)
+    for name in stage.devices:
+        stage.store.see(name, state="offline", seen_ns=stage.now_ns)
+    stage.delivers = lambda name: False
+    made = stage.desk.create(stage.plan("1, rest"))
+    for _ in range(60):
+        stage.turn()
+    assert (stage.rollout(made.id).phase, stage.rollout(made.id).wave) == ("running", 0)
+    stage.delivers = lambda name: True
+    for _ in range(60):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+
+
+def test_a_release_that_fails_late_halts_although_its_wave_has_passed(stage: Stage) -> None:
+    stage.add(10)
+    made = stage.desk.create(stage.plan("4, rest", soak_seconds=600, silent_minutes=5.0))
+    for _ in range(15):
+        stage.turn()
+    assert stage.rollout(made.id).wave == 1
+    first = {one.member.gateway for one in stage.desk.report(made.id).stands if one.member.wave == 0}
+    for name in first:
+        stage.store.see(name, state="offline", seen_ns=stage.now_ns)
+    for _ in range(9):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "halted"
+    assert "4 of 10 devices fail (silent 4)" in stage.rollout(made.id).reason
+
+
+def test_a_bridge_that_was_away_does_not_take_its_own_silence_for_that_of_devices(stage: Stage) -> None:
+    stage.add(3)
+    made = stage.desk.create(stage.plan("rest", soak_seconds=7200, silent_minutes=5.0))
+    stage.turn()
+    stage.now_ns += 60 * 60_000_000_000  # nobody looks for an hour
+    stage.store.see("gw-001", state="offline", seen_ns=stage.now_ns - 59 * 60_000_000_000)
+    stage.restarted()
+    stage.turn()
+    assert stage.rollout(made.id).phase == "running"
+    for _ in range(6):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "halted"
+
+
+def test_a_device_that_goes_silent_with_the_release_counts_as_failing(stage: Stage) -> None:
+    stage.add(3)
+    made = stage.desk.create(stage.plan("1, rest", soak_seconds=3600, silent_minutes=5.0))
+    stage.turn()
+    (canary,) = stage.running(NEW)
+    stage.store.see(canary, state="offline", seen_ns=stage.now_ns)
+    for _ in range(8):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "halted"
+    assert "silent" in stage.rollout(made.id).reason
+
+
+def test_a_device_that_says_good_bye_is_no_failure(stage: Stage) -> None:
+    stage.add(3)
+    made = stage.desk.create(stage.plan("1, rest", silent_minutes=5.0))
+    stage.turn()
+    (canary,) = stage.running(NEW)
+    stage.store.see(canary, state="stopped", seen_ns=stage.now_ns)
+    for _ in range(40):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+
+
+def test_a_shift_in_confidence_halts_in_the_first_wave(stage: Stage) -> None:
+    stage.add(5)
+    chance = random.Random(3)
+    stage.play(60)
+    made = stage.desk.create(stage.plan("1, rest", soak_seconds=7200))
+    stage.play(60, scores=lambda device: chance.betavariate(8, 2) * (0.8 if device.model == NEW.ref else 1.0))
+    rollout = stage.rollout(made.id)
+    assert rollout.phase == "halted"
+    assert rollout.reason.startswith("drift: scores lower")
+    assert rollout.wave == 0
+    assert stage.running(NEW) == []
+
+
+def test_the_same_confidence_passes(stage: Stage) -> None:
+    stage.add(5)
+    stage.play(60)
+    made = stage.desk.create(stage.plan("1, rest", soak_seconds=1800))
+    stage.play(90)
+    assert stage.rollout(made.id).phase == "done"
+    assert stage.rollout(made.id).seen.looks > 3
+
+
+def test_looks_that_were_spent_stay_spent_over_a_restart(stage: Stage) -> None:
+    stage.add(2)
+    stage.play(30)
+    made = stage.desk.create(stage.plan("1, rest", soak_seconds=7200))
+    stage.play(30)
+    before = stage.rollout(made.id).seen
+    assert before.looks > 0
+    stage.restarted()
+    stage.turn(0.1)
+    after = stage.rollout(made.id).seen
+    assert after.looks in {before.looks, before.looks + 1}
+    assert after.events >= before.events
+
+
+def test_a_slower_release_halts(stage: Stage) -> None:
+    stage.add(3)
+    for minute in range(30):
+        for name in stage.devices:
+            at_ns = stage.now_ns - (60 - minute) * 60_000_000_000
+            stage.store.add_measure(name, OLD.ref, at_ns, at_ns + 60_000_000_000, latency_ms=5.0)
+    made = stage.desk.create(stage.plan("1, rest", soak_seconds=7200))
+    for _ in range(30):
+        stage.turn()
+        for name in stage.running(NEW):
+            stage.store.add_measure(name, NEW.ref, stage.now_ns, stage.now_ns + 60_000_000_000, latency_ms=40.0)
+    assert stage.rollout(made.id).reason.startswith("latency")
+
+
+def test_labels_choose_waves_and_arms(stage: Stage) -> None:
+    stage.add(6)
+    with stage.database.transaction() as tx:
+        for number in range(6):
+            set_labels(tx, f"gw-{number:03}", {"site": "a" if number < 3 else "b", "arm": "x" if number % 2 else "y"})
+    other = Release("detector", "2.0.0")
+    made = stage.desk.create(
+        stage.plan(
+            "site=b, rest", release=None, arms=[Arm(labels_of(["arm=x"]), NEW), Arm(labels_of(["arm=y"]), other)]
+        )
+    )
+    stage.turn()
+    assert stage.running(NEW) == ["gw-003", "gw-005"]
+    assert stage.running(other) == ["gw-004"]
+    for _ in range(40):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert (len(stage.running(NEW)), len(stage.running(other))) == (3, 3)
+
+
+def test_the_devices_of_a_wave_are_told_one_after_the_other(stage: Stage) -> None:
+    stage.add(40)
+    stage.desk.create(stage.plan("rest", spread_seconds=600.0))
+    counts = []
+    for _ in range(12):
+        stage.turn()
+        counts.append(len(stage.running(NEW)))
+    steps = [after - before for before, after in itertools.pairwise(counts)]
+    assert counts[-1] == 40
+    assert max(steps) <= 12
+    assert sum(1 for step in steps if step) >= 7
+
+
+def test_a_token_of_a_device_that_is_ahead_is_overtaken_by_the_wave(stage: Stage) -> None:
+    (device,) = stage.add(1)
+    ahead = stage.now_ns // 10**6 + 10**6
+    twin = Twin(version=1, fencing_token=ahead, at="")
+    device.take(encode(twin))
+    with stage.database.transaction() as tx:
+        put_report(tx, device.name, encode(twin), twin, stage.now_ns)
+    stage.desk.create(stage.plan("rest"))
+    stage.turn()
+    assert (device.refused, stage.running(NEW)) == (0, [device.name])
+
+
+@pytest.mark.parametrize("baseline", [None, OLD])
+def test_a_device_that_told_of_no_release_before_goes_back_to_the_baseline_if_there_is_one(
+    stage: Stage, baseline: Release | None
+) -> None:
+    stage.add(1)
+    stage.store.models["gw-000"] = None
+    made = stage.desk.create(stage.plan("rest", baseline=baseline))
+    stage.turn()
+    assert stage.running(NEW) == ["gw-000"]
+    stage.desk.act(made.id, "abort")
+    stage.turn()
+    detail = stage.desk.report(made.id).history[-1].detail
+    assert stage.running(NEW) == ([] if baseline else ["gw-000"])
+    assert ("give --baseline): gw-000" in detail) == (baseline is None)
+
+
+def test_pause_gives_out_nothing_more_and_resume_goes_on(stage: Stage) -> None:
+    stage.add(4)
+    made = stage.desk.create(stage.plan("1, rest"))
+    stage.turn()
+    stage.desk.act(made.id, "pause")
+    for _ in range(40):
+        stage.turn()
+    assert len(stage.running(NEW)) == 1
+    stage.desk.act(made.id, "resume")
+    for _ in range(40):
+        stage.turn()
+    assert len(stage.running(NEW)) == 4
+
+
+def test_a_halted_rollout_can_be_resumed_when_the_cause_is_gone(stage: Stage) -> None:
+    devices = stage.add(2)
+    for device in devices:
+        device.trials = slow
+    made = stage.desk.create(stage.plan("1, rest"))
+    for _ in range(5):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "halted"
+    stage.desk.act(made.id, "resume")
+    for _ in range(5):
+        stage.turn()
+    # The device blocks what it has taken back, and says so again: the rollout halts at once, and fetches nothing.
+    assert stage.rollout(made.id).phase == "halted"
+    assert max(len(device.fetched) for device in devices) == 1
+
+
+def test_what_is_over_cannot_be_moved(stage: Stage) -> None:
+    stage.add(1)
+    made = stage.desk.create(stage.plan("rest"))
+    stage.desk.act(made.id, "abort")
+    with pytest.raises(RolloutError, match="is aborted; it cannot be paused"):
+        stage.desk.act(made.id, "pause")
+
+
+def test_a_pipeline_has_one_rollout_at_a_time(stage: Stage) -> None:
+    stage.add(1)
+    stage.desk.create(stage.plan("rest"))
+    with pytest.raises(RolloutError, match="still running"):
+        stage.desk.create(stage.plan("rest"))
+
+
+def test_a_rollout_for_nobody_is_refused(stage: Stage) -> None:
+    with pytest.raises(RolloutError, match="no gateway has told"):
+        stage.desk.create(stage.plan("rest"))
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("unknown", "not in the registry"), ("yanked", "taken out"), ("candidate", "nobody has approved")],
+)
+def test_only_released_releases_are_given_out(stage: Stage, state: str, words: str) -> None:
+    stage.add(1)
+    releases = Registered()
+    if state != "unknown":
+        releases.states[NEW] = "yanked" if state == "yanked" else "candidate"
+    refusing = Stage(stage.database, releases)
+    refusing.add(1)
+    with pytest.raises(RolloutError, match=words):
+        refusing.desk.create(refusing.plan("rest"))
+    if state == "candidate":
+        assert refusing.desk.create(refusing.plan("rest"), allow_candidate=True).phase == "running"
+
+
+def test_a_release_that_is_yanked_meanwhile_halts_before_the_next_wave(stage: Stage) -> None:
+    releases = Registered({NEW: "approved"})
+    registered = Stage(stage.database, releases)
+    registered.add(4)
+    made = registered.desk.create(registered.plan("1, rest"))
+    registered.turn()
+    releases.states[NEW] = "yanked"
+    for _ in range(30):
+        registered.turn()
+    assert registered.rollout(made.id).phase == "halted"
+    assert "taken out" in registered.rollout(made.id).reason
+    assert len(registered.running(NEW)) == 1
+
+
+def test_a_store_that_is_away_stops_nothing_for_good(stage: Stage) -> None:
+    stage.add(4)
+    made = stage.desk.create(stage.plan("1, rest"))
+    stage.turn()
+    stage.store.away = True
+    for _ in range(20):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "running"
+    stage.store.away = False
+    for _ in range(30):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+
+
+def test_tokens_only_rise_and_a_rollback_has_a_higher_one(stage: Stage) -> None:
+    stage.add(1)
+    made = stage.desk.create(stage.plan("rest"))
+    stage.turn()
+    with stage.database.transaction() as tx:
+        there = one_desired(tx, "gw-000")
+    stage.desk.act(made.id, "abort")
+    with stage.database.transaction() as tx:
+        back = find_desired(tx)["gw-000"]
+    assert there is not None
+    assert back.token > there.token
+    assert back.version > there.version
+    assert back.model_of("camera") == OLD.ref

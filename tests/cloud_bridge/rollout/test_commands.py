@@ -1,0 +1,104 @@
+"""`cloud-bridge fleet` and `cloud-bridge rollout`, as an operator types them, beside a store that is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cloud_bridge.cli import main
+from cloud_bridge.store.sqlite import SqliteStore
+from cloud_bridge.values import Intake
+from gateway.wire.messages import Availability, PipelineStatus
+from tests.cloud_bridge.rollout.kit import OLD
+from tests.simulators.samples import AT
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    store = SqliteStore(tmp_path / "bridge.db")
+    status = PipelineStatus(pipeline="camera", state="running", source_state="streaming", at=AT, model=OLD.ref)
+    names = [f"gw-{number}" for number in range(4)]
+    store.ingest(
+        Intake(
+            1,
+            availability=tuple((name, Availability(state="online", at=AT)) for name in names),
+            statuses=tuple((name, status) for name in names),
+        )
+    )
+    store.close()
+    file = tmp_path / "bridge.yaml"
+    file.write_text(f"store: {{url: 'sqlite:///{tmp_path}/bridge.db'}}\nrollout: {{enabled: true}}\n")
+    return file
+
+
+def run(config: Path, *words: str, status: int = 0) -> str:
+    result = CliRunner().invoke(main, [*words, "--config", str(config)])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_devices_are_labelled_listed_and_unlabelled(config: Path) -> None:
+    assert run(config, "fleet", "label", "gw-1", "site=berlin", "ring=canary") == "gw-1 [ring=canary site=berlin]\n"
+    assert run(config, "fleet", "label", "gw-1", "ring-") == "gw-1 [site=berlin]\n"
+    listed = run(config, "fleet", "list", "--label", "site=berlin", "--json")
+    plain = json.loads(listed)
+    assert (plain["gateway"], plain["labels"]) == ("gw-1", {"site": "berlin"})
+    assert plain["pipelines"] == {"camera": "detector@1.0.0"}
+    assert len(run(config, "fleet", "list").splitlines()) == 4
+
+
+def test_features_are_switched_by_label(config: Path) -> None:
+    run(config, "fleet", "label", "gw-1", "site=a")
+    assert run(config, "fleet", "feature", "snapshots=on", "--label", "site=a").startswith("1 devices are told")
+    assert "+snapshots" in run(config, "fleet", "list")
+    assert "no device is labelled" in run(config, "fleet", "feature", "snapshots=on", "--label", "site=b", status=1)
+    assert "is no switch" in run(config, "fleet", "feature", "snapshots=maybe", "--gateway", "gw-1", status=1)
+
+
+def test_a_rollout_is_created_looked_at_and_moved(config: Path) -> None:
+    words = (
+        "--model",
+        "detector@1.1.0",
+        "--pipeline",
+        "camera",
+        "--waves",
+        "1, site=a, rest",
+        "--soak",
+        "30m",
+        "--json",
+    )
+    made = json.loads(run(config, "rollout", "create", *words))
+    assert (made["phase"], made["waves"], made["soak_seconds"]) == ("running", ["1", "site=a", "rest"], 1800.0)
+    assert json.loads(run(config, "rollout", "list", "--json"))["id"] == made["id"]
+    assert json.loads(run(config, "rollout", "pause", made["id"], "--reason", "Friday", "--json"))["phase"] == "paused"
+    assert run(config, "rollout", "resume", made["id"][:6]).startswith(f"{made['id']} running")
+    status = json.loads(run(config, "rollout", "status", made["id"], "--json"))
+    assert [one["kind"] for one in status["history"]] == ["created", "paused", "resumed"]
+    assert status["history"][1]["detail"] == "Friday"
+    assert "wave site=a: waiting" in run(config, "rollout", "status", made["id"])
+    assert json.loads(run(config, "rollout", "abort", made["id"], "--json"))["phase"] == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "detector", "--pipeline", "camera"), "NAME@VERSION"),
+        (("--pipeline", "camera"), "needs a release"),
+        (("--model", "detector@1.1.0", "--pipeline", "camera", "--waves", "rest, 1"), "put it last"),
+        (("--model", "detector@1.1.0", "--pipeline", "motor"), "no gateway has told"),
+        (("--ab", "detector@1.1.0", "--pipeline", "camera"), "no label"),
+    ],
+)
+def test_what_cannot_be_rolled_out_is_refused_with_the_remedy(config: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in run(config, "rollout", "create", *words, status=1)
+
+
+def test_a_bridge_that_gives_no_rollouts_says_so(config: Path) -> None:
+    config.write_text(config.read_text().replace("enabled: true", "enabled: false"))
+    words = ("--model", "detector@1.1.0", "--pipeline", "camera")
+    assert "rollouts are off" in run(config, "rollout", "create", *words, status=1)
+
+
+def test_an_id_that_is_none_is_refused(config: Path) -> None:
+    assert "no rollout has an id" in run(config, "rollout", "status", "ffff", status=1)

@@ -1,0 +1,191 @@
+"""Twins reach the broker once each, at a pace, and again after a connect; reports are kept, then acknowledged."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from cloud_bridge.errors import StoreError
+from cloud_bridge.identity.database import Database, SqliteDatabase, Transaction
+from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.twins.database import FLEET
+from cloud_bridge.twins.desired import Change, apply_changes, one_desired
+from cloud_bridge.twins.link import TwinLink
+from cloud_bridge.twins.metrics import TwinMetrics
+from cloud_bridge.twins.reported import find_reported
+from gateway.wire.messages import ModelRef, Twin, decode, encode
+
+NOW_NS = 1_790_000_000 * 10**9
+SECOND_NS = 10**9
+V1 = ModelRef(name="m", version="1.0.0")
+
+
+@dataclass(slots=True)
+class BrokerInMemory:
+    """Knobs: `connected`; `takes` is how many publishes it takes before it refuses."""
+
+    connected: bool = True
+    takes: int = 1_000_000
+    waiting: list[Incoming] = field(default_factory=list)
+    acknowledged: list[Incoming] = field(default_factory=list)
+    published: list[tuple[str, Twin]] = field(default_factory=list)
+
+    def check(self) -> None:
+        pass
+
+    def gather(self, messages: int, size_bytes: int, timeout_seconds: float) -> list[Incoming]:
+        taken, self.waiting = self.waiting[:messages], self.waiting[messages:]
+        return taken
+
+    def acknowledge(self, messages: Sequence[Incoming]) -> int:
+        self.acknowledged += messages
+        return len(messages)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = True) -> bool:
+        assert retain
+        if not self.takes:
+            return False
+        self.takes -= 1
+        self.published.append((topic, decode(payload, Twin)))
+        return True
+
+    def say(self, topic: str, payload: bytes) -> None:
+        self.waiting.append(Incoming(topic, payload, 1, 1, 1, 0, retained=True))
+
+
+@dataclass(slots=True)
+class Breakable:
+    """A database that can be taken away."""
+
+    database: Database
+    away: bool = False
+
+    @contextmanager
+    def transaction(self, *, durable: bool = True) -> Iterator[Transaction]:
+        if self.away:
+            raise StoreError("away")
+        with self.database.transaction(durable=durable) as tx:
+            yield tx
+
+    def close(self) -> None:
+        self.database.close()
+
+
+class Desk:
+    def __init__(self, directory: Path) -> None:
+        self.broker = BrokerInMemory()
+        self.database = Breakable(SqliteDatabase(directory / "fleet.db", FLEET))
+        self.now_ns = NOW_NS
+        self.registry = CollectorRegistry()
+        self.link = TwinLink(
+            self.broker,
+            self.database,
+            TwinMetrics(self.registry),
+            root="sluice",
+            twins_per_second=100.0,
+            wall_ns=lambda: self.now_ns,
+            monotonic_ns=lambda: self.now_ns,
+        )
+
+    def give(self, *names: str, due_ns: int = 0) -> int:
+        with self.database.transaction() as tx:
+            return apply_changes(tx, [Change(name, "camera", V1, due_ns) for name in names], self.now_ns)
+
+    def turn(self, seconds: float = 1.0) -> None:
+        self.now_ns += int(seconds * SECOND_NS)
+        self.link.turn()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    yield made
+    made.database.close()
+
+
+def test_a_twin_is_told_once_and_again_when_it_changes(desk: Desk) -> None:
+    first = desk.give("gw-1")
+    for _ in range(3):
+        desk.turn()
+    second = desk.give("gw-1")
+    desk.turn()
+    topics = {topic for topic, _ in desk.broker.published}
+    assert topics == {"sluice/v1/gw-1/twin/desired"}
+    assert [twin.fencing_token for _, twin in desk.broker.published] == [first, second]
+
+
+def test_after_a_connect_everything_is_told_again(desk: Desk) -> None:
+    desk.give("gw-1", "gw-2")
+    desk.turn()
+    desk.broker.connected = False
+    desk.turn()
+    desk.broker.connected = True
+    desk.turn()
+    assert len(desk.broker.published) == 4
+
+
+def test_nothing_is_told_before_it_is_due(desk: Desk) -> None:
+    desk.give("gw-1", due_ns=NOW_NS + 10 * SECOND_NS)
+    desk.turn(9)
+    assert desk.broker.published == []
+    desk.turn(1)
+    assert len(desk.broker.published) == 1
+
+
+def test_twins_go_out_at_a_pace(desk: Desk) -> None:
+    desk.give(*(f"gw-{number}" for number in range(250)))
+    counts = []
+    for _ in range(4):
+        desk.turn()
+        counts.append(len(desk.broker.published))
+    assert counts == [100, 200, 250, 250]
+
+
+def test_what_the_broker_did_not_take_is_told_later(desk: Desk) -> None:
+    desk.give("gw-1", "gw-2")
+    desk.broker.takes = 1
+    desk.turn()
+    desk.broker.takes = 10
+    desk.turn()
+    assert [topic.split("/")[2] for topic, _ in desk.broker.published] == ["gw-1", "gw-2"]
+
+
+def test_a_report_is_kept_before_it_is_acknowledged(desk: Desk) -> None:
+    desk.broker.say("sluice/v1/gw-1/twin/reported", encode(Twin(version=1, fencing_token=5, at="")))
+    desk.database.away = True
+    desk.turn()
+    assert desk.broker.acknowledged == []
+    desk.database.away = False
+    desk.turn()
+    assert len(desk.broker.acknowledged) == 1
+    with desk.database.transaction() as tx:
+        assert find_reported(tx)["gw-1"].twin.fencing_token == 5
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"{", b"[]", b'{"version":1,"fencing_token":-1,"at":""}', b"x" * 300_000, b"\xff"]
+)
+def test_what_is_no_report_is_acknowledged_counted_and_forgotten(desk: Desk, payload: bytes) -> None:
+    desk.broker.say("sluice/v1/gw-1/twin/reported", payload)
+    desk.broker.say("sluice/v1/gw-1/twin/desired", b"{}")
+    desk.turn()
+    assert len(desk.broker.acknowledged) == 2
+    with desk.database.transaction() as tx:
+        assert find_reported(tx) == {}
+
+
+def test_a_device_with_a_higher_token_gets_its_twin_again_above_it(desk: Desk) -> None:
+    desk.give("gw-1")
+    desk.turn()
+    ahead = NOW_NS // 10**6 + 3_600_000
+    desk.broker.say("sluice/v1/gw-1/twin/reported", encode(Twin(version=9, fencing_token=ahead, at="")))
+    desk.turn()
+    with desk.database.transaction() as tx:
+        found = one_desired(tx, "gw-1")
+    assert found is not None
+    assert found.token == ahead + 1
+    assert desk.broker.published[-1][1].fencing_token == ahead + 1
+    assert desk.registry.get_sample_value("bridge_twins_overtaken_total") == 1

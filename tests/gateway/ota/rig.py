@@ -1,0 +1,280 @@
+"""One device for updates: a vault, a store, a real pipeline over a simulated sensor, the agent, a repository."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from gateway.config import Interest, MqttSource, Ota, Trial
+from gateway.config import Pipeline as PipelineSettings
+from gateway.config import Vault as VaultSettings
+from gateway.health.metrics import Metrics
+from gateway.inference.bundle import ReleaseStore
+from gateway.inference.litert import LiteRtBackend
+from gateway.inference.model import Model
+from gateway.inference.select import load_model
+from gateway.ota.agent import Around, OtaAgent
+from gateway.ota.bay import Bay
+from gateway.ota.figures import OtaMetrics
+from gateway.ota.install import Installer
+from gateway.ota.journal import Installed, Journal, Slot
+from gateway.ota.watch import Watch
+from gateway.pipeline import Pipeline, Surroundings
+from gateway.preprocess.preparation import preparation_for
+from gateway.sealing import SealedModels
+from gateway.values import Capture, Entry, Inference, Receipt, Sample, SampleBlock
+from gateway.vault.vault import Vault
+from gateway.wire.messages import Assignment, ModelRef, Twin, encode
+from tests.simulators.release_repository import ReleaseRepository
+from tests.simulators.waiting import wait_for
+
+NEVER = Path("/nonexistent/appliance")
+NAME = "probe"
+
+
+@dataclass
+class Sensor:
+    """Gives blocks of four samples at a pace; `value` is what they hold, and may be changed."""
+
+    value: float = 1.0
+    every_seconds: float = 0.005
+    noise: float = 0.0
+    name: str = "sensor"
+    channels: int = 1
+    drops: dict[str, int] = field(default_factory=dict)
+    _closed: threading.Event = field(default_factory=threading.Event)
+
+    def captures(self) -> Iterator[Capture]:
+        """Yield blocks until closed."""
+        rng = np.random.default_rng(1)
+        self._closed = threading.Event()
+        while not self._closed.wait(self.every_seconds):
+            block = np.full((4, self.channels), self.value, np.float32)
+            block += rng.normal(0, self.noise or 1e-9, block.shape).astype(np.float32)
+            yield SampleBlock(self.name, time.time_ns(), time.monotonic_ns(), 100.0, block)
+
+    def close(self) -> None:
+        """Let `captures` end."""
+        self._closed.set()
+
+
+@dataclass
+class Record:
+    """Counts what the pipeline answered, beside the watch of the agent."""
+
+    watch: Watch
+    versions: list[str] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+
+    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None:
+        """Note and pass on."""
+        self.versions.append(inference.model.version)
+        self.sequences.append(inference.sequence)
+        self.watch.answered(sample, inference, seconds)
+
+    def failed(self, model: ModelRef, error: Exception) -> None:
+        """Pass on."""
+        self.watch.failed(model, error)  # type: ignore[arg-type]  # an InferenceError
+
+    def swapped(self, model: ModelRef, gap_seconds: float) -> None:
+        """Note and pass on."""
+        self.gaps.append(gap_seconds)
+        self.watch.swapped(model, gap_seconds)
+
+
+class Device:
+    """A device with one pipeline, `motor`. `start` begins it, `stop` ends it, `restart` is a clean one."""
+
+    def __init__(
+        self, root: Path, repository: ReleaseRepository, *, trial: Trial | None = None, model: str = NAME
+    ) -> None:
+        self.root = root
+        self.repository = repository
+        self.trial = trial or Trial(seconds=1.0, min_inferences=60)
+        self.settings = PipelineSettings(source="sensor", model=model, interest=Interest(measure_every_seconds=60.0))
+        self.releases = root / "releases"
+        self.state = root / "state"
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.sensor = Sensor()
+        self.notices: list[tuple[str, str]] = []
+        self.reports: list[Twin] = []
+        self.entries: list[Entry] = []
+        self.room: int | None = None
+        self.connects = 1
+        self.renewals = 0
+        self.vault = Vault.open(VaultSettings(level="software"), self.state, appliance_marker=NEVER)
+        self.vault.initialise()
+        self.models = SealedModels(self.vault)
+        self.grants = True
+        self._threads: list[threading.Thread] = []
+        self._make()
+
+    def _make(self) -> None:
+        self.journal = Journal(self.state)
+        self.metrics = CollectorRegistry()
+        ota = Ota(root_file=Path("root.json"), trial=self.trial, refresh_seconds=3600.0)
+        installer = Installer(
+            self.vault,
+            self.repository,
+            self.state / "ota",
+            room=lambda: self.room,
+            backends=lambda _settings: (LiteRtBackend(),),
+        )
+        self.agent = OtaAgent(
+            ota,
+            self.journal,
+            self.repository,
+            installer,
+            Around(
+                there=self.there,
+                report=self._report,
+                connects=lambda: self.connects,
+                renew=self._renew,
+                note=lambda code, _severity, detail: self.notices.append((code, detail)),
+                metrics=OtaMetrics(self.metrics),
+                draw=lambda: 0.0,
+            ),
+        )
+        self.watch = Watch()
+        self.record = Record(self.watch)
+        self.bay = Bay(self.settings, self.load, self.watch)
+        self.agent.add("motor", self.bay)
+        self.left = threading.Event()
+        self.pipeline = Pipeline(
+            "motor",
+            self.settings,
+            MqttSource(topic="a", rate_hz=100.0),
+            Surroundings(
+                gateway="gw",
+                time_zone=UTC,
+                open_source=lambda: self.sensor,
+                load_model=lambda: self.load(self.agent.run_begins("motor")),
+                submit=self._submit,
+                publish=lambda _entries: None,
+                instruments=Metrics(),
+                new_id=str,
+                wall_ns=time.time_ns,
+                monotonic_ns=time.monotonic_ns,
+                spectator=self.record,
+                leave=lambda _error: self.left.set(),
+            ),
+        )
+        self.bay.host = self.pipeline
+
+    # ---- life ---------------------------------------------------------------------------------------
+
+    def start(self) -> "Device":
+        """Begin pipeline and agent."""
+        self._run_pipeline()
+        self._threads.append(threading.Thread(target=self.agent._both, name="test-ota", daemon=True))
+        self._threads[-1].start()
+        wait_for(lambda: self.record.versions, seconds=20, what="an answer")
+        return self
+
+    def _run_pipeline(self) -> None:
+        def run() -> None:
+            self.pipeline.run()
+            self.agent.run_ended("motor")
+
+        self._threads.append(threading.Thread(target=run, name="test-infer", daemon=True))
+        self._threads[-1].start()
+
+    def rerun(self) -> None:
+        """Run the pipeline again, as the supervisor does after a run that was left."""
+        self.left.clear()
+        self._run_pipeline()
+
+    def stop(self) -> None:
+        """End both cleanly."""
+        self.agent.stop()
+        self.pipeline.stop()
+        for thread in self._threads:
+            thread.join(10)
+        self._threads.clear()
+        self.bay.let_go()
+
+    def restart(self) -> None:
+        """End both and begin again, from the disk."""
+        self.stop()
+        self._make()
+        self.start()
+
+    # ---- wishes and answers -------------------------------------------------------------------------
+
+    def desire(self, version: str, token: int, *, number: int = 1) -> None:
+        """Hand over a twin that gives the pipeline a release."""
+        given = Assignment(pipeline="motor", model=ModelRef(name=NAME, version=version))
+        twin = Twin(version=number, fencing_token=token, at="2026-01-01T00:00:00Z", assignments=[given])
+        self.agent.take_desired(encode(twin))
+
+    def phase(self) -> tuple[str, str, str]:
+        """Return phase, version and code of the last word."""
+        told = self.slot.told
+        return ("", "", "") if told is None else (told.phase, told.model.version, told.code)
+
+    def reaches(self, phase: str, version: str, code: str = "", seconds: float = 30.0) -> None:
+        """Wait for a word."""
+        try:
+            wait_for(lambda: self.phase() == (phase, version, code), seconds=seconds, what=f"{phase} {version} {code}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.phase()}: {self.slot}") from error
+
+    @property
+    def slot(self) -> Slot:
+        """Of the pipeline."""
+        return self.journal.book.slot("motor")
+
+    @property
+    def serving(self) -> str:
+        """The version that answers."""
+        ref = self.bay.serving
+        return ref.version if ref is not None else ""
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return a metric of updates."""
+        return self.metrics.get_sample_value(name, labels) or 0.0
+
+    # ---- what is around -----------------------------------------------------------------------------
+
+    def store(self) -> ReleaseStore:
+        """Where the device finds releases."""
+        return ReleaseStore([self.releases], packaged=self.root / "none", sealed=self.models.directory)
+
+    def there(self) -> list[tuple[str, str]]:
+        """What lies there."""
+        return [(each.name, each.version) for each in self.store().releases()]
+
+    def load(self, label: str) -> Model:
+        """Load a release."""
+        settings = msgspec.structs.replace(self.settings, model=label)
+        return load_model(self.store(), settings, preparation_for, self.models.open, backends=(LiteRtBackend(),))
+
+    def _report(self, payload: bytes) -> None:
+        self.reports.append(msgspec.json.decode(payload, type=Twin))
+
+    def _renew(self) -> None:
+        self.renewals += 1
+        if self.grants:
+            self.repository.grant(self.vault)
+
+    def _submit(self, entries: Sequence[Entry], done: Callable[[Sequence[Receipt]], None]) -> None:
+        self.entries += entries
+        done(())
+
+
+def digest(content: bytes) -> str:
+    """Return the sha256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def installed(version: str) -> Installed:
+    """Name a release of the tests."""
+    return Installed(name=NAME, version=version)

@@ -1,0 +1,248 @@
+"""Updates of a running pipeline: fetched, proved, swapped in, kept or taken back, and always told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Trial
+from gateway.ota.errors import UnreachableError
+from tests.gateway.ota.releases import release, scorer
+from tests.gateway.ota.rig import Device, digest, installed
+from tests.simulators.bad_models import not_a_number
+from tests.simulators.release_repository import ReleaseRepository
+from tests.simulators.waiting import wait_for
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> ReleaseRepository:
+    return ReleaseRepository(tmp_path / "repository")
+
+
+@pytest.fixture
+def device(tmp_path: Path, repository: ReleaseRepository) -> Iterator[Device]:
+    made = Device(tmp_path / "device", repository)
+    release(made.releases, "1.0.0", scorer(1.0))
+    repository.plain[digest(scorer(1.0))] = scorer(1.0)
+    yield made
+    made.stop()
+
+
+def publish(device: Device, version: str, content: bytes, **more: object) -> None:
+    folder = release(device.repository.directory / "plain", version, content, **more)  # type: ignore[arg-type]
+    device.repository.publish(folder)
+
+
+def test_a_better_release_is_fetched_swapped_in_and_kept(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("trial", "2.0.0")
+    assert device.serving == "2.0.0"
+    device.reaches("running", "2.0.0")
+    wait_for(lambda: device.reports[-1].updates and device.reports[-1].updates[0].swap_gap_ms is not None)
+    (update,) = device.reports[-1].updates
+    assert (update.phase, update.fencing_token, update.attempt) == ("running", 1, 2)  # once without its key
+    assert 0 < update.fetched_bytes <= update.full_bytes
+    assert device.renewals == 1  # for its key, once
+    assert ("model_proven", "pipeline motor keeps probe@2.0.0") in device.notices
+    assert device.metric("model_updates_total", pipeline="motor", outcome="proven") == 1
+    windows = device.record.sequences
+    assert windows == [*range(windows[0], windows[0] + len(windows))], "every window has exactly one answer"
+
+
+def test_after_a_restart_it_is_still_the_new_one_though_the_configuration_names_the_old(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    device.restart()
+    assert device.serving == "2.0.0"
+
+
+def test_one_that_answers_no_numbers_is_taken_back_within_a_minute_blocked_and_told(device: Device) -> None:
+    publish(device, "2.0.0", not_a_number(4), golden=None)
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("reverted", "2.0.0", "not-a-number", seconds=60)
+    wait_for(lambda: device.serving == "1.0.0")
+    wait_for(lambda: device.reports[-1].updates[0].phase == "reverted")
+    assert device.reports[-1].assignments[0].model.version == "1.0.0"
+    answers = len(device.record.versions)
+    wait_for(lambda: len(device.record.versions) > answers, what="answers of the old release")
+    device.desire("2.0.0", token=2)
+    device.reaches("blocked", "2.0.0", "not-a-number")
+    device.restart()
+    assert device.serving == "1.0.0"
+    assert device.slot.blocked
+
+
+def test_without_the_trial_it_would_stay(device: Device) -> None:
+    """The control: the same release, with nothing that could take it back, serves and answers nothing."""
+    device.stop()
+    device.trial = Trial(seconds=0.0, min_inferences=0, max_error_share=1.0)
+    device._make()
+    publish(device, "2.0.0", not_a_number(4), golden=None)
+    device.start()
+    device.sensor.every_seconds = 30.0  # not three samples before the trial is over
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    assert device.serving == "2.0.0"
+
+
+def test_wrong_answers_to_golden_inputs_never_serve(device: Device) -> None:
+    publish(device, "2.0.0", scorer(3.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("refused", "2.0.0", "golden")
+    assert device.serving == "1.0.0"
+    assert set(device.record.versions) == {"1.0.0"}
+    assert device.slot.blocked
+
+
+def test_scores_that_are_distributed_otherwise_take_it_back(device: Device) -> None:
+    device.sensor.noise = 0.05
+    publish(device, "2.0.0", scorer(1.6), golden=(1.0, 1.6))
+    device.start()
+    wait_for(lambda: len(device.watch.reference().scores) >= 200, seconds=20)
+    device.desire("2.0.0", token=1)
+    device.reaches("reverted", "2.0.0", "output-drift")
+    wait_for(lambda: device.serving == "1.0.0")
+
+
+def test_a_shadow_compares_both_before_the_swap(device: Device) -> None:
+    device.stop()
+    device.trial = Trial(seconds=0.5, min_inferences=10, shadow_samples=20)
+    device._make()
+    publish(device, "2.0.0", scorer(1.01), golden=(1.0, 1.01))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    told = device.slot.told
+    assert told is not None
+    assert told.comparison["samples"] == 20
+    assert told.comparison["agreement"] == 1.0
+    assert told.comparison["errors"] == 0
+
+
+def test_an_unreachable_repository_is_waited_for_and_told(device: Device, repository: ReleaseRepository) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    repository.failing = UnreachableError("nobody answers")
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("waiting", "2.0.0", "unreachable")
+    repository.failing = None
+    device.connects += 1
+    device.reaches("running", "2.0.0")
+
+
+def test_a_release_that_is_not_offered_is_refused_and_asked_for_again_later(device: Device) -> None:
+    device.start()
+    device.desire("9.0.0", token=1)
+    device.reaches("refused", "9.0.0", "not-offered")
+    assert device.slot.wanted is not None
+    publish(device, "9.0.0", scorer(1.0))
+    device.connects += 1
+    device.reaches("running", "9.0.0")
+
+
+def test_a_budget_that_cannot_carry_it_is_told_and_nothing_is_fetched(
+    device: Device, repository: ReleaseRepository
+) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.room = 100
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("waiting", "2.0.0", "budget")
+    assert repository.fetched == []
+    device.room = None
+    device.connects += 1
+    device.reaches("running", "2.0.0")
+
+
+def test_a_key_that_does_not_come_is_waited_for(device: Device) -> None:
+    device.grants = False
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("waiting", "2.0.0", "key")
+    assert device.serving == "1.0.0"
+    device.grants = True
+    device.connects += 1
+    device.reaches("running", "2.0.0")
+
+
+def test_an_older_release_is_given_again_at_once_with_a_higher_token(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    device.desire("1.0.0", token=2)
+    device.reaches("running", "1.0.0")
+    assert device.serving == "1.0.0"
+    device.desire("2.0.0", token=1, number=9)
+    wait_for(lambda: any(code == "twin_refused" for code, _ in device.notices))
+    assert device.serving == "1.0.0"
+    assert device.reports[-1].fencing_token == 2
+
+
+def test_people_pin_go_back_and_unpin(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    device.agent.pin("motor", installed("1.0.0"))
+    device.reaches("pinned", "1.0.0", "pinned")
+    assert device.serving == "1.0.0"
+    device.agent.unpin("motor")
+    wait_for(lambda: device.serving == "2.0.0")
+    device.agent.rollback("motor")
+    device.reaches("reverted", "2.0.0", "by-hand")
+    wait_for(lambda: device.serving == "1.0.0")
+
+
+def test_releases_that_nobody_needs_are_removed(device: Device) -> None:
+    for number in (2, 3, 4):
+        publish(device, f"{number}.0.0", scorer(1.0))
+    device.start()
+    for number in (2, 3, 4):
+        device.desire(f"{number}.0.0", token=number)
+        device.reaches("running", f"{number}.0.0")
+    wait_for(lambda: {version for _, version in device.there()} == {"1.0.0", "3.0.0", "4.0.0"})
+
+
+def test_what_was_said_is_said_again_after_a_reconnect(device: Device) -> None:
+    device.start()
+    wait_for(lambda: device.reports)
+    before = len(device.reports)
+    device.connects += 1
+    wait_for(lambda: len(device.reports) > before)
+
+
+def test_crashes_are_counted_over_restarts_and_take_it_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.trial = Trial(seconds=600.0)
+    device.stop()
+    device._make()
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("trial", "2.0.0")
+    for _ in range(2):  # as a process that dies: nothing says that the run has ended
+        monkeypatch.setattr(device.agent, "run_ended", lambda _pipeline: None)
+        device.restart()
+    assert device.serving == "1.0.0"
+    device.reaches("reverted", "2.0.0", "crash-loop")
+
+
+def test_clean_restarts_in_a_trial_are_no_crashes(device: Device) -> None:
+    """The control of the one above."""
+    device.trial = Trial(seconds=600.0)
+    device.stop()
+    device._make()
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("trial", "2.0.0")
+    for _ in range(3):
+        device.restart()
+    assert device.serving == "2.0.0"

@@ -1,0 +1,117 @@
+"""When a release is kept, and when it is taken back."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.config import Trial
+from gateway.ota.journal import Reference
+from gateway.ota.trial import Proven, Seen, TakeBack, Wait, judge, ks_chance, ks_distance, look_at
+
+RULES = Trial(seconds=100.0, min_inferences=50)
+RNG = np.random.default_rng(1)
+BEFORE = Reference(
+    scores=tuple(RNG.beta(2, 5, 400)), labels={"cat": 200, "dog": 200}, latency_p95_ms=10.0, error_share=0.0
+)
+
+
+def seen(seconds: float = 10.0, answers: int = 100, **more: Any) -> Seen:
+    same = tuple(RNG.beta(2, 5, answers))
+    usual: dict[str, Any] = {
+        "latencies_ms": (9.0,) * answers,
+        "scores": same,
+        "labels": {"cat": answers // 2, "dog": answers // 2},
+    }
+    return Seen(seconds, answers, **{**usual, **more})
+
+
+def code(verdict: object) -> str:
+    assert isinstance(verdict, TakeBack), verdict
+    assert verdict.reason
+    return verdict.code
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ({"crashes": 2}, "crash-loop"),
+        ({"stuck_seconds": 20.0}, "hangs"),
+        ({"not_finite": 3, "errors": 3}, "not-a-number"),
+        ({"errors": 6}, "errors"),
+        ({"latencies_ms": (31.0,) * 20}, "latency"),
+        ({"scores": tuple(RNG.beta(5, 2, 100))}, "output-drift"),
+        ({"labels": {"cat": 100}}, "output-drift"),
+    ],
+)
+def test_what_a_release_fails_at_takes_it_back(what: dict[str, Any], expected: str) -> None:
+    assert code(judge(RULES, BEFORE, None, seen(**what))) == expected
+
+
+@pytest.mark.parametrize(
+    "what", [{"crashes": 1}, {"stuck_seconds": 1.0}, {"not_finite": 1, "errors": 1}, {"latencies_ms": (29.0,) * 20}]
+)
+def test_a_little_of_it_does_not(what: dict[str, Any]) -> None:
+    assert judge(RULES, BEFORE, None, seen(**what)) == Wait()
+
+
+def test_it_is_kept_after_its_time_and_not_before_so_many_answers() -> None:
+    assert judge(RULES, BEFORE, None, seen(99.0)) == Wait()
+    assert judge(RULES, BEFORE, None, seen(100.0)) == Proven()
+    assert judge(RULES, BEFORE, None, seen(1000.0, answers=49)) == Wait()
+
+
+def test_a_target_counts_where_the_release_before_kept_it() -> None:
+    slow = seen(latencies_ms=(15.0,) * 20)
+    assert code(judge(RULES, BEFORE, 12.0, slow)) == "latency"
+    assert judge(RULES, BEFORE, 5.0, slow) == Wait()  # this machine never kept 5 ms: 3 times as slow is the limit
+    assert judge(RULES, Reference(), None, slow) == Wait()
+
+
+def test_a_source_that_is_broken_is_not_blamed_on_the_new_release() -> None:
+    broken = Reference(error_share=0.3)
+    assert judge(RULES, broken, None, seen(errors=40)) == Wait()
+    assert code(judge(RULES, BEFORE, None, seen(errors=40))) == "errors"
+
+
+def test_looks_come_at_sizes_that_double() -> None:
+    assert [look_at(n) for n in (49, 50, 99, 100, 399, 400)] == [None, (50, 0), (50, 0), (100, 1), (200, 2), (400, 3)]
+
+
+def test_the_distance_is_that_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for shift in (0.0, 0.2, 0.5, 1.0):
+        one, two = RNG.normal(size=300), RNG.normal(shift, size=200)
+        expected = stats.ks_2samp(one, two, method="asymp")
+        distance = ks_distance(one.tolist(), two.tolist())
+        assert distance == pytest.approx(expected.statistic)
+        assert ks_chance(distance, 300, 200) == pytest.approx(expected.pvalue, abs=0.03)
+
+
+def test_releases_that_answer_alike_are_not_taken_back_by_chance() -> None:
+    rng = np.random.default_rng(7)
+    taken = 0
+    for _ in range(150):
+        before = Reference(scores=tuple(rng.beta(2, 5, 400)))
+        scores = tuple(rng.beta(2, 5, 800))
+        taken += any(
+            isinstance(judge(RULES, before, None, Seen(1.0, size, scores=scores[:size])), TakeBack)
+            for size in (50, 100, 200, 400, 800)
+        )
+    assert taken == 0
+
+
+def test_scores_that_hardly_vary_may_differ_a_little() -> None:
+    before = Reference(scores=(0.5,) * 400)
+    assert judge(RULES, before, None, Seen(1.0, 100, scores=(0.503,) * 100)) == Wait()
+    assert code(judge(RULES, before, None, Seen(1.0, 100, scores=(0.53,) * 100))) == "output-drift"
+
+
+def test_without_the_floor_under_the_effect_small_differences_would_take_it_back() -> None:
+    """The control: a difference that nobody would notice is significant once there are enough samples."""
+    rng = np.random.default_rng(7)
+    before = Reference(scores=tuple(rng.beta(2.0, 5.0, 400)))
+    scores = tuple(rng.beta(2.6, 5.0, 3200))
+    floor = Trial(drift_effect=0.001)
+    assert code(judge(floor, before, None, Seen(1.0, 3200, scores=scores))) == "output-drift"
+    assert judge(RULES, before, None, Seen(1.0, 3200, scores=scores)) == Wait()

@@ -1,0 +1,88 @@
+"""What a desired twin changes, and what never counts."""
+
+import pytest
+
+from gateway.ota import slots
+from gateway.ota.journal import Book, Installed, Reference
+from gateway.ota.twin import judge, reported
+from gateway.wire.messages import Assignment, ModelRef, Twin
+
+ONE, TWO = Installed(name="m", version="1.0.0"), Installed(name="m", version="2.0.0")
+SERVING = {"door": ModelRef(name="m", version="1.0.0")}
+AT = "2026-01-01T00:00:00Z"
+
+
+def twin(token: int, version: int = 1, model: Installed = TWO, pipeline: str = "door") -> Twin:
+    given = Assignment(pipeline=pipeline, model=ModelRef(name=model.name, version=model.version))
+    return Twin(version=version, fencing_token=token, at=AT, assignments=[given], features={"shadow": True})
+
+
+def ruled(book: Book, wish: Twin) -> Book:
+    return judge(book, wish, ["door"], SERVING, AT).book
+
+
+def on_trial() -> Book:
+    book = ruled(Book(), twin(3))
+    return slots.begin_trial("door", TWO, ONE, Reference(), now_ns=1, at=AT)(book)
+
+
+def test_what_is_assigned_is_wanted() -> None:
+    ruling = judge(Book(), twin(3), ["door"], SERVING, AT)
+    wanted = ruling.book.slot("door").wanted
+    assert wanted is not None
+    assert (wanted.model, wanted.token, ruling.book.fencing_token) == (TWO, 3, 3)
+    assert [each.phase for each in ruling.updates] == ["waiting"]
+    assert ruling.book.features == {"shadow": True}
+
+
+@pytest.mark.parametrize(("token", "version", "code"), [(2, 9, "old-token"), (3, 4, "old-version")])
+def test_a_lower_token_or_version_never_counts(token: int, version: int, code: str) -> None:
+    book = ruled(Book(), twin(3, 5))
+    ruling = judge(book, twin(token, version, ONE), ["door"], SERVING, AT)
+    assert ruling.code == code
+    assert ruling.book == book
+
+
+def test_without_the_fence_an_old_twin_would_count() -> None:
+    """The control: the same old twin, to a device that has forgotten its fence."""
+    assert ruled(Book(), twin(2, 9, ONE)).slot("door").wanted is not None
+
+
+def test_the_same_twin_again_changes_nothing() -> None:
+    book = ruled(Book(), twin(3))
+    ruling = judge(book, twin(3), ["door"], SERVING, AT)
+    assert ruling.known
+    assert ruling.book == book
+
+
+def test_a_higher_token_gives_an_older_release_again() -> None:
+    wanted = ruled(on_trial(), twin(4, 1, ONE)).slot("door").wanted
+    assert wanted is not None
+    assert wanted.model == ONE
+
+
+def test_a_release_that_was_taken_back_is_blocked_and_said_to_be() -> None:
+    book = slots.take_back("door", "latency", "too slow", AT)(on_trial())
+    ruling = judge(book, twin(5), ["door"], SERVING, AT)
+    assert ruling.book.slot("door").wanted is None
+    (update,) = ruling.updates
+    assert (update.phase, update.code, update.reason) == ("blocked", "latency", "too slow")
+
+
+def test_a_pipeline_that_is_not_here_is_refused_in_words() -> None:
+    (update,) = judge(Book(), twin(3, pipeline="gate"), ["door"], SERVING, AT).updates
+    assert (update.phase, update.code) == ("refused", "unknown-pipeline")
+
+
+def test_a_pin_is_kept_and_said() -> None:
+    book = slots.pin("door", ONE, AT)(Book())
+    ruling = judge(book, twin(3), ["door"], SERVING, AT)
+    assert [each.phase for each in ruling.updates] == ["pinned"]
+    assert slots.running(ruling.book.slot("door")) == ONE
+
+
+def test_what_is_reported_says_what_runs_and_how_far_it_is() -> None:
+    said = reported(ruled(Book(), twin(3, 7)), SERVING, AT)
+    assert (said.version, said.fencing_token) == (7, 3)
+    assert [(each.pipeline, each.model.version) for each in said.assignments] == [("door", "1.0.0")]
+    assert [(each.phase, each.model.version) for each in said.updates] == [("waiting", "2.0.0")]
