@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 
 from cloud_bridge.training import release
 from cloud_bridge.training.errors import TrainingError
 from cloud_bridge.training.recipes import RECIPES
-from cloud_bridge.training.recipes.recipe import Recipe
+from cloud_bridge.training.recipes.recipe import NO_FIELD, Recipe
 
 SHIPPED: Final = Path(__file__).resolve().parents[2] / "gateway" / "models"
 TOLERANCE: Final = 0.02
@@ -64,10 +65,26 @@ def evaluate(name: str, place: Path | None, share: float, *, as_json: bool) -> N
     place = place or SHIPPED / recipe.name / recipe.version
     found = release.read(place)
     release.check_golden(found)
-    figures = recipe.evaluate(found.model, found.manifest, share)
+    figures = recipe.evaluate(found.model, found.manifest, share, NO_FIELD)
     _tell_figures(found, dict(figures), place, as_json=as_json)
     if share == 1.0:
         _compare(recipe, found, dict(figures))
+
+
+@main.command()
+@name_argument
+@click.option(
+    "--release", "place", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its directory."
+)
+@share_option
+def baseline(name: str, place: Path | None, share: float) -> None:
+    """Write into a manifest what healthy data look like and what the model answers; its files stay as they are."""
+    recipe = RECIPES[name]
+    place = place or SHIPPED / recipe.name / recipe.version
+    found = release.read(place)
+    made = recipe.baseline(found.model, found.manifest, share, NO_FIELD)
+    release.write_manifest(msgspec.structs.replace(found.manifest, baseline=made), place)
+    _tell(f"{place}: a baseline of {made.samples} scores and {', '.join(sorted(made.inputs))}")
 
 
 def _compare(recipe: Recipe, found: release.Release, figures: dict[str, float]) -> None:

@@ -104,9 +104,14 @@ def write(release: Release, directory: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     for name, content in release.files.items():
         (place / name).write_bytes(content)
-    document = msgspec.json.format(msgspec.json.encode(release.manifest), indent=1)
-    (place / MANIFEST_FILE).write_bytes(document + b"\n")
+    write_manifest(release.manifest, place)
     return place
+
+
+def write_manifest(manifest: ModelManifest, place: Path) -> None:
+    """Write a manifest into the directory of its release."""
+    document = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (place / MANIFEST_FILE).write_bytes(document + b"\n")
 
 
 def read(place: Path) -> Release:

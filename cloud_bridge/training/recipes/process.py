@@ -5,21 +5,26 @@ series and asked for the healthy ones; what it answers is what a healthy source 
 difference to what is seen is the score, in spreads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud_bridge.training import judge, network, release
+from cloud_bridge.training.baseline import baseline_of, squashed, window_statistics
 from cloud_bridge.training.card import Prose, card
-from cloud_bridge.training.features import against, baselines, standardised
+from cloud_bridge.training.features import against, baselines, standardised, windows_of
 from cloud_bridge.training.flatbuffer import dense_network
 from cloud_bridge.training.quantize import to_int8
-from cloud_bridge.training.recipes.recipe import Figures, Recipe
+from cloud_bridge.training.recipes.field import FIELD_FALSE, FIELD_RECALL, prose_for, provenance
+from cloud_bridge.training.recipes.recipe import NO_FIELD, Field, Figures, Order, Recipe, Recording
 from cloud_bridge.training.runner import Runner
 from cloud_bridge.training.synth import loops
 from gateway.wire.manifest import (
+    Baseline,
     Constraints,
     Lineage,
     ModelManifest,
@@ -67,34 +72,53 @@ class Episode:
     telling: NDArray[np.bool_]  # (windows,)
 
 
-def train(share: float) -> release.Release:
+def make(order: Order) -> release.Release:
     """Make the release."""
-    rows = np.concatenate(normal(_TRAIN, _count(TRAIN_SERIES, share)))
+    share, field = order.share, order.field
+    rows = _weighed(np.concatenate(normal(_TRAIN, _count(TRAIN_SERIES, share))), _rows(field.train, field.train))
     episodes = troubled(_TROUBLED_SEEN, _count(TROUBLED_SEEN, share))
     seen = np.concatenate([rows, *(episode.seen for episode in episodes)])
     wanted = np.concatenate([rows, *(episode.clean for episode in episodes)])
     layers = network.train_restorer(seen, wanted, hidden=HIDDEN, epochs=EPOCHS, seed=SEED)
-    float_model = dense_network(layers, f"{NAME} {VERSION}")
+    float_model = dense_network(layers, f"{NAME} {order.version}")
     whole_range = np.random.default_rng(SEED).uniform(-FEATURES.clip, FEATURES.clip, (100, WINDOW)).astype(np.float32)
     calibration = np.concatenate([rows[::100], seen[len(rows) :: 30], whole_range])
     int8_model = to_int8(float_model, "features", [row[None] for row in calibration])
-    validation = np.concatenate(normal(_VALIDATION, _count(VALIDATION_SERIES, share)))
+    validation = np.concatenate(
+        [*normal(_VALIDATION, _count(VALIDATION_SERIES, share)), _rows(field.validation, field.train)]
+    )
     thresholds = [
         judge.threshold_for(score(Runner(model), validation), FALSE_ALARMS, MARGIN)
         for model in (float_model, int8_model)
     ]
-    held = _Held(share)
+    held = _Held(share, field)
     figures = [held.figures(model, at) for model, at in zip((float_model, int8_model), thresholds, strict=True)]
-    made = _release(int8_model, round(thresholds[1], 4), figures, held, seen)
+    made = _release(int8_model, round(thresholds[1], 4), figures, held=held, trained_on=seen, order=order)
     if share == 1:  # with less data, chance alone moves a figure by more
         release.require_quality(made.manifest.quality)
     return made
 
 
-def evaluate(model: bytes, manifest: ModelManifest, share: float) -> Figures:
+def evaluate(model: bytes, manifest: ModelManifest, share: float, field: Field = NO_FIELD) -> Figures:
     """Judge a model on the held-back series at the manifest's threshold."""
     assert isinstance(manifest.output, Reconstruction)
-    return _Held(share).figures(model, manifest.output.threshold)
+    return _Held(share, field).figures(model, manifest.output.threshold)
+
+
+def baseline(model: bytes, manifest: ModelManifest, share: float, field: Field = NO_FIELD) -> Baseline:
+    """Describe the healthy series of the validation split, and what a model answers to them.
+
+    Without the RMS: the model takes values of any unit, so no RMS is that of the training.
+    """
+    assert isinstance(manifest.output, Reconstruction)
+    series = [_healthy(_VALIDATION, number) for number in range(_count(VALIDATION_SERIES, share))]
+    cut = [windows_of(one[:, None], WINDOW, HOP) for one in series]
+    cut += [one.samples[None, :, [channel]] for one in field.validation for channel in _channels(one)]
+    rows = np.concatenate([*(windows(one) for one in series), _rows(field.validation, field.train)])
+    scores = squashed(score(Runner(model), rows), manifest.output.threshold)
+    statistics = window_statistics(np.concatenate(cut))
+    del statistics["rms"]
+    return baseline_of(scores.tolist(), {name: values.tolist() for name, values in statistics.items()})
 
 
 def score(runner: Runner, rows: Array) -> judge.Scores:
@@ -110,11 +134,43 @@ def windows(series: NDArray[np.float64]) -> Array:
 
 def normal(stream: int, count: int) -> list[Array]:
     """Return the windows of healthy series, of all kinds in turn; the start with a short baseline is part of it."""
-    rows: list[Array] = []
-    for number in range(count):
-        random = np.random.default_rng([SEED, stream, number])
-        rows.append(windows(loops.KINDS[number % len(loops.KINDS)](SAMPLES, random)))
-    return rows
+    return [windows(_healthy(stream, number)) for number in range(count)]
+
+
+def _healthy(stream: int, number: int) -> NDArray[np.float64]:
+    return loops.KINDS[number % len(loops.KINDS)](SAMPLES, np.random.default_rng([SEED, stream, number]))
+
+
+def _rows(recordings: Sequence[Recording], usual: Sequence[Recording]) -> Array:
+    """Return what the model sees of windows from the field, (windows, 32).
+
+    What was before a window did not travel with it. Its baseline is made of the healthy windows in `usual` from the
+    same channel of the same place, or of itself where there are none.
+    """
+    by_place: dict[tuple[str, int], list[NDArray[np.float64]]] = {}
+    for one in usual:
+        for channel in _channels(one):
+            by_place.setdefault((one.origin, channel), []).append(one.samples[:, channel])
+    rows = []
+    for one in recordings:
+        for channel in _channels(one):
+            seen = one.samples[:, channel]
+            before = np.concatenate(by_place.get((one.origin, channel), [seen]))
+            median = float(np.median(before))
+            spread = max(1.4826 * float(np.median(np.abs(before - median))), FEATURES.floor)
+            rows.append(np.clip((seen - median) / spread, -FEATURES.clip, FEATURES.clip))
+    return np.asarray(rows, np.float32).reshape(-1, WINDOW)
+
+
+def _channels(one: Recording) -> range:
+    return range(one.samples.shape[1]) if one.channel is None else range(one.channel, one.channel + 1)
+
+
+def _weighed(own: Array, field: Array) -> Array:
+    """Put field data beside the recipe's own, repeated until they are about a third: few windows must still count."""
+    if not len(field):
+        return own
+    return np.concatenate([own, np.tile(field, (min(max(len(own) // (2 * len(field)), 1), 50), 1))])
 
 
 def troubled(stream: int, count: int) -> list[Episode]:
@@ -142,7 +198,9 @@ def _episode(stream: int, number: int) -> Episode:
 class _Held:
     """The held-back split, made once."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, field: Field) -> None:
+        self.field = _rows(field.held, field.train)
+        self.field_anomalous = _rows(field.anomalous, field.train)
         self.normal = normal(_TEST, _count(TEST_SERIES, share))
         self.episodes = troubled(_TROUBLED_HELD, _count(TROUBLED_HELD, share))
 
@@ -165,10 +223,16 @@ class _Held:
             of_kind = [s for s, episode in zip(scores, self.episodes, strict=True) if episode.kind == kind]
             found = [bool((s >= threshold).any()) for s in of_kind]
             figures[f"episodes found, {kind}"] = sum(found) / max(len(found), 1)
+        if len(self.field):
+            figures[FIELD_FALSE] = 1000 * float((score(runner, self.field) >= threshold).mean())
+        if len(self.field_anomalous):
+            figures[FIELD_RECALL] = float((score(runner, self.field_anomalous) >= threshold).mean())
         return figures
 
 
-def _release(model: bytes, threshold: float, figures: list[Figures], held: _Held, trained_on: Array) -> release.Release:
+def _release(
+    model: bytes, threshold: float, figures: list[Figures], *, held: _Held, trained_on: Array, order: Order
+) -> release.Release:
     count = sum(len(rows) for rows in held.normal)
     split = f"{count} healthy windows of {len(held.normal)} series and {len(held.episodes)} troubled series"
     quality = tuple(
@@ -181,9 +245,9 @@ def _release(model: bytes, threshold: float, figures: list[Figures], held: _Held
     )
     manifest = ModelManifest(
         name=NAME,
-        version=VERSION,
+        version=order.version,
         summary=SUMMARY,
-        released_at=RELEASED_AT,
+        released_at=order.released_at or RELEASED_AT,
         artefacts=(release.artefact_of(FILE, model),),
         input=WindowInput(samples=WINDOW, hop_samples=HOP, rate_hz=1.0, features=FEATURES, per_channel=True),
         output=Reconstruction(threshold=threshold, error="max"),
@@ -192,12 +256,15 @@ def _release(model: bytes, threshold: float, figures: list[Figures], held: _Held
         constraints=Constraints(memory_bytes=1 << 20, latency_target_ms=5.0),
         lineage=Lineage(
             recipe="cloud_bridge/training/recipes/process.py",
-            data="synthetic process loops and computers, cloud_bridge/training/synth/loops.py",
+            data=provenance("synthetic process loops and computers, cloud_bridge/training/synth/loops.py", order.field),
             data_sha256=release.digest(trained_on.astype("<f4").tobytes()),
+            parent=order.parent,
             licence="Apache-2.0",
         ),
     )
-    return release.Release(manifest, {FILE: model, **files, release.CARD_FILE: card(manifest, _PROSE)})
+    manifest = msgspec.structs.replace(manifest, baseline=baseline(model, manifest, order.share, order.field))
+    prose = prose_for(_PROSE, order)
+    return release.Release(manifest, {FILE: model, **files, release.CARD_FILE: card(manifest, prose)})
 
 
 def _count(full: int, share: float) -> int:
@@ -254,4 +321,4 @@ _PROSE: Final = Prose(
     ),
 )
 
-RECIPE: Final = Recipe(NAME, VERSION, SUMMARY, train, evaluate)
+RECIPE: Final = Recipe(NAME, VERSION, SUMMARY, make, evaluate, baseline)

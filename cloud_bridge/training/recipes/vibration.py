@@ -4,21 +4,25 @@ Three axes of acceleration, one second at 3,200 Hz, become the log power of 32 b
 autoencoder, trained on healthy machines only, answers what it would expect; the difference is the score.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud_bridge.training import judge, network, release
+from cloud_bridge.training.baseline import baseline_of, squashed, window_statistics
 from cloud_bridge.training.card import Prose, card
 from cloud_bridge.training.features import log_bands, scaled, windows_of
 from cloud_bridge.training.flatbuffer import dense_network
 from cloud_bridge.training.quantize import to_int8
-from cloud_bridge.training.recipes.recipe import Figures, Recipe
+from cloud_bridge.training.recipes.field import FIELD_FALSE, FIELD_RECALL, prose_for, provenance
+from cloud_bridge.training.recipes.recipe import NO_FIELD, Field, Figures, Order, Recipe, Recording
 from cloud_bridge.training.runner import Runner
 from cloud_bridge.training.synth import machine
 from gateway.wire.manifest import (
+    Baseline,
     Constraints,
     Lineage,
     LogBands,
@@ -60,9 +64,10 @@ Array = NDArray[np.float32]
 Raw = NDArray[np.float64]
 
 
-def train(share: float) -> release.Release:
+def make(order: Order) -> release.Release:
     """Make the release."""
-    seen = healthy(_TRAIN, _runs(TRAIN_RUNS, share))
+    share, field = order.share, order.field
+    seen = _weighed(healthy(_TRAIN, _runs(TRAIN_RUNS, share)), _raw(field.train))
     features = LogBands(
         bands=BANDS,
         low_hz=LOW_HZ,
@@ -81,30 +86,49 @@ def train(share: float) -> release.Release:
         epochs=EPOCHS,
         seed=SEED,
     )
-    float_model = dense_network(layers, f"{NAME} {VERSION}")
+    float_model = dense_network(layers, f"{NAME} {order.version}")
     faults = scaled(np.concatenate(list(faulty(_FAULTS_SEEN, share).values())), features)
     whole_range = random.uniform(-CLIP, CLIP, (200, rows.shape[1])).astype(np.float32)
     calibration = np.concatenate([rows[::10], faults[::3], whole_range])
     int8_model = to_int8(float_model, "features", [row[None] for row in calibration])
-    validation = scaled(healthy(_VALIDATION, _runs(VALIDATION_RUNS, share)), features)
+    validation_raw = np.concatenate([healthy(_VALIDATION, _runs(VALIDATION_RUNS, share)), _raw(field.validation)])
+    validation = scaled(validation_raw, features)
     thresholds = [
         judge.threshold_for(score(Runner(model), validation), FALSE_ALARMS, MARGIN)
         for model in (float_model, int8_model)
     ]
-    held = _Held(features, share)
+    held = _Held(features, share, field)
     figures = [held.figures(model, at) for model, at in zip((float_model, int8_model), thresholds, strict=True)]
-    made = _release(int8_model, features, round(thresholds[1], 4), figures, held=held, rows=rows)
+    made = _release(int8_model, features, round(thresholds[1], 4), figures, held=held, rows=rows, order=order)
     if share == 1:  # with less data, chance alone moves a figure by more
         release.require_quality(made.manifest.quality)
     return made
 
 
-def evaluate(model: bytes, manifest: ModelManifest, share: float) -> Figures:
+def evaluate(model: bytes, manifest: ModelManifest, share: float, field: Field = NO_FIELD) -> Figures:
     """Judge a model on the held-back machines at the manifest's threshold."""
+    features, threshold = _parts(manifest)
+    return _Held(features, share, field).figures(model, threshold)
+
+
+def baseline(model: bytes, manifest: ModelManifest, share: float, field: Field = NO_FIELD) -> Baseline:
+    """Describe the healthy machines of the validation split, and what a model answers to them."""
+    features, threshold = _parts(manifest)
+    recorded = [_samples(_VALIDATION, run, RUN_SECONDS, None) for run in range(_runs(VALIDATION_RUNS, share))]
+    windows = np.concatenate([windows_of(samples, WINDOW, WINDOW) for samples in recorded])
+    raw = _bands(windows)
+    if field.validation:
+        windows = np.concatenate([windows, np.stack([one.samples for one in field.validation])])
+        raw = np.concatenate([raw, _raw(field.validation)])
+    scores = squashed(score(Runner(model), scaled(raw, features)), threshold)
+    return baseline_of(scores.tolist(), {name: v.tolist() for name, v in window_statistics(windows).items()})
+
+
+def _parts(manifest: ModelManifest) -> tuple[LogBands, float]:
     assert isinstance(manifest.input, WindowInput)
     assert isinstance(manifest.input.features, LogBands)
     assert isinstance(manifest.output, Reconstruction)
-    return _Held(manifest.input.features, share).figures(model, manifest.output.threshold)
+    return manifest.input.features, manifest.output.threshold
 
 
 def humped(rows: Array, random: np.random.Generator) -> Array:
@@ -147,16 +171,36 @@ def faulty(stream: int, share: float) -> dict[tuple[str, str], Raw]:
 
 
 def _recorded(stream: int, run: int, seconds: int, faults: Raw | None) -> Raw:
+    return _bands(windows_of(_samples(stream, run, seconds, faults), WINDOW, WINDOW))
+
+
+def _samples(stream: int, run: int, seconds: int, faults: Raw | None) -> Raw:
     random = np.random.default_rng([SEED, stream, run])
-    samples = machine.run(machine.build_machine(random), seconds, random, faults)
-    windows = windows_of(samples, WINDOW, WINDOW)
+    return machine.run(machine.build_machine(random), seconds, random, faults)
+
+
+def _bands(windows: Raw) -> Raw:
     return log_bands(windows, machine.RATE_HZ, bands=BANDS, low_hz=LOW_HZ, high_hz=HIGH_HZ)
+
+
+def _raw(recordings: Sequence[Recording]) -> Raw:
+    """Return the raw features of windows from the field, (windows, 96)."""
+    return _bands(np.stack([one.samples for one in recordings])) if recordings else np.empty((0, 3 * BANDS))
+
+
+def _weighed(own: Raw, field: Raw) -> Raw:
+    """Put field data beside the recipe's own, repeated until they are about a third: few windows must still count."""
+    if not len(field):
+        return own
+    return np.concatenate([own, np.tile(field, (min(max(len(own) // (2 * len(field)), 1), 50), 1))])
 
 
 class _Held:
     """The held-back split, made once."""
 
-    def __init__(self, features: LogBands, share: float) -> None:
+    def __init__(self, features: LogBands, share: float, field: Field) -> None:
+        self.field = scaled(_raw(field.held), features)
+        self.field_anomalous = scaled(_raw(field.anomalous), features)
         self.normal = scaled(healthy(_TEST, _runs(TEST_RUNS, share)), features)
         self.faults = {key: scaled(raw, features) for key, raw in faulty(_FAULTS_HELD, share).items()}
 
@@ -175,11 +219,22 @@ class _Held:
             figures[f"recall, {level} faults"] = float((of_level >= threshold).mean())
         for fault in machine.FAULTS:
             figures[f"recall, moderate {fault}"] = float((scores[fault, "moderate"] >= threshold).mean())
+        if len(self.field):
+            figures[FIELD_FALSE] = 1000 * float((score(runner, self.field) >= threshold).mean())
+        if len(self.field_anomalous):
+            figures[FIELD_RECALL] = float((score(runner, self.field_anomalous) >= threshold).mean())
         return figures
 
 
 def _release(
-    model: bytes, features: LogBands, threshold: float, figures: list[Figures], *, held: _Held, rows: Array
+    model: bytes,
+    features: LogBands,
+    threshold: float,
+    figures: list[Figures],
+    *,
+    held: _Held,
+    rows: Array,
+    order: Order,
 ) -> release.Release:
     split = f"{len(held.normal)} healthy windows and {sum(map(len, held.faults.values()))} faulty ones, other machines"
     quality = tuple(
@@ -191,9 +246,9 @@ def _release(
     )
     manifest = ModelManifest(
         name=NAME,
-        version=VERSION,
+        version=order.version,
         summary=SUMMARY,
-        released_at=RELEASED_AT,
+        released_at=order.released_at or RELEASED_AT,
         artefacts=(release.artefact_of(FILE, model),),
         input=WindowInput(samples=WINDOW, hop_samples=WINDOW, channels=3, rate_hz=machine.RATE_HZ, features=features),
         output=Reconstruction(threshold=threshold),
@@ -202,12 +257,15 @@ def _release(
         constraints=Constraints(memory_bytes=1 << 20, latency_target_ms=5.0),
         lineage=Lineage(
             recipe="cloud_bridge/training/recipes/vibration.py",
-            data="synthetic rotating machine, cloud_bridge/training/synth/machine.py",
+            data=provenance("synthetic rotating machine, cloud_bridge/training/synth/machine.py", order.field),
             data_sha256=release.digest(rows.astype("<f4").tobytes()),
+            parent=order.parent,
             licence="Apache-2.0",
         ),
     )
-    return release.Release(manifest, {FILE: model, **files, release.CARD_FILE: card(manifest, _PROSE)})
+    manifest = msgspec.structs.replace(manifest, baseline=baseline(model, manifest, order.share, order.field))
+    prose = prose_for(_PROSE, order)
+    return release.Release(manifest, {FILE: model, **files, release.CARD_FILE: card(manifest, prose)})
 
 
 def _runs(full: int, share: float) -> int:
@@ -262,4 +320,4 @@ _PROSE: Final = Prose(
     ),
 )
 
-RECIPE: Final = Recipe(NAME, VERSION, SUMMARY, train, evaluate)
+RECIPE: Final = Recipe(NAME, VERSION, SUMMARY, make, evaluate, baseline)

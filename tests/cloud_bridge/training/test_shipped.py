@@ -13,7 +13,7 @@ from cloud_bridge.training.__main__ import SHIPPED, TOLERANCE
 from cloud_bridge.training.errors import TrainingError
 from cloud_bridge.training.features import log_bands, scaled, windows_of
 from cloud_bridge.training.recipes import RECIPES, process, vibration
-from cloud_bridge.training.recipes.recipe import Recipe
+from cloud_bridge.training.recipes.recipe import NO_FIELD, Recipe
 from cloud_bridge.training.runner import Runner
 from cloud_bridge.training.synth import loops, machine
 from gateway.inference.bundle import ReleaseStore
@@ -69,7 +69,7 @@ def test_a_shipped_release_keeps_98_percent_and_says_where_it_comes_from(recipe:
 @recipes
 def test_a_shipped_model_holds_its_figures_on_the_held_back_split(recipe: Recipe) -> None:
     shipped = release.read(place_of(recipe))
-    figures = recipe.evaluate(shipped.model, shipped.manifest, 1.0)
+    figures = recipe.evaluate(shipped.model, shipped.manifest, 1.0, NO_FIELD)
     for said in shipped.manifest.quality:
         assert figures[said.metric] == pytest.approx(said.shipped_value, abs=TOLERANCE), said.metric
 
@@ -81,7 +81,7 @@ def test_a_scrambled_model_fails_its_golden_inputs_and_holds_no_figure(recipe: R
     broken = scrambled(shipped.model)
     with pytest.raises(TrainingError, match="the answer is off"):
         release.check_golden(release.Release(shipped.manifest, {**shipped.files, shipped.artefact.file: broken}))
-    figures = recipe.evaluate(broken, shipped.manifest, 0.05)
+    figures = recipe.evaluate(broken, shipped.manifest, 0.05, NO_FIELD)
     said = {figure.metric: figure.shipped_value for figure in shipped.manifest.quality}
     false_alarms = "false alarms per 1000 healthy windows"
     assert figures[false_alarms] > 10 * (said[false_alarms] + 1)
