@@ -60,7 +60,7 @@ class Fleet:
     def meant(self, plan: Plan) -> dict[str, Mapping[str, str]]:
         """Return the devices that a rollout is for, with their labels: those that have the pipeline, and a release."""
         found = {gateway for gateway, pipeline in self.statuses if pipeline == plan.pipeline}
-        found |= {name for name, one in self.reported.items() if one.update_of(plan.pipeline) is not None}
+        found |= {name for name, one in self.reported.items() if one.has(plan.pipeline)}
         arms = [arm.labels for arm in plan.arms]
         return {
             name: self.labels_of(name)

@@ -3,13 +3,14 @@
 # ruff: noqa: S608  # the texts are put together from constants; values travel as parameters only
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
 
+from cloud_bridge.store.keys import SHIFT, Keys
 from cloud_bridge.store.ledger import Span, Spans
 from cloud_bridge.store.lines import Rows
 from cloud_bridge.values import Violation
@@ -28,12 +29,21 @@ class _Named(msgspec.Struct, frozen=True, gc=False):
 _named: Final = msgspec.json.Decoder(_Named)
 
 
-def check(rows: Rows) -> list[Violation]:
-    """Look for everything."""
-    found: list[Violation] = []
-    for rule in (_streams, _doubled_keys, _doubled_revisions, _dangling, _lines, _rollups):
-        found.extend(_shortened(list(rule(rows))))
-    return found
+def check(rows: Rows, keys: Keys) -> list[Violation]:
+    """Look for everything that both databases have."""
+    return shortened(
+        _streams(rows, keys),
+        _doubled_keys(rows),
+        _doubled_revisions(rows),
+        _dangling(rows, keys),
+        _lines(rows),
+        _rollups(rows),
+    )
+
+
+def shortened(*rules: Iterable[Violation]) -> list[Violation]:
+    """Put together what some rules have found, and tell only some of it where there is much."""
+    return [violation for rule in rules for violation in _shortened(list(rule))]
 
 
 def _shortened(violations: list[Violation]) -> list[Violation]:
@@ -44,8 +54,9 @@ def _shortened(violations: list[Violation]) -> list[Violation]:
     return [*violations[:SHOWN], Violation(last.rule, "", f"and {more} more of this kind")]
 
 
-def _streams(rows: Rows) -> Iterator[Violation]:
+def _streams(rows: Rows, keys: Keys) -> Iterator[Violation]:
     """Check each stream's books: spans, gaps, rows and counters tell the same story."""
+    rows_of: dict[int, int] = dict(rows(keys.present, ()))
     for stream, gateway, epoch, name, records, deleted in rows(
         "SELECT id, gateway, epoch, class, records, deleted FROM streams ORDER BY id", ()
     ):
@@ -63,11 +74,11 @@ def _streams(rows: Rows) -> Iterator[Violation]:
         if known - missing != records:
             detail = f"{known} numbers are known and {missing} of them missing, but {records} records were taken"
             yield Violation("marks-and-records", where, detail)
-        (present,) = rows("SELECT count(*) FROM stream_records WHERE stream = ?", (stream,))[0]
+        present = rows_of.get(stream, 0)
         if present != records - deleted:
             detail = f"{present} rows are there; {records} were taken and {deleted} removed by retention"
             yield Violation("rows-and-counters", where, detail)
-        yield from _rows_elsewhere(rows, stream, where, spans, gaps)
+        yield from _rows_elsewhere(rows, keys, (stream, where), spans, gaps)
 
 
 def _span_problems(spans: list[Span]) -> Iterator[tuple[str, str]]:
@@ -91,23 +102,23 @@ def _gap_problems(spans: list[Span], gaps: list[Span]) -> Iterator[tuple[str, st
             yield "gaps", f"{earlier.first}..{earlier.last} and {later.first}..{later.last} overlap"
 
 
-def _rows_elsewhere(rows: Rows, stream: int, where: str, spans: list[Span], gaps: list[Span]) -> Iterator[Violation]:
+def _rows_elsewhere(
+    rows: Rows, keys: Keys, named: tuple[int, str], spans: list[Span], gaps: list[Span]
+) -> Iterator[Violation]:
     """Check that no row stands where none can be: between the spans, or in a gap."""
+    stream, where = named
     edges = [0, *(edge for span in spans for edge in span), 2**63 - 1]
     between = [(edges[at] + 1, edges[at + 1] - 1) for at in range(0, len(edges), 2)]
     for first, last in between:
-        for (seq,) in _first_row(rows, stream, first, last):
+        for (seq,) in _first_row(rows, keys, keys.range(stream, first, last)):
             yield Violation("row-unknown", where, f"record {seq} is there, but its number is not known")
     for gap in gaps:
-        for (seq,) in _first_row(rows, stream, gap.first, gap.last):
+        for (seq,) in _first_row(rows, keys, keys.range(stream, gap.first, gap.last)):
             yield Violation("row-in-gap", where, f"record {seq} is there, but stands in a gap")
 
 
-def _first_row(rows: Rows, stream: int, first: int, last: int) -> list[tuple[Any, ...]]:
-    return rows(
-        "SELECT seq FROM stream_records WHERE stream = ? AND seq BETWEEN ? AND ? ORDER BY seq LIMIT 1",
-        (stream, first, last),
-    )
+def _first_row(rows: Rows, keys: Keys, numbers: tuple[int, ...]) -> list[tuple[Any, ...]]:
+    return rows(f"SELECT r.seq FROM stream_records r WHERE {keys.some} ORDER BY r.seq LIMIT 1", numbers)
 
 
 def _doubled_keys(rows: Rows) -> Iterator[Violation]:
@@ -149,11 +160,11 @@ def _revisions(page: list[tuple[Any, ...]]) -> Iterator[tuple[str, str, str]]:
         yield gateway, event.event_id, str(event.revision)
 
 
-def _dangling(rows: Rows) -> Iterator[Violation]:
+def _dangling(rows: Rows, keys: Keys) -> Iterator[Violation]:
     for table, column in (("events", "event_id"), ("evidence", "evidence_id")):
         for gateway, name in rows(
             f"SELECT e.gateway, e.{column} FROM {table} e WHERE NOT EXISTS"
-            " (SELECT 1 FROM stream_records r WHERE r.stream = e.stream AND r.seq = e.seq)"
+            f" (SELECT 1 FROM stream_records r WHERE {keys.joined('r', 'e')})"
             " AND NOT EXISTS (SELECT 1 FROM streams s WHERE s.id = e.stream AND s.deleted > 0)",
             (),
         ):
@@ -175,6 +186,32 @@ def _lines(rows: Rows) -> Iterator[Violation]:
         (),
     ):
         yield Violation("line-missing", str(gateway), f"events {label!r} of {pipeline} are not found by filters")
+
+
+def runs(rows: Rows) -> Iterator[Violation]:
+    """Check that SQLite's runs lead to every record, and its buckets to every record of a line."""
+    for gateway, name, epoch, seq in rows(
+        "SELECT s.gateway, s.class, s.epoch, r.seq FROM stream_records r JOIN streams s ON s.id = r.stream"
+        " WHERE r.id IS NOT (SELECT CASE WHEN r.seq <= u.last THEN u.first_id - u.first + r.seq END FROM stream_runs u"
+        " WHERE u.stream = r.stream AND u.first <= r.seq ORDER BY u.first DESC LIMIT 1)",
+        (),
+    ):
+        yield Violation("run-missing", f"{gateway}/{name} ({epoch})", f"no run leads to record {seq}")
+    for stream, first, last in rows(
+        "SELECT stream, first, last FROM (SELECT stream, first, last, first_id,"
+        "   lead(first) OVER (PARTITION BY stream ORDER BY first) AS next FROM stream_runs) u"
+        " WHERE last < first OR last >= next OR NOT EXISTS (SELECT 1 FROM stream_records r WHERE r.id = u.first_id)",
+        (),
+    ):
+        yield Violation("runs", f"stream {stream}", f"{first}..{last} is no range, overlaps, or its first is not there")
+    for stream, kind, pipeline, bucket in rows(
+        f"SELECT DISTINCT r.stream, r.kind, coalesce(r.pipeline, ''), r.id >> {SHIFT} FROM stream_records r"
+        " WHERE NOT EXISTS (SELECT 1 FROM line_buckets k WHERE k.stream = r.stream AND k.kind = r.kind"
+        f" AND k.pipeline = coalesce(r.pipeline, '') AND k.bucket = r.id >> {SHIFT})",
+        (),
+    ):
+        detail = f"records of {kind} {pipeline!r} are not found by filters among the ids from {bucket << SHIFT} on"
+        yield Violation("line-missing", f"stream {stream}", detail)
 
 
 def _rollups(rows: Rows) -> Iterator[Violation]:

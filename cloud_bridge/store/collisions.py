@@ -5,12 +5,15 @@ second record for a duplicate and let it go without a word; here it is compared 
 dead letter. Only records that came again are read, so a store that hears everything once pays nothing.
 """
 
-from collections.abc import Callable, Sequence
+# ruff: noqa: S608  # the texts are put together from constants; values travel as parameters only
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
+from cloud_bridge.store.keys import Keys
 from cloud_bridge.store.ledger import runs_of
 from cloud_bridge.values import DeadLetter, Row, StreamKey
 from gateway.wire.batch import pack
@@ -22,7 +25,18 @@ WITHHELD: Final = "withheld"
 
 _MAX_KEPT_BYTES: Final = 1024 * 1024
 
-Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+class Query(Protocol):
+    """What of a transaction is needed here."""
+
+    @property
+    def keys(self) -> Keys:
+        """How this database finds records by their numbers."""
+        ...
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a query."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +62,9 @@ def sort_known(query: Query, stream: int, rows: Sequence[Row]) -> Sorted:
     arrived: list[Row] = []
     stored: dict[int, Known] = {}
     for first, last in runs_of(sorted({row.seq for row in rows})):
-        found = query(
-            "SELECT seq, kind, body, blob FROM stream_records WHERE stream = ? AND seq BETWEEN ? AND ?",
-            (stream, first, last),
+        found = query.rows(
+            f"SELECT r.seq, r.kind, r.body, r.blob FROM stream_records r WHERE {query.keys.some}",
+            query.keys.range(stream, first, last),
         )
         stored.update({seq: Known(kind, bytes(body), bytes(blob or b"")) for seq, kind, body, blob in found})
     for row in rows:

@@ -9,7 +9,9 @@ come a few ids at a time, and only as far as the page reaches into it.
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+from cloud_bridge.store.keys import SHIFT
 
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 Condition = tuple[str, Any]
@@ -42,20 +44,68 @@ def event_line(gateway: str, pipeline: str, label: str) -> Line:
     return "r.gateway = ? AND r.pipeline = ? AND r.label = ?", (gateway, pipeline, label)
 
 
+class IdsOf(Protocol):
+    """Makes the query for the ids of one line in their order, but for its LIMIT; the table is known as `r`."""
+
+    def __call__(self, line: Line, bounds: Sequence[Condition], *, newest_first: bool) -> tuple[str, tuple[Any, ...]]:
+        """Return the text and its values."""
+        ...
+
+
+def record_ids(line: Line, bounds: Sequence[Condition], *, newest_first: bool) -> tuple[str, tuple[Any, ...]]:
+    """See IdsOf. Of records, by an index that holds each line as a whole."""
+    return _ids_in("stream_records", line, bounds, newest_first=newest_first)
+
+
+def event_ids(line: Line, bounds: Sequence[Condition], *, newest_first: bool) -> tuple[str, tuple[Any, ...]]:
+    """See IdsOf. Of events."""
+    return _ids_in("events", line, bounds, newest_first=newest_first)
+
+
+def _ids_in(table: str, line: Line, bounds: Sequence[Condition], *, newest_first: bool) -> tuple[str, tuple[Any, ...]]:
+    text, values = where(bounds, line)
+    return f"SELECT r.id FROM {table} r{text} ORDER BY r.id {_order(newest_first=newest_first)}", values
+
+
+def bucketed_record_ids(line: Line, bounds: Sequence[Condition], *, newest_first: bool) -> tuple[str, tuple[Any, ...]]:
+    """See IdsOf. Of records in SQLite, whose index holds each line bucket by bucket.
+
+    `line_buckets` says which buckets have a record of the line, so that none of the others is looked into.
+    """
+    stream, kind, *pipeline = line[1]
+    named = ("k.stream = ? AND k.kind = ? AND k.pipeline = ?", (stream, kind, *(pipeline or [""])))
+    around: list[Condition] = [
+        ("k.bucket <= ?" if "<" in text else "k.bucket >= ?", value >> SHIFT)
+        for text, value in bounds
+        if text.startswith("r.id ") and value is not None
+    ]
+    text, values = where([*around, *bounds], named, line)
+    order = _order(newest_first=newest_first)
+    return (
+        # The sign takes the type from the bucket: else SQLite would not compare it by an index on an expression.
+        f"SELECT r.id FROM line_buckets k CROSS JOIN stream_records r ON r.id >> {SHIFT} = +k.bucket{text}"
+        f" ORDER BY k.bucket {order}, r.id {order}"
+    ), values
+
+
+def _order(*, newest_first: bool) -> str:
+    return "DESC" if newest_first else "ASC"
+
+
 def merged_ids(
-    rows: Rows, table: str, lines: Sequence[Line], bounds: Sequence[Condition], *, limit: int, newest_first: bool
+    rows: Rows, ids_of: IdsOf, lines: Sequence[Line], bounds: Sequence[Condition], *, limit: int, newest_first: bool
 ) -> list[int]:
-    """Return the first `limit` ids of some lines together; `table` is known as `r` in all conditions."""
+    """Return the first `limit` ids of some lines together."""
     if not lines or not limit:
         return []
-    order, beyond = ("DESC", "r.id < ?") if newest_first else ("ASC", "r.id > ?")
+    beyond = "r.id < ?" if newest_first else "r.id > ?"
     at_once = limit if len(lines) == 1 else min(limit, max(_LEAST_IDS, 2 * limit // len(lines)))
 
     def ids(line: Line) -> Iterator[int]:
         last: int | None = None
         while True:
-            text, values = where([*bounds, (beyond, last)], line)
-            found = rows(f"SELECT r.id FROM {table} r{text} ORDER BY r.id {order} LIMIT ?", (*values, at_once))
+            sql, values = ids_of(line, [*bounds, (beyond, last)], newest_first=newest_first)
+            found = rows(f"{sql} LIMIT ?", (*values, at_once))
             yield from (number for (number,) in found)
             if len(found) < at_once:
                 return

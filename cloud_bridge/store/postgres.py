@@ -23,6 +23,7 @@ from cloud_bridge.errors import StoreError, StoreRefusedError
 from cloud_bridge.store import checking, partitions, schema, sweeping, writing
 from cloud_bridge.store.base import Limits, Swept
 from cloud_bridge.store.folding import Folding
+from cloud_bridge.store.keys import Keys
 from cloud_bridge.store.lines import Rows
 from cloud_bridge.store.writing import Range, SqlRow
 from cloud_bridge.values import Intake, Outcome, StreamKey, Violation
@@ -142,7 +143,7 @@ class PostgresStore(Folding):
     def check(self) -> list[Violation]:
         """See Reader."""
         with self._snapshot() as rows:
-            return checking.check(rows)
+            return checking.check(rows, self._keys)
 
     def size_bytes(self) -> int:
         """See Reader."""
@@ -295,6 +296,8 @@ _OVER: Final = (
 
 class _PostgresTransaction:
     """See writing.Transaction."""
+
+    keys = Keys()
 
     def __init__(self, connection: psycopg.Connection[SqlRow], parts: set[partitions.Part]) -> None:
         self.connection = self._connection = connection

@@ -13,7 +13,19 @@ import msgspec
 
 from cloud_bridge.store import listing
 from cloud_bridge.store.base import EventFilter, GapFilter, LetterFilter, RecordFilter, RollupFilter
-from cloud_bridge.store.lines import Condition, Line, by_ids, event_line, merged_ids, record_line, where
+from cloud_bridge.store.keys import Keys
+from cloud_bridge.store.lines import (
+    Condition,
+    IdsOf,
+    Line,
+    by_ids,
+    event_ids,
+    event_line,
+    merged_ids,
+    record_ids,
+    record_line,
+    where,
+)
 from cloud_bridge.values import (
     Counts,
     Gap,
@@ -33,10 +45,7 @@ _statuses = msgspec.json.Decoder(PipelineStatus)
 
 _MIXED_IDS: Final = 10_000
 
-_EVENT = (
-    "SELECT r.id, r.received_at_ns, r.updated_at_ns, b.body"
-    " FROM events r JOIN stream_records b ON b.stream = r.stream AND b.seq = r.seq"
-)
+_EVENT = "SELECT r.id, r.received_at_ns, r.updated_at_ns, b.body FROM events r JOIN stream_records b ON {}"
 _RECORD = (
     "SELECT r.id, s.gateway, s.epoch, s.class, r.seq, r.kind, r.pipeline, r.recorded_at_ns, r.received_at_ns, r.body,"
     " {} FROM stream_records r JOIN streams s ON s.id = r.stream"
@@ -45,6 +54,13 @@ _RECORD = (
 
 class SqlReader:
     """The reading half of a store. `_rows` runs one query in a transaction of its own."""
+
+    _keys = Keys()
+
+    def _record_ids(
+        self, line: Line, bounds: Sequence[Condition], *, newest_first: bool
+    ) -> tuple[str, tuple[Any, ...]]:
+        return record_ids(line, bounds, newest_first=newest_first)
 
     @abstractmethod
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -65,6 +81,7 @@ class SqlReader:
 
     def events(self, *, limit: int = 100, **wanted: Unpack[EventFilter]) -> list[StoredEvent]:
         """See Reader."""
+        select = _EVENT.format(self._keys.joined("b", "r"))
         gateway, pipeline, label = wanted.get("gateway"), wanted.get("pipeline"), wanted.get("label")
         since_ns, until_ns = wanted.get("since_ns"), wanted.get("until_ns")
         bounds: list[Condition] = [("r.id < ?", wanted.get("before_id"))]
@@ -79,18 +96,18 @@ class SqlReader:
             bounds += [("r.id < ?", self._id_at("events", until_ns) + _MIXED_IDS), ("r.updated_at_ns < ?", until_ns)]
         if gateway is None and pipeline is None and label is None:
             text, values = where(bounds)
-            rows = self._rows(f"{_EVENT}{text} ORDER BY r.id DESC LIMIT ?", (*values, limit))
+            rows = self._rows(f"{select}{text} ORDER BY r.id DESC LIMIT ?", (*values, limit))
         else:
             chosen, values = where([("gateway = ?", gateway), ("pipeline = ?", pipeline), ("label = ?", label)])
             found = self._rows(f"SELECT gateway, pipeline, label FROM event_lines{chosen}", values)
             lines = [event_line(*line) for line in found]
-            rows = self._page(_EVENT, ("events", lines, bounds), limit=limit, newest_first=True)
+            rows = self._page(select, (event_ids, lines, bounds), limit=limit, newest_first=True)
         return [_event(row) for row in rows]
 
     def _page(
         self,
         select: str,
-        chosen: tuple[str, Sequence[Line], Sequence[Condition]],
+        chosen: tuple[IdsOf, Sequence[Line], Sequence[Condition]],
         *,
         limit: int,
         newest_first: bool,
@@ -99,12 +116,12 @@ class SqlReader:
 
         What retention has taken, or the body of, must not shorten a page: a short one says that the list ends.
         """
-        table, lines, bounds = chosen
+        ids_of, lines, bounds = chosen
         beyond: list[Condition] = []
         rows: list[tuple[Any, ...]] = []
         ask = limit
         while len(rows) < limit:
-            ids = merged_ids(self._rows, table, lines, [*bounds, *beyond], limit=ask, newest_first=newest_first)
+            ids = merged_ids(self._rows, ids_of, lines, [*bounds, *beyond], limit=ask, newest_first=newest_first)
             rows += by_ids(self._rows, select, ids)
             if len(ids) < ask:
                 break
@@ -114,12 +131,13 @@ class SqlReader:
 
     def event(self, event_id: str, gateway: str | None = None) -> StoredEvent | None:
         """See Reader."""
+        select = _EVENT.format(self._keys.joined("b", "r"))
         if gateway is not None:
-            rows = self._rows(f"{_EVENT} WHERE r.gateway = ? AND r.event_id = ?", (gateway, event_id))
+            rows = self._rows(f"{select} WHERE r.gateway = ? AND r.event_id = ?", (gateway, event_id))
         else:
             # By gateway first: the key begins with it, and there are far fewer gateways than events.
             rows = self._rows(
-                f"{_EVENT} WHERE r.event_id = ? AND r.gateway IN (SELECT gateway FROM gateways) ORDER BY r.id LIMIT 1",
+                f"{select} WHERE r.event_id = ? AND r.gateway IN (SELECT gateway FROM gateways) ORDER BY r.id LIMIT 1",
                 (event_id,),
             )
         return _event(rows[0]) if rows else None
@@ -143,7 +161,7 @@ class SqlReader:
             order = "DESC" if newest_first else "ASC"
             rows = self._rows(f"{select}{text} ORDER BY r.id {order} LIMIT ?", (*values, limit))
         else:
-            chosen = ("stream_records", self._lines(wanted), bounds)
+            chosen = (self._record_ids, self._lines(wanted), bounds)
             rows = self._page(select, chosen, limit=limit, newest_first=newest_first)
         return [_record(row) for row in rows]
 
@@ -188,9 +206,10 @@ class SqlReader:
 
     def record(self, key: StreamKey, seq: int) -> StoredRecord | None:
         """See Reader."""
-        where = " WHERE s.gateway = ? AND s.epoch = ? AND s.class = ? AND r.seq = ?"
-        rows = self._rows(_RECORD.format("r.blob") + where, (*key, seq))
-        return _record(rows[0]) if rows else None
+        for (stream,) in self._rows("SELECT id FROM streams WHERE gateway = ? AND epoch = ? AND class = ?", key):
+            for row in self._rows(f"{_RECORD.format('r.blob')} WHERE {self._keys.one}", self._keys.place(stream, seq)):
+                return _record(row)
+        return None
 
     def measures(
         self,
@@ -209,7 +228,7 @@ class SqlReader:
         text, values = where([("e.evidence_id = ?", evidence_id), ("e.gateway = ?", gateway)])
         rows = self._rows(
             "SELECT e.content_type, r.blob FROM evidence e"
-            f" JOIN stream_records r ON r.stream = e.stream AND r.seq = e.seq{text} ORDER BY e.gateway LIMIT 1",
+            f" JOIN stream_records r ON {self._keys.joined('r', 'e')}{text} ORDER BY e.gateway LIMIT 1",
             values,
         )
         return (rows[0][0], bytes(rows[0][1] or b"")) if rows else None

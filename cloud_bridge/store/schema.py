@@ -1,21 +1,31 @@
 """The tables, for both databases. The views `records`, `spans` and `gaps` carry the names people know.
 
-Records are kept in the order of receipt, so that inserting appends and retention removes from the front; the
-indexes on them append too, at the end of each stream, so that a record costs the same in a large store as in a small
-one. Spans outlive the records: they tell duplicates apart after retention has removed the rows. An event names the
-record that carries its latest phase.
+Records are kept in the order of receipt, so that inserting appends and retention removes from the front. Spans
+outlive the records: they tell duplicates apart after retention has removed the rows. An event names the record that
+carries its latest phase.
 
 A *line* is what is equal among records that belong together: stream, kind and pipeline. One index holds the records
 of each line in order of receipt, and the table `lines` says which lines there are: every filter is a choice of lines,
 so that none of them reads what it does not want. `event_lines` does the same for events (gateway, pipeline, label).
+
+In SQLite a record must cost the same in a large store as in a small one, so nothing on records is ordered by stream
+through the whole store: an arrival would change full pages all over such a tree, more of them the larger it is.
+`stream_runs` holds where the numbers of a stream stand in a row, one row for each arrival (see `keys`). The index of
+lines is ordered by bucket first, the ids without their last 18 bits, so that what comes goes into a part of it that
+never grows beyond the size of one bucket; `line_buckets` says in which buckets a line has records, and reading walks
+through those. No index confirms there that a number is single: the spans say so, and a new run that overlaps its
+neighbour is refused.
 
 In PostgreSQL records are partitioned by class and by month of receipt (UTC). Which numbers are known is *not*
 partitioned: `stream_spans` is the one key of all months, and it is changed behind the lock of its stream. The unique
 index of each partition only confirms it.
 """
 
+# ruff: noqa: S608  # the texts are put together from constants
+
 from typing import Final
 
+from cloud_bridge.store.keys import SHIFT
 from gateway.wire.messages import CLASSES
 
 RARE: Final = "kind NOT IN ('event', 'measure')"
@@ -233,7 +243,32 @@ _POSTGRES_2: Final = (
     _VIEWS[0],
 )
 
-SQLITE: Final[tuple[tuple[str, ...], ...]] = (_SQLITE_1, _SQLITE_2)
+_SQLITE_3: Final = (
+    """CREATE TABLE stream_runs (
+         stream INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, first_id INTEGER NOT NULL,
+         PRIMARY KEY (stream, first)) WITHOUT ROWID""",
+    # Numbers are in a row where they and their ids go up by one together.
+    """INSERT INTO stream_runs (stream, first, last, first_id)
+       SELECT stream, min(seq), max(seq), min(id) FROM (
+         SELECT stream, seq, id, seq - row_number() OVER (PARTITION BY stream, id - seq ORDER BY seq) AS island
+         FROM stream_records)
+       GROUP BY stream, id - seq, island""",
+    """CREATE TABLE line_buckets (
+         stream INTEGER NOT NULL, kind TEXT NOT NULL, pipeline TEXT NOT NULL, bucket INTEGER NOT NULL,
+         PRIMARY KEY (stream, kind, pipeline, bucket)) WITHOUT ROWID""",
+    f"""INSERT INTO line_buckets (stream, kind, pipeline, bucket)
+       SELECT DISTINCT stream, kind, coalesce(pipeline, ''), id >> {SHIFT} FROM stream_records""",
+    # What is understood later, or takes the place of its stand-in, is of another line from then on.
+    f"""CREATE TRIGGER stream_records_lined AFTER UPDATE OF kind, pipeline ON stream_records BEGIN
+         INSERT OR IGNORE INTO line_buckets
+           VALUES (new.stream, new.kind, coalesce(new.pipeline, ''), new.id >> {SHIFT});
+       END""",
+    "DROP INDEX stream_records_key",
+    "DROP INDEX stream_records_line",
+    f"CREATE INDEX stream_records_line ON stream_records (id >> {SHIFT}, stream, kind, pipeline)",
+)
+
+SQLITE: Final[tuple[tuple[str, ...], ...]] = (_SQLITE_1, _SQLITE_2, _SQLITE_3)
 """Statements of each version of the schema, the first one first; never changed once released."""
 
 POSTGRES: Final[tuple[tuple[str, ...], ...]] = (_POSTGRES_1, _POSTGRES_2)

@@ -30,7 +30,8 @@ from cloud_bridge.errors import StoreError, StoreInUseError, StoreRefusedError
 from cloud_bridge.store import checking, schema, sweeping, writing
 from cloud_bridge.store.base import Limits, Swept
 from cloud_bridge.store.folding import Folding
-from cloud_bridge.store.lines import Rows
+from cloud_bridge.store.keys import RunKeys, add_runs, buckets_in, runs_in
+from cloud_bridge.store.lines import Condition, Line, Rows, bucketed_record_ids
 from cloud_bridge.store.reading import SqlReader
 from cloud_bridge.store.truth import forget
 from cloud_bridge.store.writing import Range, SqlRow
@@ -63,6 +64,8 @@ def translated(error: sqlite3.Error, path: Path) -> StoreError | StoreRefusedErr
 class SqliteReader(SqlReader):
     """Reads a store file, whoever writes it."""
 
+    _keys = RunKeys()
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._idle: LifoQueue[sqlite3.Connection] = LifoQueue()
@@ -71,6 +74,11 @@ class SqliteReader(SqlReader):
         self._in_use = threading.Condition()
         self._borrowed = 0
         self._closed = False
+
+    def _record_ids(
+        self, line: Line, bounds: Sequence[Condition], *, newest_first: bool
+    ) -> tuple[str, tuple[Any, ...]]:
+        return bucketed_record_ids(line, bounds, newest_first=newest_first)
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -155,7 +163,7 @@ class SqliteReader(SqlReader):
             damage = [str(row[0]) for row in rows("PRAGMA quick_check(20)", ())]
             if damage != ["ok"]:
                 return [Violation("damage", str(self.path), text) for text in damage]
-            return checking.check(rows)
+            return checking.check(rows, self._keys) + checking.shortened(checking.runs(rows))
 
     def size_bytes(self) -> int:
         """See Reader. The file and its write-ahead log."""
@@ -438,7 +446,13 @@ it decode; with one step for each row that was most of the time of an ingest wit
 _INSERTED: Final = re.compile(r"VALUES (\([?, ]+\))")
 _INSERT_RECORD: Final = (
     "INSERT INTO stream_records (stream, seq, kind, pipeline, recorded_at_ns, received_at_ns, body, blob)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (stream, seq) DO NOTHING"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+_NEXT_ID: Final = (
+    "SELECT 1 + max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'stream_records'), 0),"
+    " coalesce((SELECT max(id) FROM stream_records), 0))"
 )
 
 
@@ -451,6 +465,8 @@ def _for_rows(sql: str, rows: int) -> str:
 
 class _SqliteTransaction:
     """See writing.Transaction. `streams` outlives it; it is emptied when a transaction is rolled back."""
+
+    keys = RunKeys()
 
     def __init__(self, connection: sqlite3.Connection, streams: dict[StreamKey, int]) -> None:
         self._connection = connection
@@ -489,8 +505,17 @@ class _SqliteTransaction:
         return found
 
     def insert_records(self, rows: Sequence[SqlRow]) -> int:
-        # The key only confirms what the spans have told already.
-        return self._change_each(_INSERT_RECORD, rows)
+        # AUTOINCREMENT gives the ids in order from here on, whatever was removed, and nobody else writes meanwhile.
+        ((next_id,),) = self.rows(_NEXT_ID)
+        add_runs(self, runs_in(rows, next_id))  # only confirms what the spans have told already
+        self._change_each(
+            "INSERT INTO line_buckets (stream, kind, pipeline, bucket) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            list(buckets_in(rows, next_id)),
+        )
+        inserted = self._change_each(_INSERT_RECORD, rows)
+        if self.rows(_NEXT_ID) != [(next_id + len(rows),)]:
+            raise StoreError(f"the ids from {next_id} on were not given in order; nothing was stored")
+        return inserted
 
     def _change_each(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
         changed = at = 0

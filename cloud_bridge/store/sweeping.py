@@ -37,14 +37,12 @@ def _sweep_stream(tx: Transaction, place: tuple[str, int], before_ns: int, throu
     table, stream = place
     old = 0
     last_seq = 0
-    for seq, number, received_at_ns in tx.rows(
-        f"SELECT seq, id, received_at_ns FROM {table} WHERE stream = ? ORDER BY seq LIMIT ?", (stream, limit)
-    ):
+    for seq, number, received_at_ns in tx.keys.oldest(tx, table, stream, limit):
         if received_at_ns >= before_ns or number > through:
             break
         old, last_seq = old + 1, seq
     if old:
-        tx.change(f"DELETE FROM {table} WHERE stream = ? AND seq <= ?", (stream, last_seq))
+        tx.keys.remove(tx, table, stream, last_seq)
         tx.change("DELETE FROM evidence WHERE stream = ? AND seq <= ?", (stream, last_seq))
         tx.change("UPDATE streams SET deleted = deleted + ? WHERE id = ?", (old, stream))
     return old

@@ -5,6 +5,8 @@ Rows that several processes may want are taken in the same order (streams, gatew
 key), so that they do not wait for each other in a circle; everything else is behind the lock of its stream.
 """
 
+# ruff: noqa: S608  # the texts are put together from constants; values travel as parameters only
+
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from cloud_bridge.store import rolling
 from cloud_bridge.store.collisions import WITHHELD, conflict_of, sort_known
+from cloud_bridge.store.keys import Keys
 from cloud_bridge.store.ledger import (
     BASE,
     DEAD_LETTER,
@@ -36,6 +39,11 @@ _MAX_DETAIL: Final = 500
 
 class Transaction(Protocol):
     """One open transaction of either database. Placeholders are question marks."""
+
+    @property
+    def keys(self) -> Keys:
+        """How this database finds records by their numbers."""
+        ...
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[SqlRow]:
         """Run a query."""
@@ -62,7 +70,13 @@ class Transaction(Protocol):
         ...
 
     def insert_records(self, rows: Sequence[SqlRow]) -> int:
-        """Insert (stream, seq, kind, pipeline, recorded, received, body, blob); skip those whose key is there."""
+        """Insert (stream, seq, kind, pipeline, recorded, received, body, blob); return how many were new.
+
+        No record is stored under a number that has one, whatever the spans say: PostgreSQL skips it, SQLite raises.
+
+        Raises:
+            StoreRefusedError: a number has a record already.
+        """
         ...
 
 
@@ -122,8 +136,8 @@ def write(tx: Transaction, intake: Intake) -> Outcome:
         ],
     )
     tx.change_many(
-        "UPDATE stream_records SET pipeline = ? WHERE stream = ? AND seq = ?",
-        [(row.pipeline, ids[a.key], row.seq) for a in intake.arrivals if a.reindex for row in a.rows],
+        f"UPDATE stream_records AS r SET pipeline = ? WHERE {tx.keys.one}",
+        [(row.pipeline, *tx.keys.place(ids[a.key], row.seq)) for a in intake.arrivals if a.reindex for row in a.rows],
     )
     _write_lines(tx, works, ids)
     _fold_late(tx, works, ids)
@@ -149,14 +163,17 @@ def _compare(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamKey
     for key, work in works.items():
         if not work.again:
             continue
-        found = sort_known(tx.rows, ids[key], work.again)
+        found = sort_known(tx, ids[key], work.again)
         work.conflicts = len(found.others)
         conflicts.extend(conflict_of(key, row) for row in found.others)
         for row in found.in_place_of_withheld:
             tx.change(
-                "UPDATE stream_records SET kind = ?, pipeline = ?, recorded_at_ns = ?, body = ?, blob = ?"
-                " WHERE stream = ? AND seq = ?",
-                (row.kind, row.pipeline, row.recorded_at_ns, row.body, row.blob or None, ids[key], row.seq),
+                "UPDATE stream_records AS r SET kind = ?, pipeline = ?, recorded_at_ns = ?, body = ?, blob = ?"
+                f" WHERE {tx.keys.one}",
+                (
+                    *(row.kind, row.pipeline, row.recorded_at_ns, row.body, row.blob or None),
+                    *tx.keys.place(ids[key], row.seq),
+                ),
             )
             tx.change(
                 "DELETE FROM dead_letters WHERE reason = ? AND gateway = ? AND epoch = ? AND class = ? AND seq = ?",
@@ -175,7 +192,7 @@ def _digest_at(tx: Transaction, stream: int, work: _Work, mark: int) -> str:
         if row.seq == mark:
             return record_digest(row.kind, row.body, row.blob)
     for kind, body, blob in tx.rows(
-        "SELECT kind, body, blob FROM stream_records WHERE stream = ? AND seq = ?", (stream, mark)
+        f"SELECT kind, body, blob FROM stream_records r WHERE {tx.keys.one}", tx.keys.place(stream, mark)
     ):
         return record_digest(kind, bytes(body), bytes(blob or b""))
     return ""
@@ -334,9 +351,9 @@ def _fold_late(tx: Transaction, works: dict[StreamKey, _Work], ids: dict[StreamK
 def _was_passed_over(tx: Transaction, gateway: str, stream: int, seq: int, *, in_place: bool) -> bool:
     """Tell whether its turn is over, and added nothing: what the list of events cannot use the sums often can."""
     found = tx.rows(
-        "SELECT kind, body FROM stream_records"
-        " WHERE stream = ? AND seq = ? AND id <= (SELECT through_id FROM rollup_state)",
-        (stream, seq),
+        "SELECT r.kind, r.body FROM stream_records r"
+        f" WHERE {tx.keys.one} AND r.id <= (SELECT through_id FROM rollup_state)",
+        tx.keys.place(stream, seq),
     )
     return bool(found) and (in_place or not rolling.fold((gateway, kind, bytes(body)) for kind, body in found))
 

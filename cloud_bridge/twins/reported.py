@@ -15,6 +15,11 @@ class Reported:
     received_ns: int
     twin: Twin
 
+    def has(self, pipeline: str) -> bool:
+        """Tell whether the device has a pipeline of this name."""
+        said = (*self.twin.assignments, *self.twin.updates)
+        return any(one.pipeline == pipeline for one in said)
+
     def update_of(self, pipeline: str) -> UpdateState | None:
         """Return how far a pipeline is, None if the report does not say."""
         return next((one for one in self.twin.updates if one.pipeline == pipeline), None)

@@ -10,7 +10,7 @@ import pytest
 from cloud_bridge.cursors import BadCursorError, cursor_of, place_of
 from cloud_bridge.store import rolling
 from cloud_bridge.store.base import Limits, RecordFilter, Store
-from cloud_bridge.store.lines import event_line, merged_ids, record_line, where
+from cloud_bridge.store.lines import event_ids, event_line, merged_ids, record_line, where
 from cloud_bridge.store.postgres import PostgresStore
 from cloud_bridge.store.sqlite import SqliteStore
 from cloud_bridge.values import Arrival, DeadLetter, GapPlace, Intake, LetterPlace, Row, StreamKey
@@ -184,8 +184,8 @@ def test_the_control_without_the_horizon_passes_over_what_another_writer_has_in_
 # ---- plans ---------------------------------------------------------------------------------------------
 
 QUERIES = {
-    "records of a pipeline": ("stream_records", record_line("notice", "p1", 1), "stream_records_line"),
-    "records of no pipeline": ("stream_records", record_line("notice", "", 1), "stream_records_line"),
+    "records of a pipeline": ("records", record_line("notice", "p1", 1), "stream_records_line"),
+    "records of no pipeline": ("records", record_line("notice", "", 1), "stream_records_line"),
     "events of a pipeline": ("events", event_line("dock", "camera", "person"), "events_line"),
 }
 
@@ -205,7 +205,9 @@ def test_a_filter_by_pipeline_alone_reads_an_index_and_never_the_table(store: St
         plans.extend(str(row[-1]) for row in store._rows(prefix + sql, parameters))  # type: ignore[arg-type]
         return []
 
-    merged_ids(explained, table, [line], [("r.id < ?", 10**6)], limit=50, newest_first=True)
+    assert isinstance(store, SqliteStore | PostgresStore)
+    ids_of = event_ids if table == "events" else store._record_ids
+    merged_ids(explained, ids_of, [line], [("r.id < ?", 10**6)], limit=50, newest_first=True)
     told = "\n".join(plans)
     if isinstance(store, SqliteStore):
         assert f"USING COVERING INDEX {index}" in told, told
@@ -221,11 +223,14 @@ def test_what_is_asked_on_every_look_reads_an_index_too(store: Store) -> None:
     if not isinstance(store, SqliteStore):
         pytest.skip("told by SQLite's plan")
     store.open()
+    keys = store._keys
     asked = [
         (rolling.SLICE, (1, 2, 3)),
         ("SELECT min(+id) FROM events WHERE updated_at_ns >= ?", (1,)),
         ("SELECT id FROM events WHERE updated_at_ns < ? ORDER BY updated_at_ns LIMIT ?", (1, 2)),
-        ("SELECT seq, kind, body, blob FROM stream_records WHERE stream = ? AND seq BETWEEN ? AND ?", (1, 2, 3)),
+        (f"SELECT body FROM stream_records r WHERE {keys.some}", keys.range(1, 2, 3)),
+        (f"SELECT body FROM stream_records r WHERE {keys.one}", keys.place(1, 2)),
+        (f"SELECT 1 FROM events e JOIN stream_records r ON {keys.joined('r', 'e')} WHERE e.id IN (?, ?)", (1, 2)),
         ("SELECT min(start_s) FROM rollups WHERE grain = ?", (3600,)),
     ]
     for sql, values in asked:
@@ -245,4 +250,4 @@ def test_the_control_a_filter_on_a_column_without_an_index_would_scan(store: Sto
 def test_lines_that_nobody_has_written_cost_no_query(store: Store) -> None:
     store.open()
     assert store.records(RecordFilter(pipeline="nothing")) == []
-    assert merged_ids(lambda *_: pytest.fail("asked"), "events", [], [], limit=5, newest_first=True) == []
+    assert merged_ids(lambda *_: pytest.fail("asked"), event_ids, [], [], limit=5, newest_first=True) == []
