@@ -390,6 +390,7 @@ class Pipeline:
         self._looking_ns = started_ns
         try:
             with run.slot.using() as model:
+                run.answers(model)
                 inference = model.infer(sample)
         except InferenceError as error:
             if run.abandoned:
@@ -608,7 +609,15 @@ class _Run:
     stages: _Stages
     capture: CaptureThread
     abandoned: bool = False  # its thread hangs in the model
+    answering: Model | None = None  # the inference thread's
     _claimed: threading.Lock = field(default_factory=threading.Lock)
+
+    def answers(self, model: Model) -> None:
+        """Note which model answers next. One that was swapped in goes on from the baseline before it."""
+        if model is not self.answering:
+            if self.answering is not None:
+                model.go_on_from(self.answering)
+            self.answering = model
 
     def claim(self) -> bool:
         """Decide who ends it: the first who asks."""

@@ -17,8 +17,8 @@ class Reported:
 
     def has(self, pipeline: str) -> bool:
         """Tell whether the device has a pipeline of this name."""
-        said = (*self.twin.assignments, *self.twin.updates)
-        return any(one.pipeline == pipeline for one in said)
+        said = {one.pipeline for one in self.twin.assignments} | {one.pipeline for one in self.twin.updates}
+        return pipeline in said
 
     def update_of(self, pipeline: str) -> UpdateState | None:
         """Return how far a pipeline is, None if the report does not say."""

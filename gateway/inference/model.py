@@ -37,6 +37,9 @@ class Preparation(Protocol):
     def exclude_last(self) -> None:
         """Keep the last sample out of any baseline."""
 
+    def go_on_from(self, other: object) -> None:
+        """Take over what another preparation has learnt of the same input, if it is one of the same kind."""
+
 
 PreparationFor = Callable[[ImageInput | WindowInput, TensorSpec], Preparation]
 """Makes the preparation for a manifest's input and an input tensor; raises ModelError if they do not fit."""
@@ -114,6 +117,10 @@ class Model:
     def exclude_last(self) -> None:
         """Keep the last sample out of the baseline of the features, because it was no example of what is normal."""
         self._preparation.exclude_last()
+
+    def go_on_from(self, before: "Model") -> None:
+        """Take over the baseline of the model that answered until now; on the thread that uses both."""
+        self._preparation.go_on_from(before._preparation)
 
     def close(self) -> None:
         """Let the session go, then the weights that it has mapped."""

@@ -3,8 +3,9 @@
 Scores are compared with the two-sample Kolmogorov-Smirnov test (Smirnov 1948; the asymptotic distribution as in Press
 et al., Numerical Recipes §14.3). It is looked at again and again while samples come in, so each look may spend only a
 part of the significance: half of it at the first look, a quarter at the second, and so on (a spending function after
-Lan and DeMets 1983); looks are at sizes that double. Frames that follow each other are alike, which makes any such test
-fire too early: therefore a difference must have a size, too (`drift_effect`).
+Lan and DeMets 1983); looks are at sizes that double. Samples that follow each other are alike, which makes any such
+test fire too early: they count as fewer, by their integrated autocorrelation time (Sokal 1997, §3), and a difference
+must have a size, too (`drift_effect`).
 """
 
 import math
@@ -135,7 +136,8 @@ def _drift(rules: TrialSettings, reference: Reference, seen: Seen) -> TakeBack |
         return None
     size, significance = look[0], rules.drift_significance * 0.5 ** (look[1] + 1)
     distance = ks_distance(reference.scores, seen.scores[:size])
-    chance = ks_chance(distance, len(reference.scores), size)
+    worth = max(correlation_time(reference.scores), correlation_time(seen.scores[:size]))
+    chance = ks_chance(distance, len(reference.scores) / worth, size / worth)
     moved = mean_shift(reference.scores, seen.scores[:size])
     if distance >= rules.drift_effect and moved >= LEAST_SHIFT and chance < significance:
         return TakeBack(
@@ -188,7 +190,27 @@ def mean_shift(first: Sequence[float], second: Sequence[float]) -> float:
     return math.fsum(abs(one[int(p * len(one))] - two[int(p * len(two))]) for p in places) / steps
 
 
-def ks_chance(distance: float, first: int, second: int) -> float:
+def correlation_time(values: Sequence[float]) -> float:
+    """Return how many values in a row say as much as one independent one, at least 1 and at most an eighth of them all.
+
+    The integrated autocorrelation time, summed until a lag at which nothing is left of the likeness.
+    """
+    count = len(values)
+    mean = math.fsum(values) / count
+    off = [value - mean for value in values]
+    power = math.fsum(one * one for one in off)
+    if not power:
+        return 1.0
+    time = 1.0
+    for lag in range(1, count // 2):
+        likeness = math.fsum(off[at] * off[at + lag] for at in range(count - lag)) / power
+        if likeness <= 2 / math.sqrt(count):  # what chance alone gives
+            break
+        time += 2 * likeness
+    return min(time, count / 8)
+
+
+def ks_chance(distance: float, first: float, second: float) -> float:
     """Return how likely a distance at least so large is for samples of one distribution, asymptotically."""
     root = math.sqrt(first * second / (first + second))
     x = (root + 0.12 + 0.11 / root) * distance

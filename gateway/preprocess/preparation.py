@@ -70,6 +70,9 @@ class Preparation(Protocol):
     def exclude_last(self) -> None:
         """Keep the last sample out of any baseline."""
 
+    def go_on_from(self, other: object) -> None:
+        """Take over what another preparation has learnt of the same input, if it is one of the same kind."""
+
 
 def preparation_for(spec: ImageInput | WindowInput, tensor: InputTensor) -> Preparation:
     """Return the preparation for a manifest's input and the tensor that it must fill.
@@ -99,6 +102,9 @@ class ImagePreparation:
         return Prepared(tensor, self._shaper.reals, geometry=geometry)
 
     def exclude_last(self) -> None:
+        """Pictures have no baseline."""
+
+    def go_on_from(self, other: object) -> None:
         """Pictures have no baseline."""
 
 
@@ -134,6 +140,11 @@ class WindowPreparation:
     def exclude_last(self) -> None:
         """Keep the last window out of the baseline."""
         self._extractor.exclude_last()
+
+    def go_on_from(self, other: object) -> None:
+        """Share the baseline of a preparation of the same windows, so that the first answers need not find one."""
+        if isinstance(other, WindowPreparation) and other._spec == self._spec:
+            self._extractor = other._extractor
 
     def _checked(self, sample: Sample) -> NDArray[np.float32]:
         spec = self._spec

@@ -1,6 +1,7 @@
 """`make demo`: the whole system on this machine, on real input, until Ctrl-C or for DURATION seconds.
 
-The gateway has a TPM (swtpm), enrols, and reaches the cloud's broker with a certificate; its models lie sealed.
+The gateway has a TPM (swtpm), enrols, and reaches the cloud's broker with a certificate; its models lie sealed. While
+it runs, a better release of a model is rolled out to it, and then a bad one, which it takes back by itself.
 
 Progress goes to stderr; the last line of stdout is one JSON document. The exit status is 0 only if nothing
 was lost, nothing is there twice, and every pipeline produced inferences.
@@ -24,6 +25,7 @@ from hil.loopback.assets.clip import CLIPS
 from hil.loopback.children import RigError
 from hil.loopback.rig import GATEWAY_ID, Rig, eventually
 from hil.loopback.tally import Tally, tally_of
+from hil.loopback.updates import Background, Updates
 
 VAR = Path("var/demo")
 _COMMANDS = Path(sys.executable).parent
@@ -131,15 +133,24 @@ def run(wishes: Wishes, directory: Path = VAR) -> int:
     run_directory = (directory / "run").resolve()
     models = {"directories": [str((directory / "models").resolve())]}
     sources = sources_for(wishes, data.resolve())
-    with Rig(run_directory, sources, pipelines(), gateway={"models": models}, security="tpm") as rig:
+    updates = Updates(run_directory / "updates")
+    gateway = {"models": models, **updates.gateway_settings()}
+    with Rig(
+        run_directory, sources, pipelines(), gateway=gateway, bridge=updates.bridge_settings(), security="tpm"
+    ) as rig:
         _introduce(rig)
-        say("==> preparing a TPM, an approved boot state, certificates and a claim; then starting everything")
-        rig.start(lambda what: say(f"    {what}"))
+        say("==> preparing a TPM, an approved boot state, certificates, a claim, a registry; then starting everything")
+        rig.start(lambda what: say(f"    {what}"), before=updates.prepare)
         started = time.monotonic()
         _say_how_secured(rig, stop)
         say(f"==> running; open {rig.console_url}  (Ctrl-C stops)")
         say(f"    mosquitto_sub -h 127.0.0.1 -p {rig.site_port} -t 'sluice/v1/+/event/#'")
-        _watch(rig, stop, started, wishes.duration_seconds)
+        enough = threading.Event()
+        with Background(lambda: updates.run(rig, enough.is_set, say)) as updating:
+            try:
+                _watch(rig, stop, started, wishes.duration_seconds, updating)
+            finally:
+                enough.set()
         security = security_of(rig)
         say("==> stopping; the outbox drains first")
         ran_seconds = time.monotonic() - started
@@ -147,7 +158,7 @@ def run(wishes: Wishes, directory: Path = VAR) -> int:
         last = rig.last_run()
         counts = _settled(rig)
         rig.stop()
-    result = {**summary(last, counts, ran_seconds), "security": security}
+    result = {**summary(last, counts, ran_seconds), **updates.summary(), "security": security}
     silent = [name for name, pipeline in last["pipelines"].items() if not pipeline["inferences"]]
     for name in silent:
         reason = last["pipelines"][name].get("last_error") or "no samples"
@@ -216,11 +227,13 @@ def _shown(file: Path) -> Path:
     return file.relative_to(here) if file.is_relative_to(here) else file
 
 
-def _watch(rig: Rig, stop: threading.Event, started: float, duration_seconds: float | None) -> None:
+def _watch(
+    rig: Rig, stop: threading.Event, started: float, duration_seconds: float | None, updating: Background
+) -> None:
     """Report every few seconds until it is time to stop.
 
     Raises:
-        RigError: a process ended by itself.
+        RigError: a process ended by itself, or an update was not carried out.
     """
     end = None if duration_seconds is None else started + duration_seconds
     while not stop.is_set():
@@ -230,6 +243,7 @@ def _watch(rig: Rig, stop: threading.Event, started: float, duration_seconds: fl
         for child in rig.children:
             if not child.running:
                 raise RigError(f"{child.name} ended by itself; its output:\n{child.tail()}")
+        _ = updating.ended
         status = rig.gateway_status()
         if status is not None:
             say(_progress_line(status, tally_of(rig), time.monotonic() - started))

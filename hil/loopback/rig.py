@@ -199,9 +199,15 @@ class Rig:
         """The port of the broker for people and programs on the site: no TLS, on loopback."""
         return self.ports.broker if self.site is None else self.site.ports.local
 
-    def start(self, progress: Callable[[str], None] = lambda _: None) -> None:
-        """Bring everything up, in the order that is the kindest to a reader of the logs; any order works."""
+    def start(
+        self, progress: Callable[[str], None] = lambda _: None, *, before: Callable[[Self], None] = lambda _: None
+    ) -> None:
+        """Bring everything up, in the order that is the kindest to a reader of the logs; any order works.
+
+        `before` is called when the site is prepared and nothing runs yet.
+        """
         self.prepare(progress)
+        before(self)
         self.start_broker()
         progress(f"broker on 127.0.0.1:{self.ports.broker}{'' if self.site is None else ', for certificates only'}")
         if self.site is not None:
@@ -247,6 +253,13 @@ class Rig:
         """Ask the gateway how its identity is, as `gateway identity status` does; None if it does not answer."""
         try:
             return ask(self.state_directory / "gateway.sock", "identity")
+        except ControlError:
+            return None
+
+    def gateway_updates(self) -> dict[str, Any] | None:
+        """Ask the gateway for its updates, as `gateway ota status` does; None if it does not answer."""
+        try:
+            return ask(self.state_directory / "gateway.sock", "ota")
         except ControlError:
             return None
 

@@ -26,6 +26,8 @@ from tests.chaos.producer import SOCKET_NAME
 MIB: Final = 1024 * 1024
 GROWTH_BYTES: Final = 64 * MIB
 """What a process may keep after a fault and the burst that follows: allocators do not give all of it back."""
+STORE_CACHE_BYTES: Final = 64 * MIB
+"""What the bridge's store fills with pages of its database, however small it is at the start; then no more."""
 
 _SOURCES: Final = {"machine": {"type": "health", "rate_hz": 1.0}}
 _PIPELINES: Final = {"machine": {"source": "machine", "model": "process-anomaly"}}
@@ -282,7 +284,8 @@ class Stand:
                 # Only the producer has filled its pool of threads beforehand.
                 spare = SPARE + (POOL_THREADS if name == "gateway" else 0)
                 baseline = self._baseline[name]
-                now = returns_to(child.pid, baseline, growth_bytes=GROWTH_BYTES, thread_spare=spare)
+                growth = GROWTH_BYTES + (STORE_CACHE_BYTES if name == "bridge" else 0)
+                now = returns_to(child.pid, baseline, growth_bytes=growth, thread_spare=spare)
                 self.experiment.log("footprint", process=name, before=self._baseline[name], now=now)
 
     def logs(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ def secured(tmp_path: Path) -> Iterator[Secured]:
         gateway = {"models": {"directories": [str(models)]}, **overrides.pop("gateway", {})}
         rig = Rig(
             tmp_path / f"rig-{len(rigs)}",
-            sources,
+            {**sources, **overrides.pop("sources", {})},
             {**pipelines, **overrides.pop("pipelines", {})},
             gateway=gateway,
             **{"security": "tpm", **overrides},

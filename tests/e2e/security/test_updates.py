@@ -1,0 +1,79 @@
+"""Models over the air, whole: registry, rollout, broker and gateway are real, and so is what a bad release does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hil.loopback.children import RigError
+from hil.loopback.rig import Rig
+from hil.loopback.updates import BAD, BETTER, MODEL, PIPELINE, Updates
+from tests.e2e.flow import settle
+from tests.e2e.security.conftest import Secured
+
+
+def site_with_updates(folder: Path, secured: Secured, updates: Updates, **gateway: Any) -> Rig:
+    file = folder / "process.csv"
+    noise = np.random.default_rng(5).normal(0.0, 0.3, 20_000)
+    file.write_text("value\n" + "\n".join(f"{20 + value:.4f}" for value in noise) + "\n")
+    source = {"type": "replay", "file": str(file), "rate_hz": 1.0, "speed": 200.0, "loop": True}
+    rule = {"name": "anomaly", "min_score": 0.5}
+    return secured(
+        sources={"boiler": source},
+        pipelines={
+            PIPELINE: {"source": "boiler", "model": MODEL, "rules": [rule], "interest": {"measure_every_seconds": 1.0}}
+        },
+        gateway={**updates.gateway_settings(), **gateway},
+        bridge=updates.bridge_settings(),
+        security="software",
+    )
+
+
+def test_a_better_release_stays_and_a_bad_one_is_taken_back_without_a_lost_frame(
+    tmp_path: Path, secured: Secured
+) -> None:
+    updates = Updates(tmp_path / "updates")
+    rig = site_with_updates(tmp_path, secured, updates)
+    rig.start(before=updates.prepare)
+    updates.run(rig, lambda: False, print)
+    assert updates.ended == {BETTER: ("running", "done"), BAD: ("reverted", "halted")}
+    summary = updates.summary()
+    assert (summary["updates"], summary["rollbacks"], summary["frames_lost_in_swaps"]) == (1, 1, 0)
+    assert summary["max_swap_gap_ms"] is not None
+    assert serving(rig) == BETTER
+    settle(rig)
+
+
+def test_control_without_a_trial_worth_the_name_the_bad_release_stays(tmp_path: Path, secured: Secured) -> None:
+    updates = Updates(tmp_path / "updates")
+    rig = site_with_updates(tmp_path, secured, updates)
+    rig.gateway_settings["ota"]["trial"] |= {"drift_effect": 1.0, "drift_significance": 1e-300}
+    rig.bridge_settings["rollout"] |= {"max_anomaly_ratio": 1e9, "min_effect": 1.0}
+    rig.write()
+    rig.start(before=updates.prepare)
+    updates.run(rig, lambda: False, print)
+    assert updates.ended[BAD] == ("running", "done")
+    assert serving(rig) == BAD
+
+
+def test_a_root_that_signed_nothing_of_it_lets_no_release_in(tmp_path: Path, secured: Secured) -> None:
+    updates, other = Updates(tmp_path / "updates"), Updates(tmp_path / "other")
+    rig = site_with_updates(tmp_path, secured, updates)
+
+    def trust_another(made: Rig) -> None:
+        updates.prepare(made)
+        strange = site_with_updates(tmp_path, secured, other)
+        strange.prepare()
+        other.prepare(strange)
+        (updates.directory / "trusted-root.json").write_bytes((other.directory / "trusted-root.json").read_bytes())
+
+    rig.start(before=trust_another)
+    with pytest.raises(RigError, match="came to no end"):
+        updates.run(rig, lambda: False, print, seconds=12.0)
+    assert serving(rig) == "1.0.0"
+    assert (rig.gateway_updates() or {})["repository_problem"]
+
+
+def serving(rig: Rig) -> str:
+    return str((rig.gateway_updates() or {})["serving"][PIPELINE]["version"])
