@@ -40,7 +40,8 @@ def replay(store: Store, letter_id: int, *, root: str, received_at_ns: int) -> R
         intake = _intake(store, stored, root, received_at_ns)
     except (MalformedMessageError, msgspec.DecodeError) as error:
         return Replayed(letter_id, settled=False, detail=str(error))
-    if intake.dead_letters:
+    # A batch of which some records are noted is taken as it would have been live, with its notes: the device let it go.
+    if intake.dead_letters and (letter.key is not None or not intake.arrivals):
         return Replayed(letter_id, settled=False, detail=intake.dead_letters[0].detail)
     outcome = store.settle(letter_id, intake)
     return Replayed(letter_id, settled=True, detail=f"{outcome.inserted} records new, {outcome.duplicates} known")

@@ -6,7 +6,7 @@ bridges on one database come to the same decision, and one of them writes it.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
@@ -179,11 +179,13 @@ class Campaign:
             return
         cursor = last_id(self._store)
         with self._database.transaction() as tx:
-            taken = {one.gateway for one in list_members(tx, rollout.id) if not one.returned}
+            known = list_members(tx, rollout.id)
+            taken = {one.gateway for one in known if not one.returned}
+            before = {one.gateway: one.previous for one in known}  # of those that were given back in an earlier try
             meant = fleet.meant(plan)
             chosen = members(plan.waves[rollout.wave], meant, taken, rollout.id)
             if chosen:
-                wave = self._members(rollout, fleet, chosen, now_ns)
+                wave = self._members(rollout, fleet, chosen, now_ns, before)
                 changes = [Change(one.gateway, plan.pipeline, one.release.ref, one.due_ns) for one in wave]
                 token = apply_changes(tx, changes, now_ns, _highest_reported(fleet, chosen, now_ns))
                 put_members(tx, rollout, [replace(one, token=token) for one in wave])
@@ -204,7 +206,14 @@ class Campaign:
         else:
             self._advance(rollout, f"wave {plan.waves[rollout.wave]} has no device", "wave-empty")
 
-    def _members(self, rollout: Rollout, fleet: Fleet, chosen: Sequence[str], now_ns: int) -> list[Member]:
+    def _members(
+        self,
+        rollout: Rollout,
+        fleet: Fleet,
+        chosen: Sequence[str],
+        now_ns: int,
+        before: Mapping[str, Release | None],
+    ) -> list[Member]:
         plan = rollout.plan
         spread_ns = int(plan.spread_seconds * _NS) if len(chosen) > 1 else 0
         found = []
@@ -212,7 +221,7 @@ class Campaign:
             release = release_for(plan, fleet, name)
             previous = fleet.running(name, plan.pipeline)
             if previous is None or previous == release:
-                previous = plan.baseline
+                previous = before.get(name) or plan.baseline
             due_ns = now_ns + int(jitter(rollout.id, name) * spread_ns)
             found.append(Member(name, rollout.wave, release, previous, now_ns, due_ns, 0))
         return found

@@ -34,7 +34,8 @@ class RegisteredReleases:
         entry = self._entries.find(release.name, release.version)
         if entry is None or entry.published_ns is None:
             return "unknown"
-        return "yanked" if entry.yanked_ns is not None else entry.state
+        # An offline key may not have signed the withdrawal yet: that it was asked for is enough.
+        return "yanked" if entry.yanked_ns is not None or entry.yanked_why else entry.state
 
 
 class _Lazily:

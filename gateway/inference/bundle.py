@@ -15,7 +15,7 @@ from typing import Final
 from gateway.errors import ModelError
 from gateway.inference.backend import Weights
 from gateway.wire.errors import MalformedManifestError
-from gateway.wire.manifest import MANIFEST_FILE, Artefact, ModelManifest, read_manifest
+from gateway.wire.manifest import MANIFEST_FILE, OVER_THE_AIR_FILE, Artefact, ModelManifest, read_manifest
 
 _VERSION = re.compile(r"^(\d+)\.(\d+)\.(\d+)(?:-([0-9A-Za-z.-]+))?$")
 _MANIFEST_MAX_BYTES: Final = 1 << 20
@@ -113,6 +113,11 @@ class Listed:
     version: str
     directory: Path
 
+    @property
+    def over_the_air(self) -> bool:
+        """Whether it came over the air, and may run only where it is assigned."""
+        return (self.directory / OVER_THE_AIR_FILE).exists()
+
 
 class ReleaseStore:
     """Looks for releases in some directories, among those that ship with the program, and in the sealed store."""
@@ -150,7 +155,11 @@ class ReleaseStore:
         """
         name, _, version = wanted.partition("@")
         releases = self.releases()
-        fitting = [listed for listed in releases if listed.name == name and version in ("", listed.version)]
+        fitting = [
+            each
+            for each in releases
+            if each.name == name and (each.version == version if version else not each.over_the_air)
+        ]
         if not fitting:
             there = ", ".join(f"{listed.name}@{listed.version}" for listed in releases) or "nothing"
             searched = ", ".join(str(directory) for directory in self._directories)

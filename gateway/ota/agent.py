@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from gateway.config import Ota
-from gateway.errors import BackendUnavailableError, GatewayError, InferenceError, ModelError, WeightsWithheldError
+from gateway.errors import BackendUnavailableError, InferenceError, ModelError, WeightsWithheldError
 from gateway.inference.model import Model
 from gateway.intake import same_source
 from gateway.ota import slots
@@ -249,13 +249,13 @@ class OtaAgent:
         self._trial_wake.set()
         self._repository.stop()
 
-    def _both(self) -> GatewayError | None:
-        failures: list[GatewayError] = []
+    def _both(self) -> Exception | None:
+        failures: list[Exception] = []
 
         def fetching() -> None:
             try:
                 self._fetch_all()
-            except GatewayError as error:
+            except Exception as error:  # noqa: BLE001 - handed to the supervisor, which waits for this thread
                 failures.append(error)
                 self.stop()
 
@@ -491,7 +491,14 @@ class OtaAgent:
         self._say(pipeline, "trial", model, cost=cost, comparison=comparison, reason=reason)
         self._trial_wake.set()
 
+    def _wants(self, pipeline: str, model: Installed) -> bool:
+        """Tell whether it is still this release that is wanted: another may have been asked for meanwhile."""
+        wanted = self._journal.book.slot(pipeline).wanted
+        return wanted is not None and wanted.model == model
+
     def _refuse(self, pipeline: str, model: Installed, code: str, reason: str) -> None:
+        if not self._wants(pipeline, model):
+            return
         self._journal.change(slots.refuse(pipeline, model, code, reason, self._at()))
         self._installer.forget(model.name, model.version)
         log.error("model_refused", pipeline=pipeline, model=model.label, code=code, reason=reason)
@@ -501,6 +508,8 @@ class OtaAgent:
         self._collect()
 
     def _postpone(self, pipeline: str, model: Installed, error: OtaError) -> None:
+        if not self._wants(pipeline, model):
+            return
         pause = self._pauses.setdefault(pipeline, _Pause())
         pause.failures += 1
         if isinstance(error, KeyAwaitedError) and pause.failures <= 12:

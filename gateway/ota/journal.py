@@ -2,13 +2,16 @@
 
     <state>/ota/journal.json   what runs, what is on trial, what is the way back, what is wanted, blocked, pinned
     <state>/ota/fence          the highest fencing token that was accepted, once more: it must not be forgotten with it
+    <state>/ota/verdicts.json  what is blocked and what is pinned, once more, for the same reason
 
 Each step of an update is written down before it is taken. Whoever is killed between the two finds at the next start a
-document that names a release which lies there whole: the old one, or the new one.
+document that names a release which lies there whole: the old one, or the new one. The one exception is taking a
+release back (`Journal.insist`): that must not wait for a disk that is full.
 """
 
+import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -26,8 +29,11 @@ log = structlog.get_logger()
 DIRECTORY: Final = "ota"
 FILE: Final = "journal.json"
 FENCE: Final = "fence"
+VERDICTS: Final = "verdicts.json"
 MAX_HISTORY: Final = 100
 _MAX_BYTES: Final = 4 << 20
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
+"""Errors of the process or the machine, not of the file: a journal is not put aside for these."""
 
 Share = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -144,19 +150,47 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, pipelines=self.pipelines | {pipeline: slot}, history=history)
 
 
+class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a lost journal must not make forgotten, by pipeline."""
+
+    format: int = 1
+    blocked: dict[str, tuple[Blocked, ...]] = {}
+    pinned: dict[str, Installed] = {}
+
+    @classmethod
+    def of(cls, book: Book) -> "Verdicts":
+        """Take them out of the document."""
+        return cls(
+            blocked={name: slot.blocked for name, slot in book.pipelines.items() if slot.blocked},
+            pinned={name: slot.pinned for name, slot in book.pipelines.items() if slot.pinned is not None},
+        )
+
+    def book(self) -> Book:
+        """Return a document that knows nothing else."""
+        names = [*dict.fromkeys((*self.blocked, *self.pinned))]
+        slots = {name: Slot(blocked=self.blocked.get(name, ()), pinned=self.pinned.get(name)) for name in names}
+        return Book(pipelines=slots)
+
+
 class Journal:
     """The document on disk and in memory. Every method may be called from any thread; `change` waits for the disk."""
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(self, state_directory: Path, came: Iterable[Installed] = ()) -> None:
         """Read what is there; a document that cannot be read is kept beside, and `damage` says so.
 
+        Args:
+            state_directory: of the gateway.
+            came: releases in the store that are known to have come over the air; those that the document does not
+                name, because it was lost, are entered.
+
         Raises:
-            JournalError: the directory cannot be made.
+            JournalError: the directory cannot be made, or the document cannot be read now, though that may pass.
         """
         self.directory = state_directory / DIRECTORY
         self.damage = ""
         self._file = self.directory / FILE
         self._fence = self.directory / FENCE
+        self._verdicts_file = self.directory / VERDICTS
         self._lock = threading.RLock()
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -165,12 +199,23 @@ class Journal:
                     part.unlink(missing_ok=True)
         except OSError as error:
             raise JournalError(f"{self.directory} cannot be made: {error.strerror or error}") from error
+        self._verdicts = _verdicts_in(self._verdicts_file)
+        self._token = self._read_fence()  # as it is on the disk
         self._book = self._read()
+        missing = [each for each in came if each not in self._book.installed]
+        if missing:
+            self._book = msgspec.structs.replace(self._book, installed=(*self._book.installed, *missing))
+        self._unwritten = bool(self.damage or missing)
 
     @property
     def book(self) -> Book:
-        """The document as it was written last."""
+        """The document as it counts now; as it was written last, but for what was insisted on."""
         return self._book
+
+    @property
+    def is_written(self) -> bool:
+        """Whether everything that counts is on the disk."""
+        return not self._unwritten
 
     def change(self, step: Callable[[Book], Book]) -> Book:
         """Apply a step and make the result durable; when this returns it survives a power cut.
@@ -180,33 +225,77 @@ class Journal:
         """
         with self._lock:
             book = step(self._book)
-            if book == self._book:
-                return book
-            try:
-                if book.fencing_token > self._book.fencing_token:
-                    # First: with the journal behind it nothing is lost, with the fence behind it something could be.
-                    write_durably(self._fence, b"%d\n" % book.fencing_token)
-                write_durably(self._file, msgspec.json.encode(book))
-            except VaultError as error:
-                raise JournalError(f"{error}; no release is swapped until it can be") from error
+            if book != self._book:
+                self._write(book)
+                self._book, self._unwritten = book, False
+            return book
+
+    def insist(self, step: Callable[[Book], Book]) -> Book:
+        """Apply a step that counts at once, whether or not the disk takes it: `flush`, or the next change, writes it.
+
+        For what must not wait: a bad release is taken back on a full disk, too. Until it is written, the next start
+        begins with what was there before, and judges that anew.
+        """
+        with self._lock:
+            book = step(self._book)
+            self._unwritten = self._unwritten or book != self._book
             self._book = book
             return book
 
-    def _read(self) -> Book:
-        book = Book()
+    def flush(self) -> None:
+        """Write what was insisted on, if anything is left.
+
+        Raises:
+            JournalError: the disk still refuses.
+        """
+        with self._lock:
+            if self._unwritten:
+                self._write(self._book)
+                self._unwritten = False
+
+    def _write(self, book: Book) -> None:
+        """Write the copies first: with the journal behind them nothing is lost, with them behind it something could."""
+        verdicts = Verdicts.of(book)
         try:
-            with self._file.open("rb") as file:
-                book = msgspec.json.decode(file.read(_MAX_BYTES), type=Book)
+            if book.fencing_token > self._token:
+                write_durably(self._fence, b"%d\n" % book.fencing_token)
+                self._token = book.fencing_token
+            if verdicts != self._verdicts:
+                write_durably(self._verdicts_file, msgspec.json.encode(verdicts))
+                self._verdicts = verdicts
+            write_durably(self._file, msgspec.json.encode(book))
+        except VaultError as error:
+            raise JournalError(f"{error}; no release is swapped until it can be") from error
+
+    def _read(self) -> Book:
+        try:
+            book = read_book(self._file)
         except FileNotFoundError:
-            pass
+            book = self._recovered()
+            if self._token or self._verdicts is not None:
+                self._lost()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                raise JournalError(f"{self._file} cannot be read now: {error.strerror}") from error
+            book = self._recovered()
             self._put_aside(str(error))
-        token = max(book.fencing_token, self._read_fence())
-        return msgspec.structs.replace(book, fencing_token=token)
+        return msgspec.structs.replace(book, fencing_token=max(book.fencing_token, self._token))
+
+    def _recovered(self) -> Book:
+        return Book() if self._verdicts is None else self._verdicts.book()
+
+    def _lost(self) -> None:
+        kept = "" if self._verdicts is not None else ", and which releases were blocked is not known any more"
+        self.damage = self.damage or f"{self._file} is gone: pipelines run what is pinned or configured{kept}"
+        log.error("ota_journal_lost", file=str(self._file), verdicts_known=self._verdicts is not None)
 
     def _put_aside(self, reason: str) -> None:
         aside = self._file.with_name(f"{FILE}.damaged")
-        self.damage = f"{self._file} cannot be read ({reason}): kept as {aside.name}, pipelines run what is configured"
+        kept = "" if self._verdicts is not None else ", and which releases were blocked is not known any more"
+        self.damage = (
+            f"{self._file} cannot be read ({reason}): kept as {aside.name}, pipelines run what is pinned or "
+            f"configured{kept}"
+        )
         log.error("ota_journal_damaged", file=str(self._file), kept=str(aside), error=reason)
         try:
             self._file.replace(aside)
@@ -222,3 +311,35 @@ class Journal:
             self.damage = self.damage or f"{self._fence} cannot be read: {error}"
             log.error("ota_fence_unreadable", file=str(self._fence), error=str(error))
             return 0
+
+
+def read_book(file: Path) -> Book:
+    """Read a document.
+
+    Raises:
+        OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: it is not there, or cannot be read.
+    """
+    with file.open("rb") as opened:
+        return msgspec.json.decode(opened.read(_MAX_BYTES), type=Book)
+
+
+def peek(state_directory: Path) -> Book:
+    """Return what a gateway that starts now would find, and change nothing; for those who only look."""
+    directory = state_directory / DIRECTORY
+    try:
+        return read_book(directory / FILE)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        verdicts = _verdicts_in(directory / VERDICTS)
+        return Book() if verdicts is None else verdicts.book()
+
+
+def _verdicts_in(file: Path) -> Verdicts | None:
+    """Read the second copy of what is blocked and pinned; None if there is none that can be read."""
+    try:
+        with file.open("rb") as opened:
+            return msgspec.json.decode(opened.read(_MAX_BYTES), type=Verdicts)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        log.warning("ota_verdicts_unreadable", file=str(file), error=str(error), meaning="written again with the next")
+        return None

@@ -87,8 +87,8 @@ def _assign(
     if pipeline not in pipelines:
         return book, told("refused", "unknown-pipeline", f"this gateway has no pipeline {pipeline}")
     slot = book.slot(pipeline)
-    if slot.active == model and slot.wanted is None:
-        slot = msgspec.structs.replace(slot, token=twin.fencing_token)
+    if slot.active == model:  # whatever else was on its way is not wanted any more
+        slot = msgspec.structs.replace(slot, token=twin.fencing_token, wanted=None)
         phase = "pinned" if slot.pinned is not None else "trial" if slot.trial is not None else "running"
         return book.with_slot(pipeline, slot), told(phase)
     if (blocked := slot.is_blocked(model)) is not None:

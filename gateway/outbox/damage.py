@@ -1,5 +1,6 @@
 """Tells a usable store from a damaged one, whatever the backlog at the same small cost, and puts the damaged aside."""
 
+import errno
 import os
 import sqlite3
 import struct
@@ -15,6 +16,9 @@ from gateway.outbox.schema import APPLICATION_ID, COLUMNS, MIGRATIONS, PAGE_BYTE
 HEADER: Final = b"SQLite format 3\0"
 SIDES: Final = ("-wal", "-shm")
 
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
+"""Errors of the process or the machine, not of the file: a store is not put aside for these."""
+
 _WAL_MAGIC: Final = frozenset({0x377F0682, 0x377F0683})
 _WAL_VERSION: Final = 3007000
 
@@ -24,12 +28,16 @@ def check_header(file: Path) -> None:
 
     Raises:
         DamagedStoreError: empty, too short, or not SQLite.
+        OutboxError: this process cannot open any file now; nothing is said about this one.
     """
     try:
         with file.open("rb") as stream:
             head = stream.read(100)
     except OSError as error:
-        raise DamagedStoreError(f"{file}: cannot be read: {error.strerror}") from error
+        message = f"{file}: cannot be read: {error.strerror}"
+        if error.errno in _PASSING:
+            raise OutboxError(message) from error
+        raise DamagedStoreError(message) from error
     if len(head) < 100 or not head.startswith(HEADER):
         raise DamagedStoreError(f"{file}: not a SQLite database (it begins with {head[:16]!r})")
     if struct.unpack(">H", head[16:18]) != (PAGE_BYTES,):

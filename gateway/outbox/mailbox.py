@@ -43,8 +43,13 @@ class Lead:
     """A mark of the bridge that speaks of other rows than those of the file; `done` gets the writer's decision."""
 
     record_class: RecordClass
+    epoch: str
     mark: int
     done: Callable[[bool | OutboxError], None]
+
+
+Marks = dict[tuple[RecordClass, str], int]
+"""Acknowledgements by class and epoch: while one waits, another file may take the place of the one it speaks of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Work:
     """What the writer found to do."""
 
     submissions: tuple[Submission, ...] = ()
-    marks: Mapping[RecordClass, int] = field(default_factory=dict)
+    marks: Mapping[tuple[RecordClass, str], int] = field(default_factory=dict)
     leads: tuple[Lead, ...] = ()
     damage: OutboxError | None = None
     closing: bool = False
@@ -70,7 +75,7 @@ class Mailbox:
         self._waiting = 0
         self._parked = 0
         self._refusing: frozenset[RecordClass] = frozenset()
-        self._marks: dict[RecordClass, int] = {}
+        self._marks: Marks = {}
         self._leads: list[Lead] = []
         self._damage: OutboxError | None = None
         self._closing = False
@@ -120,10 +125,10 @@ class Mailbox:
             self._room.notify_all()
             return True
 
-    def acknowledge(self, record_class: RecordClass, mark: int) -> None:
+    def acknowledge(self, record_class: RecordClass, epoch: str, mark: int) -> None:
         """Leave an acknowledgement for the writer."""
         with self._lock:
-            self._marks[record_class] = max(mark, self._marks.get(record_class, 0))
+            self._marks[record_class, epoch] = max(mark, self._marks.get((record_class, epoch), 0))
             self._filled.notify()
 
     def follow(self, lead: Lead) -> None:

@@ -261,7 +261,7 @@ class Outbox:
             self._tally.ignored_acks += 1
             return below
         if mark > below:
-            self._mailbox.acknowledge(record_class, mark)
+            self._mailbox.acknowledge(record_class, epoch, mark)
         return max(mark, below)
 
     def follow(self, record_class: RecordClass, epoch: str, mark: int) -> bool:
@@ -279,7 +279,7 @@ class Outbox:
             self._tally.ignored_acks += 1
             return False
         answers: queue.SimpleQueue[bool | OutboxError] = queue.SimpleQueue()
-        self._mailbox.follow(Lead(record_class, mark, answers.put))
+        self._mailbox.follow(Lead(record_class, epoch, mark, answers.put))
         try:
             answer = answers.get(timeout=UNCERTAIN_SECONDS)
         except queue.Empty:

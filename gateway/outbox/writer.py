@@ -151,8 +151,11 @@ class Writer:
         if work.damage is not None:
             self.unsettled = Batch.of(work.submissions, ())
             raise work.damage
-        for record_class, mark in work.marks.items():
-            self._marks[record_class] = max(mark, self._marks.get(record_class, 0))
+        for (record_class, epoch), mark in work.marks.items():
+            if epoch == self._database.epoch:
+                self._marks[record_class] = max(mark, self._marks.get(record_class, 0))
+            else:  # it was accepted while the file it speaks of was being replaced; these rows have other contents
+                self._tally.ignored_acks += 1
 
     # ---- storing ---------------------------------------------------------------------------------
 
@@ -322,6 +325,10 @@ class Writer:
     def _answer(self, leads: Sequence[Lead]) -> None:
         """Decide about marks of rows that are not in this file, before anything fresh gets a number."""
         for lead in leads:
+            if lead.epoch != self._database.epoch:
+                self._tally.ignored_acks += 1
+                lead.done(False)  # noqa: FBT003 - the answer itself
+                continue
             try:
                 lead.done(self._may_follow(lead.record_class, lead.mark))
             except StoreFullError as error:

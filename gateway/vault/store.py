@@ -21,7 +21,7 @@ from gateway.vault.errors import DamagedContainerError, VaultError, WrongKeyErro
 from gateway.vault.files import put_in_place, remove_directory, sync_directory
 from gateway.vault.weights import header_of, open_sealed
 from gateway.wire.errors import MalformedManifestError
-from gateway.wire.manifest import MANIFEST_FILE, Artefact, ModelManifest, read_manifest
+from gateway.wire.manifest import MANIFEST_FILE, OVER_THE_AIR_FILE, Artefact, ModelManifest, read_manifest
 
 log = structlog.get_logger()
 
@@ -154,6 +154,7 @@ class SealedStore:
             partial.mkdir(parents=True)
             _write_sealed(release_file(partial, artefact), plain, sealer)
             _copy_the_rest(release, partial)
+            (partial / OVER_THE_AIR_FILE).touch()
             put_in_place(partial, target)
             sync_directory(self.directory)
         except OSError as error:
@@ -281,8 +282,10 @@ def _copy_the_rest(release: ReleaseDirectory, to: Path) -> None:
     for source in sorted(release.directory.iterdir()):
         there = to / source.name
         if source.is_file() and source.name not in weights and not source.name.endswith(SEALED_SUFFIX):
-            there.unlink(missing_ok=True)  # of a copy that was killed: names in manifests never change their content
-            _copy(source, there)
+            part = to / f".{source.name}.part"
+            part.unlink(missing_ok=True)  # of a copy that was killed
+            _copy(source, part)
+            part.replace(there)  # whoever reads it meanwhile, or finds it after a kill, finds it whole
 
 
 def _copy(source: Path, to: Path) -> None:

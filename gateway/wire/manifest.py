@@ -252,6 +252,9 @@ class ModelManifest(_Part, frozen=True, kw_only=True):
 
 MANIFEST_FILE: Final = "manifest.json"
 
+OVER_THE_AIR_FILE: Final = ".over-the-air"
+"""Lies in releases that came to a device over the air: they run where assigned, never because they are newest."""
+
 _decoder: Final = msgspec.json.Decoder(ModelManifest)
 
 

@@ -55,3 +55,13 @@ def test_discarding_removes_and_says_when_there_is_nothing(store: Store) -> None
     assert discard(store, number).settled
     assert not discard(store, number).settled
     assert not replay(store, number, root="sluice", received_at_ns=9).settled
+
+
+def test_a_batch_in_custody_with_a_record_that_is_only_noted_is_taken_whole(store: Store) -> None:
+    payload = batch(record(1, event()), record(2, kind="of-a-later-version"), record(3))
+    number = keep(store, DeadLetter("bad-payload", TOPIC, "an older version", payload, len(payload)))
+    assert replay(store, number, root="sluice", received_at_ns=9).settled
+    assert store.counts().records == 3
+    assert store.streams()[0].mark == 3
+    assert "bad-payload" not in store.counts().dead_letters
+    assert sum(store.counts().dead_letters.values()) == 1

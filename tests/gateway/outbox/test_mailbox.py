@@ -83,9 +83,10 @@ def test_a_parked_submission_that_was_taken_back_stays_away() -> None:
 
 def test_the_highest_mark_counts() -> None:
     mailbox = Mailbox(10)
-    mailbox.acknowledge("event", 7)
-    mailbox.acknowledge("event", 5)
-    assert mailbox.take(0, submissions=True).marks == {"event": 7}
+    mailbox.acknowledge("event", "a" * 16, 7)
+    mailbox.acknowledge("event", "a" * 16, 5)
+    mailbox.acknowledge("event", "b" * 16, 9)
+    assert mailbox.take(0, submissions=True).marks == {("event", "a" * 16): 7, ("event", "b" * 16): 9}
     assert mailbox.take(0, submissions=True).marks == {}
 
 
