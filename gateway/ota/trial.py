@@ -21,6 +21,8 @@ FIRST_LOOK: Final = 50
 """Samples of each release before their answers are compared for the first time."""
 LEAST_ANSWERS: Final = 10
 """Samples before latency and errors are judged: the first invocations of any model are slow."""
+SLOWER_MS: Final = 5.0
+"""A model that takes no more than this longer than before is not taken back for it: a busy machine does as much."""
 LEAST_SHIFT: Final = 0.02
 """Scores must differ by so much on average: where they hardly vary, any two releases are as far apart as can be."""
 NOT_FINITE_ANSWERS: Final = 3
@@ -118,7 +120,7 @@ def _latency(rules: TrialSettings, reference: Reference, target_ms: float | None
     if len(seen.latencies_ms) < LEAST_ANSWERS:
         return None
     before = reference.latency_p95_ms
-    relative = before * rules.max_latency_ratio if before is not None else None
+    relative = max(before * rules.max_latency_ratio, before + SLOWER_MS) if before is not None else None
     # A device too slow for the promise was so with the release before: then that one is the measure.
     limit = target_ms if target_ms is not None and (before is None or before <= target_ms) else relative
     if limit is None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -66,6 +67,13 @@ def test_a_target_counts_where_the_release_before_kept_it() -> None:
     assert code(judge(RULES, BEFORE, 12.0, slow)) == "latency"
     assert judge(RULES, BEFORE, 5.0, slow) == Wait()  # this machine never kept 5 ms: 3 times as slow is the limit
     assert judge(RULES, Reference(), None, slow) == Wait()
+
+
+def test_a_few_milliseconds_more_are_nothing_to_take_a_small_model_back_for() -> None:
+    quick = msgspec.structs.replace(BEFORE, latency_p95_ms=0.4)
+    assert judge(RULES, quick, None, seen(latencies_ms=(1.7,) * 20)) == Wait()
+    assert code(judge(RULES, quick, None, seen(latencies_ms=(6.0,) * 20))) == "latency"
+    assert code(judge(RULES, quick, 1.2, seen(latencies_ms=(1.7,) * 20))) == "latency"  # unless a target promises it
 
 
 def test_a_source_that_is_broken_is_not_blamed_on_the_new_release() -> None:
