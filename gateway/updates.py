@@ -17,6 +17,7 @@ from gateway.inference.model import Model
 from gateway.metering.meter import Meter
 from gateway.ota.agent import Around, OtaAgent, Severity
 from gateway.ota.bay import Bay, Host
+from gateway.ota.effective import came_over_the_air
 from gateway.ota.errors import OtaError
 from gateway.ota.fetch import Repository
 from gateway.ota.figures import OtaMetrics
@@ -86,7 +87,7 @@ class Updates:
         )
         self._agent = OtaAgent(
             settings,
-            Journal(state),
+            Journal(state, came=came_over_the_air(self._store())),
             repository,
             Installer(parts.vault, repository, state / "ota", room=lambda: parts.meter.room("model_downloads")),
             Around(
@@ -119,11 +120,7 @@ class Updates:
             self._bays[name].host = pipeline
 
     def begins(self, name: str, settings: PipelineSettings) -> PipelineSettings:
-        """Return the settings with which a run of a pipeline begins: with the release that counts now.
-
-        Raises:
-            JournalError: the journal cannot be written.
-        """
+        """Return the settings with which a run of a pipeline begins: with the release that counts now."""
         return msgspec.structs.replace(settings, model=self._agent.run_begins(name))
 
     def ended(self, name: str, error: BaseException | None) -> None:
@@ -167,8 +164,10 @@ class Updates:
         return {}
 
     def _there(self) -> list[tuple[str, str]]:
-        store = ReleaseStore(self._parts.config.models.directories, sealed=self._parts.models.directory)
-        return [(each.name, each.version) for each in store.releases()]
+        return [(each.name, each.version) for each in self._store().releases()]
+
+    def _store(self) -> ReleaseStore:
+        return ReleaseStore(self._parts.config.models.directories, sealed=self._parts.models.directory)
 
     def _desired(self, message: Incoming) -> None:
         self._agent.take_desired(message.payload)

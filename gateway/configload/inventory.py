@@ -9,6 +9,7 @@ from gateway.configload.crosscheck import Scope
 from gateway.configload.problems import Problem
 from gateway.errors import ModelError
 from gateway.inference.bundle import ReleaseStore
+from gateway.ota.effective import effective_models
 from gateway.wire.manifest import Classification, Detection, ModelManifest
 
 
@@ -30,10 +31,11 @@ def _videos(scope: Scope) -> Iterator[Problem]:
 def _releases(scope: Scope) -> Iterator[Problem]:
     releases = ReleaseStore(scope.config.models.directories, sealed=scope.config.gateway.state_directory / "models")
     names = sorted({release.name for release in releases.releases()})
+    effective = effective_models(scope.config, releases)
     for name, pipeline in scope.config.pipelines.items():
         path = f"pipelines.{name}"
         try:
-            manifest = releases.find(pipeline.model).manifest
+            manifest = releases.find(effective[name]).manifest
         except ModelError as error:
             meant = get_close_matches(pipeline.model.partition("@")[0], names, 1)
             first = str(error).partition(". ")[0]

@@ -1,6 +1,6 @@
 """Checks of the releases that the pipelines name."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from gateway.configload.inventory import labels_of
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
+from gateway.ota.effective import effective_models
 from gateway.vault.container import FIXED_BYTES, MAX_HEADER_BYTES
 from gateway.vault.errors import DamagedContainerError, VaultError
 from gateway.vault.store import ReleaseDirectory, read_release
@@ -17,9 +18,10 @@ from gateway.wire.manifest import Artefact
 
 
 def check_models(config: Config) -> Iterator[Diagnosis]:
-    """Find the release of each pipeline, and compare its files with their digests."""
+    """Find the release that each pipeline really runs, and compare its files with their digests."""
     releases = ReleaseStore(config.models.directories, sealed=sealed_directory(config))
-    for wanted in sorted({pipeline.model for pipeline in config.pipelines.values()}):
+    effective = effective_models(config, releases)
+    for wanted in sorted(set(effective.values())):
         check = f"model {wanted}"
         try:
             release = releases.find(wanted)
@@ -29,22 +31,21 @@ def check_models(config: Config) -> Iterator[Diagnosis]:
             continue
         targets = ", ".join(artefact.target for artefact in release.manifest.artefacts)
         yield Diagnosis(check, "ok", f"{release.label} for {targets}, {found}")
-        yield from check_labels(config, wanted, release)
+        running = [name for name, model in effective.items() if model == wanted]
+        yield from check_labels(config, running, release)
     if not config.pipelines:
         yield Diagnosis("models", "skipped", "the configuration names no pipeline")
 
 
-def check_labels(config: Config, wanted: str, release: Release) -> Iterator[Diagnosis]:
-    """Find rules that ask for labels which the model never gives.
+def check_labels(config: Config, running: Collection[str], release: Release) -> Iterator[Diagnosis]:
+    """Find rules, of the pipelines that run a release, that ask for labels which it never gives.
 
     One that knows none of them never fires: that does not work. One of several is a warning: a list may be longer than
     what the model of today tells apart, as where it is to be replaced by a larger one.
     """
     known = labels_of(release.manifest)
-    for name, pipeline in config.pipelines.items():
-        if pipeline.model != wanted:
-            continue
-        for rule in pipeline.rules:
+    for name in running:
+        for rule in config.pipelines[name].rules:
             asked = set(rule.labels or ())
             where = f"pipelines.{name}, rule {rule.name}"
             never = not asked & known
@@ -70,8 +71,10 @@ def verify(release: Release) -> str:
         release.read_golden(golden.output, golden.output_sha256)
     try:
         stored = read_release(release.directory)
-        sealed = stored.is_sealed
-        for artefact in release.manifest.artefacts:
+        there = stored.sealed_artefacts
+        sealed = bool(there)
+        # Of a release that came over the air those artefacts are here that this device runs.
+        for artefact in there or release.manifest.artefacts:
             if sealed:
                 check_sealed(stored, artefact)
             else:

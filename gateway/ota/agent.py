@@ -3,15 +3,17 @@
 Two threads: `ota-fetch` brings releases into the store and swaps them in, which may take hours over a thin link;
 `ota-trial` judges releases on trial once a second and does what people ask for. What is decided lies in pure code
 (`twin`, `slots`, `trial`), each step is in the journal before it is taken, and the model of a pipeline is exchanged
-under the lock of its bay alone.
+under the lock of its bay alone. Where the disk does not take the journal, nothing new is tried and every wish waits;
+only taking back goes on, and is written down when the disk allows.
 """
 
-import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -96,6 +98,7 @@ class OtaStatus(msgspec.Struct, frozen=True, kw_only=True):
     serving: dict[str, ModelRef | None] = {}
     stale_since: str | None = None
     repository_problem: str = ""
+    journal_problem: str = ""
     damage: str = ""
     history: tuple[Event, ...] = ()
 
@@ -131,7 +134,7 @@ class OtaAgent:
         self._bays: dict[str, Bay] = {}
         self._began: dict[str, float] = {}  # monotonic, of trials in this run of the program
         self._pauses: dict[str, _Pause] = {}
-        self._requests: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._requests: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
         self._fetch_wake = threading.Event()
         self._trial_wake = threading.Event()
@@ -140,6 +143,9 @@ class OtaAgent:
         self._connects = -1
         self._refreshed_at: float | None = None
         self._repository_problem = ""
+        self._journal_problems: dict[str, str] = {}  # by thread
+        self._damage_told = False
+        self._missing: dict[str, str] = {}  # what each pipeline should run and is not there
         self._stale_told = False
         self._twin_refused = ""
         self._gaps_told: dict[str, ModelRef] = {}
@@ -153,23 +159,25 @@ class OtaAgent:
     def run_begins(self, pipeline: str) -> str:
         """Return the `name@version` that a pipeline is to load; counts a crash if the last run ended badly.
 
-        Raises:
-            JournalError: the journal cannot be written.
+        A run that ended badly and cannot be counted, because the disk takes nothing, is one too many: who dies again
+        and again would never come to the number that ends it.
         """
         bay = self._bays[pipeline]
         with bay.lock:
-            slot = self._journal.change(slots.run_begins(pipeline, self._at())).slot(pipeline)
+            before = self._journal.book.slot(pipeline).trial
+            slot = self._journal.insist(slots.run_begins(pipeline, self._at())).slot(pipeline)
+            counted = self._write()
             if slot.trial is not None and slot.trial.crashes >= self._settings.trial.max_crashes:
                 self._take_back(pipeline, "crash-loop", f"{slot.trial.crashes} runs under it ended badly")
+            elif slot.trial is not None and before is not None and before.running and not counted:
+                self._take_back(pipeline, "crash-loop", "a run under it ended badly, and the disk takes no count of it")
             self._began[pipeline] = self._around.monotonic()
             return self._label(pipeline)
 
     def run_ended(self, pipeline: str) -> None:
         """Note that a run of a pipeline ended for a reason that is not the model's."""
-        try:
-            self._journal.change(slots.run_ended(pipeline))
-        except JournalError as error:
-            log.warning("ota_run_end_not_written", pipeline=pipeline, error=str(error))
+        self._journal.insist(slots.run_ended(pipeline))
+        self._write()
 
     def take_desired(self, payload: bytes) -> None:
         """Take a `twin/desired`; returns at once."""
@@ -189,6 +197,7 @@ class OtaAgent:
             serving=self._serving(),
             stale_since=rfc3339(stale) if stale is not None else None,
             repository_problem=self._repository_problem,
+            journal_problem=next(iter(self._journal_problems.values()), ""),
             damage=self._journal.damage,
             history=book.history,
         )
@@ -226,15 +235,12 @@ class OtaAgent:
     # ---- running ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled.
-
-        Raises:
-            JournalError: the journal cannot be written; the component is started again.
-        """
+        """Work until cancelled."""
         self._stopping.clear()
         self._repository.resume()
-        if self._journal.damage:
+        if self._journal.damage and not self._damage_told:
             self._around.note("ota_journal_damaged", "error", self._journal.damage)
+            self._damage_told = True
         try:
             failed = await in_thread("ota", self._both)
             if failed is not None:
@@ -273,14 +279,9 @@ class OtaAgent:
 
     def tick(self) -> None:
         """Do what was asked for, judge what is on trial, and say what has changed."""
-        while True:
-            try:
-                request = self._requests.get_nowait()
-            except queue.Empty:
-                break
-            request()
-        for pipeline in self._bays:
-            self._judge(pipeline)
+        work = (self._carry_out, *(partial(self._judge, pipeline) for pipeline in self._bays), self._journal.flush)
+        problems = [self._tried(each) for each in work]
+        self._journal_fares("trial", next(filter(None, problems), ""))
         self._watch_repository()
         connects = self._around.connects()
         if connects != self._connects:
@@ -290,6 +291,15 @@ class OtaAgent:
             self._reported = b""
             self._fetch_wake.set()
         self._report()
+
+    def _carry_out(self) -> None:
+        while self._requests:
+            request = self._requests.popleft()
+            try:
+                request()
+            except JournalError:
+                self._requests.appendleft(request)  # what the disk does not take now is tried again, in order
+                raise
 
     # ---- wishes -------------------------------------------------------------------------------------
 
@@ -314,6 +324,9 @@ class OtaAgent:
         for pipeline in self._bays:
             self._pauses.pop(pipeline, None)
         log.info("twin_accepted", version=twin.version, fencing_token=twin.fencing_token)
+        # What is here already is given back now: the thread that fetches may be busy with other pipelines for hours.
+        for pipeline, bay in self._bays.items():
+            self._tried(partial(self._give_back_wanted, pipeline, bay))
         self._fetch_wake.set()
 
     def _refuse_twin(self, code: str, reason: str) -> None:
@@ -334,13 +347,18 @@ class OtaAgent:
 
     def fetch_round(self) -> None:
         """Try once to bring what each pipeline wants, where its time has come; refresh the metadata now and then."""
+        if not any(self._journal.book.slot(name).wanted is not None for name in self._bays):
+            self._journal_fares("fetch", "")
         for pipeline, bay in self._bays.items():
             slot = self._journal.book.slot(pipeline)
             pause = self._pauses.setdefault(pipeline, _Pause())
             if self._stopping.is_set():
                 return
             if slot.wanted is not None and slot.pinned is None and self._around.monotonic() >= pause.until:
-                self._update(pipeline, bay, slot.wanted.model)
+                problem = self._tried(partial(self._update, pipeline, bay, slot.wanted.model))
+                self._journal_fares("fetch", problem)
+                if problem:
+                    pause.until = self._around.monotonic() + FIRST_RETRY_SECONDS
         due = self._refreshed_at is None or (
             self._around.monotonic() - self._refreshed_at >= self._settings.refresh_seconds
         )
@@ -384,6 +402,11 @@ class OtaAgent:
             self._refuse(pipeline, model, "golden", str(error))
         except (InferenceError, VaultError, WeightsWithheldError) as error:
             self._postpone(pipeline, model, _Later(str(error)))
+
+    def _give_back_wanted(self, pipeline: str, bay: Bay) -> None:
+        slot = self._journal.book.slot(pipeline)
+        if slot.wanted is not None and slot.pinned is None:
+            self._give_back(pipeline, bay, slot.wanted.model)
 
     def _give_back(self, pipeline: str, bay: Bay, model: Installed) -> bool:
         """Return to a release that has proved itself here, as when a rollout is given up; no trial."""
@@ -479,7 +502,11 @@ class OtaAgent:
             step = slots.begin_trial(
                 pipeline, model, before, bay.watch.reference(), now_ns=self._around.wall_ns(), at=self._at()
             )
-            self._journal.change(step)
+            try:
+                self._journal.change(step)
+            except JournalError:
+                loaded.close()
+                raise
             try:
                 bay.exchange(loaded, keep_old=True)
             except InferenceError as error:
@@ -499,7 +526,7 @@ class OtaAgent:
     def _refuse(self, pipeline: str, model: Installed, code: str, reason: str) -> None:
         if not self._wants(pipeline, model):
             return
-        self._journal.change(slots.refuse(pipeline, model, code, reason, self._at()))
+        self._journal.insist(slots.refuse(pipeline, model, code, reason, self._at()))
         self._installer.forget(model.name, model.version)
         log.error("model_refused", pipeline=pipeline, model=model.label, code=code, reason=reason)
         self._around.note("model_refused", "error", f"pipeline {pipeline}, {model.label}: {reason}")
@@ -553,7 +580,6 @@ class OtaAgent:
             match judge(self._settings.trial, trial.reference, bay.latency_target_ms, seen):
                 case TakeBack(code, reason):
                     self._take_back(pipeline, code, reason)
-                    self._serve(pipeline, bay)
                 case Proven():
                     self._prove(pipeline, bay, active, seen)
                 case _:
@@ -569,12 +595,16 @@ class OtaAgent:
         self._collect()
 
     def _take_back(self, pipeline: str, code: str, reason: str) -> None:
-        """Write down that a release goes; what serves is changed by the caller."""
+        """Let the release before serve again, and then write that down: the disk may be what is in trouble.
+
+        Whoever is killed between the two begins with the bad one, still on trial, and takes it back once more.
+        """
         slot = self._journal.book.slot(pipeline)
         if slot.active is None:
             return
-        self._journal.change(slots.take_back(pipeline, code, reason, self._at()))
+        self._journal.insist(slots.take_back(pipeline, code, reason, self._at()))
         log.error("model_reverted", pipeline=pipeline, model=slot.active.label, code=code, reason=reason)
+        self._serve(pipeline, self._bays[pipeline])
         self._around.note("model_reverted", "error", f"pipeline {pipeline}, {slot.active.label}: {reason}")
         self._around.metrics.outcome(pipeline, "reverted")
         self._say(pipeline, "reverted", slot.active, code=code, reason=reason)
@@ -599,7 +629,7 @@ class OtaAgent:
         gap_ms = bay.watch.gap_ms(ref)
         if gap_ms is not None and told.phase in ("trial", "running"):
             self._around.metrics.gap(pipeline, gap_ms / 1e3)
-            self._journal.change(slots.tell(msgspec.structs.replace(told, swap_gap_ms=gap_ms)))
+            self._journal.insist(slots.tell(msgspec.structs.replace(told, swap_gap_ms=gap_ms)))
 
     # ---- by hand ------------------------------------------------------------------------------------
 
@@ -618,7 +648,6 @@ class OtaAgent:
         bay = self._bays[pipeline]
         with bay.lock:
             self._take_back(pipeline, "by-hand", "a person on the device went back")
-            self._serve(pipeline, bay)
 
     def _require(self, pipeline: str) -> None:
         if pipeline not in self._bays:
@@ -656,7 +685,8 @@ class OtaAgent:
         )
         same = before is not None and msgspec.structs.replace(before, at=update.at, swap_gap_ms=None) == update
         if not same:
-            self._journal.change(slots.tell(update))
+            self._journal.insist(slots.tell(update))
+        self._write()
         self._trial_wake.set()
 
     def _report(self) -> None:
@@ -688,21 +718,53 @@ class OtaAgent:
                 log.warning("ota_release_not_removed", model=model.label, error=str(error))
                 return
             log.info("ota_release_removed", model=model.label)
-        self._journal.change(slots.removed(gone))
+        self._journal.insist(slots.removed(gone))
+        self._write()
 
     def _label(self, pipeline: str) -> str:
         bay = self._bays[pipeline]
         label = slots.model_for(self._journal.book, pipeline, bay.settings.model, self._around.there())
         chosen = slots.running(self._journal.book.slot(pipeline))
-        if chosen is not None and chosen.label != label:
-            log.error("ota_release_missing", pipeline=pipeline, model=chosen.label, instead=label)
+        missing = chosen.label if chosen is not None and chosen.label != label else ""
+        before, self._missing[pipeline] = self._missing.get(pipeline, ""), missing
+        if missing and missing != before:
+            log.error("ota_release_missing", pipeline=pipeline, model=missing, instead=label)
+        elif before and not missing:
+            log.info("ota_release_missing_no_more", pipeline=pipeline, model=before, runs=label)
         return label
 
     def _serving(self) -> dict[str, ModelRef | None]:
         return {name: bay.serving for name, bay in self._bays.items()}
 
+    def _tried(self, work: Callable[[], None]) -> str:
+        """Do something that needs the journal; return why that cannot be written, "" if it was."""
+        try:
+            work()
+        except JournalError as error:
+            return str(error)
+        return ""
+
+    def _write(self) -> bool:
+        """Write what was insisted on; False if that must wait: it is tried again each second."""
+        problem = self._tried(self._journal.flush)
+        if problem:
+            self._journal_fares("trial", problem)
+        return not problem
+
+    def _journal_fares(self, thread: str, problem: str) -> None:
+        """Tell when the disk begins to refuse the journal, and when it takes it again."""
+        before = any(self._journal_problems.values())
+        self._journal_problems[thread] = problem
+        now = any(self._journal_problems.values())
+        if now and not before:
+            log.error("ota_journal_not_written", error=problem, consequence="nothing is swapped in until it is")
+            self._around.note("ota_journal_not_written", "error", problem)
+        elif before and not now:
+            log.info("ota_journal_written_again")
+            self._around.note("ota_journal_written_again", "info", "the journal of updates is on the disk again")
+
     def _ask(self, request: Callable[[], None]) -> None:
-        self._requests.put(request)
+        self._requests.append(request)
         self._trial_wake.set()
 
     def _at(self) -> str:

@@ -201,6 +201,7 @@ class Journal:
             raise JournalError(f"{self.directory} cannot be made: {error.strerror or error}") from error
         self._verdicts = _verdicts_in(self._verdicts_file)
         self._token = self._read_fence()  # as it is on the disk
+        self._is_first = False  # nothing was ever written
         self._book = self._read()
         missing = [each for each in came if each not in self._book.installed]
         if missing:
@@ -257,10 +258,13 @@ class Journal:
         """Write the copies first: with the journal behind them nothing is lost, with them behind it something could."""
         verdicts = Verdicts.of(book)
         try:
+            if self._is_first:  # else copies without a journal would look as if it had been lost
+                write_durably(self._file, msgspec.json.encode(Book()))
+                self._is_first = False
             if book.fencing_token > self._token:
                 write_durably(self._fence, b"%d\n" % book.fencing_token)
                 self._token = book.fencing_token
-            if verdicts != self._verdicts:
+            if verdicts != (self._verdicts or Verdicts()):
                 write_durably(self._verdicts_file, msgspec.json.encode(verdicts))
                 self._verdicts = verdicts
             write_durably(self._file, msgspec.json.encode(book))
@@ -272,7 +276,8 @@ class Journal:
             book = read_book(self._file)
         except FileNotFoundError:
             book = self._recovered()
-            if self._token or self._verdicts is not None:
+            self._is_first = not self._token and self._verdicts is None
+            if not self._is_first:
                 self._lost()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno in _PASSING:

@@ -2,7 +2,8 @@
 
 Which release a pipeline runs, the strongest first: what a person on the device has pinned, what an assignment of the
 bridge has made active, what the configuration names. `model: name` of the configuration means the newest release that
-did not come over the air: a release that was taken back must not return as "the newest".
+did not come over the air: a release that was taken back must not return as "the newest". Where no other is left, the
+newest from the air that is not blocked runs: a pipeline that stands still helps nobody.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -41,8 +42,10 @@ def model_for(book: Book, pipeline: str, configured: str, there: Iterable[tuple[
     if version:
         return configured
     came = {(each.name, each.version) for each in book.installed}
-    own = [each for each in releases if each[0] == name and each not in came]
-    return f"{name}@{own[-1][1]}" if own else configured
+    named = [each for each in releases if each[0] == name]
+    own = [each for each in named if each not in came]
+    usable = own or [each for each in named if slot.is_blocked(Installed(name=name, version=each[1])) is None]
+    return f"{name}@{usable[-1][1]}" if usable else configured
 
 
 def accept(pipeline: str, model: Installed, token: int, at: str) -> Step:

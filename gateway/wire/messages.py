@@ -286,11 +286,32 @@ class Command(Message, frozen=True, kw_only=True):
     result: dict[str, str] = {}
 
 
+AssignmentKind = Literal["model", "os"]
+
+
 class Assignment(Message, frozen=True, kw_only=True):
-    """A model release given to a pipeline."""
+    """A model release given to a pipeline, or (`os`) an image of the system given to a device.
+
+    For `os`, `pipeline` is `os_pipeline(compatible)`, which no pipeline can be called, and `model` names what the image
+    is compatible with, and its version.
+    """
 
     pipeline: str
     model: ModelRef
+    kind: AssignmentKind = "model"
+
+
+OS_PREFIX: Final = "os:"
+
+
+def os_pipeline(compatible: str) -> str:
+    """Return what stands for the system itself where pipelines are named."""
+    return OS_PREFIX + compatible
+
+
+def kind_of(pipeline: str) -> AssignmentKind:
+    """Tell what is assigned under a name."""
+    return "os" if pipeline.startswith(OS_PREFIX) else "model"
 
 
 UpdatePhase = Literal["waiting", "fetching", "checking", "trial", "running", "reverted", "refused", "blocked", "pinned"]
@@ -303,6 +324,10 @@ class UpdateState(Message, frozen=True, kw_only=True):
     `reverted` when the device took the release back, for `reason`, and runs `running_model` again; `refused` when it
     was never swapped in; `blocked` when it is asked for again after that; `pinned` when a person on the device keeps
     another. `comparison` holds figures of old and new on the same samples: `samples`, `agreement`, `latency_ratio`, ….
+
+    Of kind `os` it is about the system (see `Assignment`): `checking` while it is installed and until it is restarted,
+    `trial` from the start of the new system until it was marked good, `reverted` when the device fell back to the old
+    one. `code` is then window, outbox, approval, compatible, version, floor, signature, install, health, no-boot, …
     """
 
     pipeline: str
@@ -320,13 +345,30 @@ class UpdateState(Message, frozen=True, kw_only=True):
     full_bytes: Size = 0  # what the compressed full files would have cost
     swap_gap_ms: float | None = None
     comparison: dict[str, float] = {}
+    kind: AssignmentKind = "model"
+
+
+class OsState(Message, frozen=True, kw_only=True):
+    """Which system a device runs; part of `twin/reported`. `floor`: older versions are not installed any more."""
+
+    compatible: str
+    version: str
+    commit: str = ""
+    slot: str = ""  # that runs
+    floor: str = ""
+    good: bool | None = None  # whether the running slot has been marked good; None: not known
+    other_slot: str = ""
+    other_version: str = ""  # in the other slot, "" if not known
+    other_good: bool | None = None
+    offered_version: str = ""  # on a medium that is plugged in and waits for a person
 
 
 class Twin(Message, frozen=True, kw_only=True):
     """`twin/desired` and `twin/reported`: assignments under a version; a lower fencing token is never accepted.
 
     In `twin/reported`, `version` and `fencing_token` are those of the last desired twin that was accepted,
-    `assignments` what runs, and `updates` how far each pipeline is.
+    `assignments` what runs, and `updates` how far each pipeline is. `os` is reported by devices whose system is updated
+    over the air.
     """
 
     version: int
@@ -335,6 +377,7 @@ class Twin(Message, frozen=True, kw_only=True):
     assignments: list[Assignment] = []
     features: dict[str, bool] = {}
     updates: list[UpdateState] = []
+    os: OsState | None = None
 
 
 class FetchRequest(Message, frozen=True, kw_only=True):
