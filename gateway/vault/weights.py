@@ -32,7 +32,7 @@ from gateway.vault.memory import PlaintextMemory, scratch
 
 _START_BYTES: Final = FIXED_BYTES + MAX_HEADER_BYTES + max(PREFIX_BYTES.values())
 _BLOCK_BYTES: Final = 1 << 20
-_BLOCKS: Final = 4  # so many may wait for the digest
+_BLOCKS: Final = 4  # so many may wait to be taken
 
 
 class SealedWeights:
@@ -175,64 +175,69 @@ def _open(file: FileIO, content_key: bytes, sha256: str | None, fill: Fill) -> S
 
 
 def _fill(opening: Opening, file: FileIO, memory: PlaintextMemory) -> str:
-    """Decrypt block by block; returns the digest that the header names, which the chunks have authenticated."""
-    chunks = _chunks_of_a_block(opening.header)
-    sealed = memoryview(bytearray(chunks * opening.header.sealed_chunk_bytes))
-    block = scratch(chunks * opening.header.chunk_bytes)
-    while not opening.is_complete:
-        _decrypt_block(opening, file, sealed, block, memory)
+    """Decrypt everything; returns the digest that the header names, which the chunks have authenticated."""
+    _decrypt_blocks(opening, file, memory.append)
     return opening.header.sha256
 
 
 def _fill_and_hash(opening: Opening, file: FileIO, memory: PlaintextMemory) -> str:
-    """Decrypt block by block; returns the digest of the plaintext, which another core works out meanwhile.
+    """Decrypt everything; returns the digest of the plaintext."""
+    digest = hashlib.sha256()
 
-    A block stays in the caches while it is decrypted, copied and hashed: with 100 MB that is what takes the time.
+    def take(plain: memoryview) -> None:
+        memory.append(plain)
+        digest.update(plain)
+
+    _decrypt_blocks(opening, file, take)
+    return digest.hexdigest()
+
+
+def _decrypt_blocks(opening: Opening, file: FileIO, take: Callable[[memoryview], None]) -> None:
+    """Decrypt block by block, while another core takes the block before to where it belongs.
+
+    A block stays in the caches while it is decrypted, copied and hashed; and taking new memory from the kernel, which
+    costs as much as decrypting, does not hold up the decryption. With 100 MB that is what takes the time.
     """
     header = opening.header
     chunks = _chunks_of_a_block(header)
     sealed = memoryview(bytearray(chunks * header.sealed_chunk_bytes))
     turns = itertools.cycle([_Turn(scratch(chunks * header.chunk_bytes)) for _ in range(min(_BLOCKS, header.chunks))])
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(1, "weights-digest") as hasher:
+    last: Future[None] | None = None
+    with ThreadPoolExecutor(1, "weights") as taker:  # one, so that blocks are taken in order
         while not opening.is_complete:
             turn = next(turns)
-            if turn.hashed is not None:
-                turn.hashed.result()
-            size = _decrypt_block(opening, file, sealed, turn.block, memory)
-            turn.hashed = hasher.submit(_hash, digest, turn.block, size)
-    return digest.hexdigest()
+            if turn.taken is not None:
+                turn.taken.result()
+            size = _decrypt_block(opening, file, sealed, turn.block)
+            turn.taken = last = taker.submit(_take, take, turn.block, size)
+        if last is not None:
+            last.result()
 
 
 def _chunks_of_a_block(header: ContainerHeader) -> int:
     return max(1, min(_BLOCK_BYTES // header.sealed_chunk_bytes, header.chunks))
 
 
-def _decrypt_block(
-    opening: Opening, file: FileIO, sealed: memoryview, block: mmap.mmap, memory: PlaintextMemory
-) -> int:
-    """Read and decrypt the next block, and append it to the memory; it stays in `block`. Returns its size."""
+def _decrypt_block(opening: Opening, file: FileIO, sealed: memoryview, block: mmap.mmap) -> int:
+    """Read and decrypt the next block; returns the size of the plaintext in `block`."""
     filled = _read_block(file, sealed)
     if filled == 0:
         raise DamagedContainerError("the file became shorter while it was read")
     with memoryview(block) as room:
-        size = opening.decrypt(sealed[:filled], room)
-        with room[:size] as plain:
-            memory.append(plain)
-    return size
+        return opening.decrypt(sealed[:filled], room)
 
 
 @dataclass(slots=True)
 class _Turn:
-    """A block of plaintext that is used again and again, and the hashing of what it held last."""
+    """A block of plaintext that is used again and again, and the taking of what it held last."""
 
     block: mmap.mmap
-    hashed: Future[None] | None = None
+    taken: Future[None] | None = None
 
 
-def _hash(digest: "hashlib._Hash", block: mmap.mmap, size: int) -> None:
+def _take(take: Callable[[memoryview], None], block: mmap.mmap, size: int) -> None:
     with memoryview(block) as whole, whole[:size] as plain:
-        digest.update(plain)
+        take(plain)
 
 
 def _read_block(file: FileIO, block: memoryview) -> int:
