@@ -76,6 +76,15 @@ def test_a_few_milliseconds_more_are_nothing_to_take_a_small_model_back_for() ->
     assert code(judge(RULES, quick, 1.2, seen(latencies_ms=(1.7,) * 20))) == "latency"  # unless a target promises it
 
 
+def test_a_few_slow_answers_are_the_machines_and_many_are_the_releases() -> None:
+    def mixed(slow: int, of: int = 60) -> Seen:
+        return seen(latencies_ms=(3.0,) * (of - slow) + (40.0,) * slow)
+
+    assert judge(RULES, BEFORE, 5.0, mixed(2)) == Wait()
+    assert judge(RULES, BEFORE, 5.0, mixed(2, of=20)) == Wait()  # a tenth, but of too few
+    assert code(judge(RULES, BEFORE, 5.0, mixed(6))) == "latency"
+
+
 def test_a_source_that_is_broken_is_not_blamed_on_the_new_release() -> None:
     broken = Reference(error_share=0.3)
     assert judge(RULES, broken, None, seen(errors=40)) == Wait()
