@@ -1,0 +1,1 @@
+"""Builds the appliance image. Standard library alone: it runs before there is a virtual environment."""

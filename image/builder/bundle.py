@@ -1,0 +1,75 @@
+"""The update bundle: a signed squashfs under dm-verity that RAUC installs, also while it streams."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from image.builder.boards import Board
+from image.builder.chroot import Tree
+from image.builder.keys import Keys
+from image.builder.release import Release
+
+
+def manifest(board: Board, release: Release, root: Path) -> str:
+    """Return RAUC's manifest."""
+    return (
+        f"[update]\ncompatible={board.compatible}\nversion={release.version}\nbuild={release.commit}\n\n"
+        "[bundle]\nformat=verity\n\n"
+        "[hooks]\nfilename=hook\n\n"
+        # Blocks that the device has in either slot are not fetched again.
+        f"[image.rootfs]\nfilename={root.name}\nhooks=post-install\nadaptive=block-hash-index\n\n"
+        f"[meta.sluice]\nversion={release.version}\nfloor={release.floor}\ncounter={release.generation}\n"
+        f"commit={release.commit}\ntarget={board.name}\n"
+    )
+
+
+def build(
+    out: Path,
+    board: Board,
+    release: Release,
+    tools: Tree,
+    *,
+    keys: Keys,
+    root: Path,
+    files: Mapping[str, Path],
+    hook: Path,
+    work: Path,
+) -> None:
+    """Make and sign it.
+
+    Args:
+        out: the file.
+        board: what it is for.
+        release: what it is.
+        tools: has rauc.
+        keys: has RAUC's signing key.
+        root: the packed root.
+        files: kernel images and approvals, by name.
+        hook: what puts those in place.
+        work: for what is packed.
+
+    Raises:
+        BuildError: rauc failed.
+    """
+    content = work / "bundle"
+    shutil.rmtree(content, ignore_errors=True)
+    content.mkdir()
+    os.link(root, content / "root.img")
+    for name, source in sorted(files.items()):
+        shutil.copyfile(source, content / name)
+    shutil.copyfile(hook, content / "hook")
+    (content / "hook").chmod(0o755)
+    (content / "manifest.raucm").write_text(manifest(board, release, content / "root.img"))
+    for file in content.iterdir():
+        os.utime(file, (release.epoch, release.epoch))
+    out.unlink(missing_ok=True)
+    tools.run(
+        [
+            "rauc", "--cert=/run/b/keys/bundle.crt", "--key=/run/b/keys/bundle.key", "--keyring=/run/b/keys/ca.crt",
+            "--mksquashfs-args=-comp zstd -Xcompression-level 6 -processors 2 -no-progress -all-root", "bundle",
+            "/run/b/content", f"/run/b/out/{out.name}",
+        ],
+        {content: "/run/b/content", keys.folder: "/run/b/keys", out.parent: "/run/b/out"},
+    )  # fmt: skip
+    shutil.rmtree(content)

@@ -1,0 +1,180 @@
+"""What is laid over the root, what a release says of itself, and what a device takes."""
+
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from gateway.vault import policy
+from image.builder import bundle, disk, layers
+from image.builder.approve import approvals
+from image.builder.boards import load
+from image.builder.build import cmdline
+from image.builder.release import Release, of_repository
+from image.builder.verity import Root
+
+REPO = Path(__file__).parents[2]
+IMAGE = REPO / "image"
+RELEASE = Release("1.4.0", "abc", 1_700_000_000, "1.2.0", 3)
+BOARD = load(IMAGE, "uefi-amd64")
+
+
+def test_an_overlay_gets_fixed_modes_whatever_the_umask_of_the_checkout_was(tmp_path: Path) -> None:
+    source, root = tmp_path / "overlay", tmp_path / "root"
+    (source / "etc").mkdir(parents=True)
+    (source / "etc/plain").write_text("size=@ROOT@ mail@example.com")
+    (source / "etc/plain").chmod(0o600)
+    (source / "etc/tool").write_text("#!/bin/sh\n")
+    (source / "etc/tool").chmod(0o700)
+    root.mkdir()
+    layers.overlay(source, root, {"ROOT": "1"})
+    assert stat.S_IMODE((root / "etc/plain").stat().st_mode) == 0o644
+    assert stat.S_IMODE((root / "etc/tool").stat().st_mode) == 0o755
+    assert (root / "etc/plain").read_text() == "size=1 mail@example.com"
+
+
+def test_all_sizes_of_the_definitions_on_the_device_are_filled_in(tmp_path: Path) -> None:
+    layers.overlay(IMAGE / "overlay/usr/lib/repart.d", tmp_path, disk.sizes(BOARD))
+    texts = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert not any("@" in text for text in texts.values())
+    # Without an upper bound the last slot would take what a larger disk has.
+    assert all("SizeMaxBytes=" in texts[name] for name in ("20-root-a.conf", "30-root-b.conf"))
+    assert all("Encrypt=tpm2" in texts[name] for name in ("40-outbox.conf", "50-data.conf"))
+
+
+def test_no_password_opens_the_image_and_no_program_changes_its_user(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "etc/shadow").write_text("root:$y$j9T$secret:19675:0:99999:7:::\nsshd:!*:20000::::::\n")
+    (root / "usr/bin/su").write_text("")
+    (root / "usr/bin/su").chmod(0o4755)
+    assert layers.setuid_programs(root) == ["usr/bin/su"]
+    layers.clean(root, 86400 * 100)
+    assert (root / "etc/shadow").read_text() == "root:*:100:0:99999:7:::\nsshd:*:100::::::\n"
+    assert layers.setuid_programs(root) == []
+    assert (root / "etc/machine-id").read_text() == ""
+
+
+def test_the_service_that_blesses_whatever_boots_is_masked() -> None:
+    # It would call a broken slot good; tests/image/test_build_bootchooser.py shows what follows.
+    assert "systemd-bless-boot.service" in layers.MASKED
+
+
+def test_ssh_and_consoles_do_not_start_by_themselves() -> None:
+    assert "ssh.service" in layers.DISABLED
+    units = IMAGE / "overlay/usr/lib/systemd/system"
+    for getty in ("getty@.service.d", "serial-getty@.service.d"):
+        assert "ConditionKernelCommandLine=sluice.debug-console" in (units / getty / "10-sluice.conf").read_text()
+    assert "sluice.debug-console" not in " ".join(BOARD.cmdline)
+
+
+def test_rauc_asks_the_own_back_end_and_takes_verity_bundles_alone() -> None:
+    conf = layers.system_conf(BOARD)
+    assert "compatible=sluice-uefi-amd64" in conf
+    assert "bootloader-custom-backend=/usr/lib/sluice/bootchooser\n" in conf
+    assert "bundle-formats=verity" in conf
+    assert "bootchooser-board" in layers.system_conf(load(IMAGE, "coral-devboard"))
+
+
+def test_only_root_marks_slots_and_the_gateway_may_install() -> None:
+    text = (IMAGE / "overlay/usr/share/dbus-1/system.d/de.pengutronix.rauc.conf").read_text()
+    gateway = text.split('<policy user="sluice">')[1].split("</policy>")[0]
+    assert 'send_member="InstallBundle"' in gateway
+    assert "Mark" not in gateway
+    assert 'context="default"' not in text
+
+
+def test_each_slot_names_itself_and_its_root_hash_in_what_is_measured() -> None:
+    root = Root(Path("x"), "ab" * 32, 4096, 8192)
+    a, b = (cmdline(BOARD, root, slot) for slot in "ab")
+    assert "rauc.slot=a" in a
+    assert f"roothash={'ab' * 32}" in b
+    assert set(a) ^ set(b) == {
+        f"{key}{slot}"
+        for slot in "ab"
+        for key in (
+            "rauc.slot=",
+            "systemd.verity_root_data=/dev/disk/by-partlabel/root-",
+            "systemd.verity_root_hash=/dev/disk/by-partlabel/root-",
+        )
+    }
+    assert "panic=10" in a
+
+
+def test_an_image_brings_all_steps_of_the_counter_for_devices_that_skipped_releases() -> None:
+    made = approvals("1.4.0", 3, {"a": "11" * 32, "b": "22" * 32}, {"12": "00" * 32})
+    assert sorted(made) == [
+        "a.policy.json", "advance-1.policy.json", "advance-2.policy.json", "b.policy.json", "first.policy.json",
+    ]  # fmt: skip
+    state = made["b.policy.json"]
+    assert isinstance(state, policy.BootState)
+    assert state.counter_at_most == 3
+    assert state.pcrs == {"11": "22" * 32, "12": "00" * 32}
+
+
+def test_the_first_generation_moves_no_counter() -> None:
+    assert "advance-1.policy.json" not in approvals("1.0.0", 1, {"a": "11" * 32}, {})
+
+
+def test_a_bundle_says_what_devices_and_bridge_ask_of_it() -> None:
+    text = bundle.manifest(BOARD, RELEASE, Path("root.img"))
+    assert "[meta.sluice]\nversion=1.4.0\nfloor=1.2.0\ncounter=3\n" in text
+    assert "format=verity" in text
+    assert "hooks=post-install" in text
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [("1.2.0", True), ("1.10.0", True), ("2.0", True), ("1.1.9", False), ("nonsense", False), (None, False)],
+)
+def test_a_device_takes_no_bundle_below_its_floor(version: str | None, taken: bool, tmp_path: Path) -> None:
+    release = tmp_path / "release.json"
+    release.write_text(json.dumps(RELEASE.document(BOARD)))
+    script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
+    own = tmp_path / "pre-install"
+    own.write_text(script.replace("/usr/lib/sluice/release.json", str(release)))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAUC_")}
+    if version is not None:
+        environment["RAUC_META_SLUICE_VERSION"] = version
+    done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == taken
+    assert taken or "not installed" in done.stderr
+
+
+def test_a_script_for_u_boot_carries_both_checksums() -> None:
+    script = disk.uboot_script(b"echo hello\n", 1_700_000_000)
+    magic, checksum, _, size, _, _, content = struct.unpack(">IIIIIII", script[:28])
+    assert magic == 0x27051956
+    assert size == len(script) - 64
+    assert content == zlib.crc32(script[64:])
+    assert checksum == zlib.crc32(script[:4] + bytes(4) + script[8:64])
+
+
+def test_a_release_follows_from_the_repository_and_what_is_given_takes_precedence() -> None:
+    if not (REPO / ".git").exists():
+        pytest.skip("not a git checkout")
+    found = of_repository(REPO, None, None, None)
+    assert found.epoch > 1_600_000_000
+    assert len(found.commit.removesuffix("-dirty")) == 40
+    given = of_repository(REPO, "9.9.9", "9.0.0", 7)
+    assert (given.version, given.floor, given.generation) == ("9.9.9", "9.0.0", 7)
+
+
+@pytest.mark.parametrize(
+    "script", sorted(path for path in IMAGE.rglob("*") if path.is_file() and path.stat().st_mode & 0o100)
+)
+def test_every_script_of_the_image_can_be_parsed(script: Path) -> None:
+    first = script.read_text().splitlines()[0]
+    if "python" in first:
+        compile(script.read_text(), str(script), "exec")
+    else:
+        shell = "bash" if "bash" in first else "sh"
+        done = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,71 @@
+"""What is worked out of a kernel image must be what the TPM of the device comes to."""
+
+import hashlib
+import struct
+
+import pytest
+
+from gateway.vault import policy
+from image.builder import uki
+from image.builder.errors import BuildError
+
+
+def pe(contents: dict[str, bytes]) -> bytes:
+    """A PE image with nothing but sections; each is padded in the file, as linkers do."""
+    start = 0x200 + 0x200
+    table, body = b"", b""
+    for name, content in contents.items():
+        raw = content.ljust(-(-len(content) // 512) * 512, b"\xcc")
+        table += name.encode().ljust(8, b"\0") + struct.pack("<IIII", len(content), 0x1000, len(raw), start + len(body))
+        table += bytes(16)
+        body += raw
+    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    coff = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, len(contents), 0, 0, 0, 0, 0)
+    return (head + coff + table).ljust(start, b"\0") + body
+
+
+PARTS = {".text": b"stub", ".initrd": b"initrd", ".linux": b"kernel", ".cmdline": b"rauc.slot=a", ".pcrsig": b"{}"}
+
+
+def extended(value: bytes, *data: bytes) -> bytes:
+    for each in data:
+        value = hashlib.sha256(value + hashlib.sha256(each).digest()).digest()
+    return value
+
+
+def test_sections_are_as_long_as_in_memory_and_not_as_padded_in_the_file() -> None:
+    assert uki.sections(pe(PARTS)) == PARTS
+
+
+def test_pcr_11_holds_the_sections_in_the_order_of_the_stub_and_then_the_phases() -> None:
+    expected = extended(
+        bytes(32),
+        b".linux\0", b"kernel", b".cmdline\0", b"rauc.slot=a", b".initrd\0", b"initrd",
+        b"enter-initrd", b"leave-initrd",
+    )  # fmt: skip
+    assert uki.pcr11(PARTS, "enter-initrd:leave-initrd") == expected.hex()
+
+
+@pytest.mark.parametrize("section", [".linux", ".initrd", ".cmdline"])
+def test_one_changed_byte_in_what_is_measured_changes_the_register(section: str) -> None:
+    changed = {**PARTS, section: PARTS[section] + b"!"}
+    assert uki.pcr11(changed, uki.GATEWAY_PHASE) != uki.pcr11(PARTS, uki.GATEWAY_PHASE)
+
+
+def test_the_signatures_in_the_image_do_not_change_what_they_sign() -> None:
+    changed = {**PARTS, ".pcrsig": b'{"sha256": []}'}
+    assert uki.pcr11(changed, uki.GATEWAY_PHASE) == uki.pcr11(PARTS, uki.GATEWAY_PHASE)
+
+
+def test_each_phase_has_a_register_of_its_own_so_a_shell_in_the_initrd_is_not_the_gateway() -> None:
+    assert len({uki.pcr11(PARTS, phase) for phase in uki.PHASES}) == len(uki.PHASES)
+
+
+def test_the_policy_is_the_one_that_the_vault_computes() -> None:
+    value = uki.pcr11(PARTS, uki.GATEWAY_PHASE)
+    assert uki.policy_digest(value) == policy.with_pcrs(policy.ZERO, {11: bytes.fromhex(value)}).hex()
+
+
+def test_what_is_no_pe_image_is_refused() -> None:
+    with pytest.raises(BuildError, match="no PE image"):
+        uki.sections(b"MZ" + bytes(200))
