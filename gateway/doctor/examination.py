@@ -8,7 +8,15 @@ from typing import Final
 from gateway.config import Config, Gateway, Vault
 from gateway.configload import Problem, Reading, read
 from gateway.doctor.cameras import try_cameras
-from gateway.doctor.devices import Machine, check_accelerator, check_cameras, check_serial, check_tpm
+from gateway.doctor.devices import (
+    Machine,
+    check_accelerator,
+    check_cameras,
+    check_iio,
+    check_rules,
+    check_serial,
+    check_tpm,
+)
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.doctor.machine import (
     check_clock,
@@ -63,10 +71,12 @@ def examine(
 
 
 def _devices(config: Config, machine: Machine) -> Iterator[Diagnosis]:
-    yield check_accelerator(config, machine)
+    yield check_rules(config, machine)
+    yield from check_accelerator(config, machine)
     yield from check_cameras(config, machine)
     yield from try_cameras(config)
     yield from check_serial(config, machine)
+    yield from check_iio(config, machine)
 
 
 def _reading(file: Path, environment: Mapping[str, str] | None, *, require_files: bool) -> Reading:

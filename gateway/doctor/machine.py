@@ -1,5 +1,6 @@
 """Checks of the machine itself: clock, disk, memory, temperature, versions."""
 
+import errno
 import os
 import sqlite3
 import statistics
@@ -14,10 +15,12 @@ from typing import Final
 from gateway.config import Config
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.health import probes
+from gateway.outbox.stranger import stranger_at
 
 _MIB: Final = 1024 * 1024
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 _FSYNC_ROUNDS: Final = 16
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SLOW_FSYNC_SECONDS: Final = 0.2
 """Measured on SD cards that stall; a commit takes two, and everything critical waits for it."""
 
@@ -72,6 +75,8 @@ def _writing(directory: Path) -> Diagnosis:
     try:
         median, slowest = fsync_seconds(directory)
     except OSError as error:
+        if error.errno in _NO_ROOM:
+            remedy = "make room on its file system: `df` and `du -x` show what fills it"
         return Diagnosis("disk writing", "failed", f"{directory}: {error.strerror}", remedy)
     found = f"a sync takes {median * 1000:.1f} ms (median), {slowest * 1000:.1f} ms at most"
     if median > _SLOW_FSYNC_SECONDS:
@@ -152,6 +157,10 @@ def check_versions(
 def check_outbox(config: Config) -> Diagnosis:
     """Look whether the outbox is a database, without opening it: a running gateway must stay its only user."""
     file = config.outbox.file or config.gateway.state_directory / "outbox.db"
+    stranger = stranger_at(file)
+    if stranger is not None:
+        what, remedy = stranger
+        return Diagnosis("outbox", "failed", f"{file}: {what}; `gateway run` will refuse it", remedy)
     if not file.exists():
         return Diagnosis("outbox", "skipped", f"{file} is not there yet; `gateway run` will make it")
     try:

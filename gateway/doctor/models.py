@@ -1,6 +1,6 @@
 """Checks of the releases that the pipelines name."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from gateway.vault.container import FIXED_BYTES, MAX_HEADER_BYTES
 from gateway.vault.errors import DamagedContainerError, VaultError
 from gateway.vault.store import ReleaseDirectory, read_release
 from gateway.vault.weights import header_of
-from gateway.wire.manifest import Artefact
+from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact
 
 
 def check_models(config: Config) -> Iterator[Diagnosis]:
@@ -66,15 +66,15 @@ def verify(release: Release) -> str:
     Raises:
         ModelError: a file is missing or is another one.
     """
-    for golden in release.manifest.golden:
-        release.read_golden(golden.input, golden.input_sha256)
-        release.read_golden(golden.output, golden.output_sha256)
     try:
         stored = read_release(release.directory)
-        there = stored.sealed_artefacts
-        sealed = bool(there)
-        # Of a release that came over the air those artefacts are here that this device runs.
-        for artefact in there or release.manifest.artefacts:
+        present = _present(stored)
+        for golden in release.manifest.golden:
+            if any(artefact.target == golden.target for artefact in present):
+                release.read_golden(golden.input, golden.input_sha256)
+                release.read_golden(golden.output, golden.output_sha256)
+        sealed = all(stored.sealed_file(artefact).is_file() for artefact in present)
+        for artefact in present:
             if sealed:
                 check_sealed(stored, artefact)
             else:
@@ -84,12 +84,21 @@ def verify(release: Release) -> str:
     return "sealed, whole; all other digests right" if sealed else "in clear, all digests right"
 
 
+def _present(stored: ReleaseDirectory) -> Sequence[Artefact]:
+    """Return the artefacts that must be there: of a release that came over the air, those that this device runs."""
+    if (stored.directory / OVER_THE_AIR_FILE).exists():
+        there = [artefact for artefact in stored.manifest.artefacts if stored.sealed_file(artefact).is_file()]
+        return there or stored.manifest.artefacts
+    return stored.manifest.artefacts
+
+
 def is_sealed(release: Release) -> bool:
     """Tell whether the weights of a release lie sealed."""
     try:
-        return read_release(release.directory).is_sealed
+        stored = read_release(release.directory)
     except VaultError:
         return False
+    return all(stored.sealed_file(artefact).is_file() for artefact in _present(stored))
 
 
 def check_sealed(stored: ReleaseDirectory, artefact: Artefact) -> None:

@@ -1,10 +1,13 @@
 """What the doctor says of clock, disk, memory, temperature and versions."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from gateway.config import Config, Gateway, Outbox, Vault
+from gateway.doctor import machine
 from gateway.doctor.diagnosis import Diagnosis, worst
 from gateway.doctor.machine import (
     check_clock,
@@ -72,6 +75,34 @@ def test_an_outbox_that_is_no_database_fails(tmp_path: Path, content: bytes | No
     if content is not None:
         (tmp_path / "outbox.db").write_bytes(content)
     assert check_outbox(config(tmp_path)).verdict == verdict
+
+
+def test_what_never_was_an_outbox_is_told_with_what_to_do_and_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "outbox.db")  # whoever opens it waits for a writer
+    found = check_outbox(config(tmp_path))
+    assert (found.verdict, "named pipe" in found.found) == ("failed", True)
+    assert "alone" in found.remedy
+
+
+def test_damage_of_a_store_is_left_to_the_gateway(tmp_path: Path) -> None:
+    (tmp_path / "outbox.db").write_bytes(b"garbage")
+    (tmp_path / "outbox.db.lock").touch()
+    found = check_outbox(config(tmp_path))
+    assert (found.verdict, "puts a damaged store aside" in found.remedy) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EACCES, "install -d")]
+)
+def test_a_disk_without_room_needs_room_and_not_another_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    def refused(_directory: Path) -> tuple[float, float]:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(machine, "fsync_seconds", refused)
+    *_, writing = check_disk(config(tmp_path))
+    assert (writing.verdict, remedy in writing.remedy) == ("failed", True)
 
 
 @pytest.mark.parametrize(
