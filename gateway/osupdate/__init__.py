@@ -1,0 +1,1 @@
+"""Updates of the system itself, through RAUC: what is installed when (`plan`), how (`agent`), and what became of it."""

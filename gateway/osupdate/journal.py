@@ -1,0 +1,275 @@
+"""What must survive a restart, and even more so the restart into another system: which update is under way and how far.
+
+One JSON document in `<state>/os/journal.json`, replaced whole before each step. The data partition is the same for both
+systems, so the new one finds what the old one has written. What it does not know of a newer format it leaves alone.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import structlog
+
+from gateway.osupdate.errors import OsJournalError
+from gateway.ota.errors import StorageError
+from gateway.ota.trust_store import make_directory, write_durably
+from gateway.wire.messages import UpdateState
+
+log = structlog.get_logger()
+
+DIRECTORY: Final = "os"
+FILE: Final = "journal.json"
+MAX_HISTORY: Final = 100
+MAX_BLOCKED: Final = 32
+_MAX_BYTES: Final = 4 * 1024 * 1024
+
+Stage = Literal["wanted", "ready", "installing", "installed", "restarting", "trial"]
+Origin = Literal["cloud", "person", "medium"]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """An update under way.
+
+    `ready`: the bundle is here, or can be streamed. `installed`: the restart is waited for. `boot_id`: of the boot in
+    which the stage was reached; another one means that the device was started again since.
+    """
+
+    compatible: str
+    version: str
+    token: int = 0  # of the twin that wanted it
+    origin: Origin = "cloud"
+    source: str = ""  # a path, or an address, where it does not come from the repository
+    stage: Stage = "wanted"
+    boot_id: str = ""
+    from_version: str = ""
+    from_slot: str = ""
+    to_slot: str = ""
+    floor: str = ""
+    pcr11: dict[str, str] = {}
+    since: str = ""
+    tries: int = 0
+    installs: int = 0  # that failed
+    streams: int = 0  # of those, over the network
+    restarts: int = 0
+    fetched_bytes: int = 0
+    full_bytes: int = 0
+    health_at: str = ""  # of the report on health that was there before the restart
+
+
+class Blocked(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that this device has refused or fallen back from; it is not tried again by itself."""
+
+    compatible: str
+    version: str
+    code: str
+    reason: str
+    at: str
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the history."""
+
+    at: str
+    what: str  # wanted, fetched, installed, restarting, started, proven, reverted, refused, withdrawn, offered
+    version: str = ""
+    code: str = ""
+    detail: str = ""
+
+
+class Offered(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle on a medium that is plugged in."""
+
+    version: str
+    path: str
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What the bridge wants to run here."""
+
+    compatible: str
+    version: str
+    token: int
+
+
+class Book(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole document."""
+
+    format: int = 1
+    token: int = 0  # of the last twin that was looked at
+    wish: Wish | None = None
+    job: Job | None = None
+    slots: dict[str, str] = {}  # which version was last seen in which slot
+    told: UpdateState | None = None  # the last word; the bridge must hear it, however often
+    offered: Offered | None = None  # a bundle on a medium that waits for a person
+    blocked: tuple[Blocked, ...] = ()
+    history: tuple[Event, ...] = ()  # the oldest first
+
+    def is_blocked(self, compatible: str, version: str) -> Blocked | None:
+        """Return why a version is not tried, None if it may be."""
+        return next((each for each in self.blocked if (each.compatible, each.version) == (compatible, version)), None)
+
+    def noting(self, *events: Event) -> "Book":
+        """Return the document with a longer history."""
+        return msgspec.structs.replace(self, history=(*self.history, *events)[-MAX_HISTORY:])
+
+
+Step = Callable[[Book], Book]
+
+
+class Journal:
+    """The document on disk and in memory. Every method may be called from any thread; `change` waits for the disk."""
+
+    def __init__(self, state_directory: Path) -> None:
+        """Read what is there; a document that cannot be read is kept beside, and `damage` says so.
+
+        Raises:
+            OsJournalError: the directory cannot be made.
+        """
+        self.directory = state_directory / DIRECTORY
+        self.damage = ""
+        self._file = self.directory / FILE
+        self._lock = threading.RLock()
+        try:
+            make_directory(self.directory)
+        except StorageError as error:
+            raise OsJournalError(str(error)) from error
+        self._book = self._read()
+
+    @property
+    def book(self) -> Book:
+        """The document as it was written last."""
+        return self._book
+
+    def change(self, step: Step) -> Book:
+        """Apply a step and make the result durable; when this returns it survives a power cut.
+
+        Raises:
+            OsJournalError: the disk refuses; on disk and in memory is what was there before.
+        """
+        with self._lock:
+            book = step(self._book)
+            if book == self._book:
+                return book
+            try:
+                write_durably(self._file, msgspec.json.encode(book))
+            except StorageError as error:
+                raise OsJournalError(f"{error}; the system is not updated until it can be written") from error
+            self._book = book
+            return book
+
+    def _read(self) -> Book:
+        try:
+            with self._file.open("rb") as file:
+                return msgspec.json.decode(file.read(_MAX_BYTES), type=Book)
+        except FileNotFoundError:
+            return Book()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            aside = self._file.with_name(f"{FILE}.damaged")
+            self.damage = f"{self._file} cannot be read ({error}): kept as {aside.name}"
+            log.error("os_journal_damaged", file=str(self._file), kept=str(aside), error=str(error))
+            try:
+                self._file.replace(aside)
+            except OSError as failure:
+                log.warning("os_journal_not_kept", file=str(aside), error=failure.strerror or str(failure))
+            return Book()
+
+
+# ---- steps -----------------------------------------------------------------------------------------------------------
+
+
+def begin(job: Job, at: str) -> Step:
+    """An update is wanted; whatever else was under way is not any more. A person's wish lifts what is blocked."""
+
+    def step(book: Book) -> Book:
+        blocked = book.blocked
+        if job.origin == "person":
+            blocked = tuple(
+                each for each in blocked if (each.compatible, each.version) != (job.compatible, job.version)
+            )
+        book = msgspec.structs.replace(book, job=msgspec.structs.replace(job, since=at), blocked=blocked)
+        return book.noting(Event(at=at, what="wanted", version=job.version, code=job.origin, detail=job.source))
+
+    return step
+
+
+def reach(stage: Stage, boot_id: str, at: str, what: str = "", **changes: object) -> Step:
+    """The update under way has come to a stage."""
+
+    def step(book: Book) -> Book:
+        if book.job is None:
+            return book
+        job = msgspec.structs.replace(book.job, stage=stage, boot_id=boot_id, **changes)
+        book = msgspec.structs.replace(book, job=job)
+        return book.noting(Event(at=at, what=what, version=job.version)) if what else book
+
+    return step
+
+
+def amend(**changes: object) -> Step:
+    """Note something of the update under way, which stays where it is."""
+
+    def step(book: Book) -> Book:
+        if book.job is None:
+            return book
+        return msgspec.structs.replace(book, job=msgspec.structs.replace(book.job, **changes))
+
+    return step
+
+
+def end(what: str, at: str, *, code: str = "", detail: str = "", block: bool = False) -> Step:
+    """The update under way is over."""
+
+    def step(book: Book) -> Book:
+        job = book.job
+        if job is None:
+            return book
+        blocked = book.blocked
+        if block:
+            others = [each for each in blocked if (each.compatible, each.version) != (job.compatible, job.version)]
+            this = Blocked(compatible=job.compatible, version=job.version, code=code, reason=detail, at=at)
+            blocked = (*others, this)[-MAX_BLOCKED:]
+        book = msgspec.structs.replace(book, job=None, blocked=blocked)
+        return book.noting(Event(at=at, what=what, version=job.version, code=code, detail=detail))
+
+    return step
+
+
+def tell(update: UpdateState | None) -> Step:
+    """What the bridge is to hear."""
+    return lambda book: msgspec.structs.replace(book, told=update)
+
+
+def wish_for(token: int, wish: Wish | None) -> Step:
+    """Take what a desired twin says of the system; one that was taken already changes nothing."""
+
+    def step(book: Book) -> Book:
+        return book if token <= book.token else msgspec.structs.replace(book, token=token, wish=wish)
+
+    return step
+
+
+def found_in(slot: str, version: str) -> Step:
+    """Remember which version a slot has."""
+
+    def step(book: Book) -> Book:
+        if not slot or not version or book.slots.get(slot) == version:
+            return book
+        return msgspec.structs.replace(book, slots=book.slots | {slot: version})
+
+    return step
+
+
+def offer(offered: Offered | None, at: str) -> Step:
+    """A bundle was found on a medium, or the medium is gone."""
+
+    def step(book: Book) -> Book:
+        if offered == book.offered:
+            return book
+        book = msgspec.structs.replace(book, offered=offered)
+        if offered is None:
+            return book
+        return book.noting(Event(at=at, what="offered", version=offered.version, detail=offered.path))
+
+    return step

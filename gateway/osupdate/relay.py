@@ -1,0 +1,233 @@
+"""Gives RAUC one bundle over HTTP on loopback, and fetches it from the repository part by part as RAUC asks.
+
+So RAUC streams, and adaptive bundles cost what differs, while the gateway keeps what it keeps for all it fetches: its
+certificate, the budget of the link, and what is signed. RAUC's own process for the network runs as nobody, which
+must not read the gateway's key. What is relayed is not compared with the digest of the whole file, for the whole file
+need not pass. The signature part at its end is: it holds the root of the hash tree that RAUC checks each block by.
+"""
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
+from typing import Final
+
+import structlog
+
+from gateway.ota.errors import MismatchError, OtaError, UnreachableError
+from gateway.ota.fetch_budget import ASK_BYTES, Purse, Spend
+from gateway.ota.ways import Way
+
+log = structlog.get_logger()
+
+PIECE_BYTES: Final = 1024 * 1024
+PAUSES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Between tries at a source that does not answer, or is asked too often; RAUC waits for so long."""
+_CLIENT_SECONDS: Final = 120.0
+
+
+@dataclass(slots=True)
+class Relayed:
+    """What passed, and what went wrong first."""
+
+    bytes: int = 0
+    error: OtaError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A bundle: where it is, how long, and the digest of its last bytes."""
+
+    place: str
+    size_bytes: int
+    tail_bytes: int
+    tail_sha256: str
+
+
+class Reader:
+    """Reads parts of a bundle from a way, one at a time; the part at the end only as it is signed."""
+
+    def __init__(
+        self, way: Way, meter: Spend, bundle: Streamed, seen: Relayed, *, pauses: Sequence[float] = PAUSES_SECONDS
+    ) -> None:
+        self._pauses = pauses
+        self._way = way
+        self._meter = meter
+        self._bundle = bundle
+        self._seen = seen
+        self._lock = threading.Lock()  # a way belongs to one thread at a time
+        self._tail: bytes | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the bundle."""
+        return self._bundle.size_bytes
+
+    def check(self) -> None:
+        """Fetch the signature part and compare it.
+
+        Raises:
+            MismatchError: it is not what was signed.
+            FetchError: not now.
+        """
+        bundle = self._bundle
+        begin = bundle.size_bytes - bundle.tail_bytes
+        with self._lock:
+            tail = b"".join(self._fetched(begin, bundle.tail_bytes + 1))
+        if len(tail) != bundle.tail_bytes or hashlib.sha256(tail).hexdigest() != bundle.tail_sha256:
+            raise MismatchError(f"{bundle.place}: its signature part is not the one that the repository has signed for")
+        self._tail = tail
+
+    def read(self, offset: int, length: int) -> Generator[bytes, None, None]:
+        """Yield a part of the bundle. Raises as `check`."""
+        assert self._tail is not None, "check() comes first"
+        begin = self._bundle.size_bytes - len(self._tail)
+        body = max(0, min(length, begin - offset))
+        with self._lock:
+            yield from self._fetched(offset, body)
+        if length > body:
+            at = offset + body - begin
+            yield self._tail[at : at + length - body]
+
+    def _fetched(self, offset: int, length: int) -> Generator[bytes, None, None]:
+        end, pauses = offset + length, iter(self._pauses)
+        while offset < end:
+            asked = min(offset + PIECE_BYTES, end)
+            try:
+                for piece in self._asked(offset, asked - offset):
+                    offset += len(piece)
+                    yield piece
+            except UnreachableError:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+                time.sleep(pause)
+                continue
+            if offset < asked:
+                return  # the file ends here
+            pauses = iter(self._pauses)
+
+    def _asked(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        place = self._bundle.place
+        purse = Purse(self._meter, counted_elsewhere=self._way.counted_elsewhere)
+        with purse, closing(self._way.read(place, offset, size)) as pieces:
+            purse.take(size + ASK_BYTES, place)
+            purse.used(ASK_BYTES, place)
+            got = 0
+            for piece in pieces:
+                wanted = piece[: size - got]
+                purse.used(len(wanted), place)
+                got += len(wanted)
+                self._seen.bytes += len(wanted)
+                yield wanted
+                if got >= size:
+                    return
+
+
+@contextmanager
+def relay(
+    way: Way, meter: Spend, bundle: Streamed, seen: Relayed, *, pauses: Sequence[float] = PAUSES_SECONDS
+) -> Iterator[str]:
+    """Serve a bundle while the context lasts; yields its address, which nobody can guess.
+
+    Raises:
+        MismatchError: what the source has is not what was signed.
+        FetchError: the source cannot be read now.
+        OSError: there is no port to listen on.
+    """
+    reader = Reader(way, meter, bundle, seen, pauses=pauses)
+    reader.check()
+    path = f"/{secrets.token_urlsafe(18)}/bundle.raucb"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(reader, path, seen))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="os-relay", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}{path}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(reader: Reader, path: str, seen: Relayed) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = _CLIENT_SECONDS
+
+        def do_HEAD(self) -> None:
+            """Tell how long it is."""
+            self._answer(only_head=True)
+
+        def do_GET(self) -> None:
+            """Send it, or a part of it."""
+            self._answer(only_head=False)
+
+        def _answer(self, *, only_head: bool) -> None:
+            if not secrets.compare_digest(self.path.encode(), path.encode()):
+                self._refuse(HTTPStatus.NOT_FOUND)
+                return
+            size = reader.size_bytes
+            part = part_of(self.headers.get("range"), size)
+            if part is None:
+                self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+                return
+            offset, length = part
+            pieces = reader.read(offset, length)
+            try:
+                # The first piece is fetched before the head goes out, so that what cannot be had now has a status.
+                first = b"" if only_head else next(pieces, b"")
+            except OtaError as error:
+                seen.error = seen.error or error
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+                return
+            self.send_response(HTTPStatus.PARTIAL_CONTENT if "range" in self.headers else HTTPStatus.OK)
+            self.send_header("content-length", str(length))
+            self.send_header("accept-ranges", "bytes")
+            self.send_header("content-type", "application/octet-stream")
+            if "range" in self.headers:
+                self.send_header("content-range", f"bytes {offset}-{offset + length - 1}/{size}")
+            self.end_headers()
+            if only_head:
+                return
+            sent = 0
+            try:
+                with closing(pieces):  # the way is free again when RAUC goes in the middle
+                    for piece in chain([first], pieces):
+                        self.wfile.write(piece)
+                        sent += len(piece)
+            except OtaError as error:
+                seen.error = seen.error or error
+            except OSError:  # RAUC has gone
+                self.close_connection = True
+                return
+            if sent < length:
+                self.close_connection = True  # only the end of the connection can say that something is missing
+
+        def _refuse(self, status: HTTPStatus) -> None:
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
+            log.debug("os_relay", request=format % args)
+
+    return Handler
+
+
+def part_of(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return offset and length of what is asked for; None if there is no such part."""
+    if header is None:
+        return 0, size
+    kind, _, span = header.partition("=")
+    first, dash, last = span.partition("-")
+    if kind.strip() != "bytes" or not dash or not first.isdigit() or (last and not last.isdigit()):
+        return None
+    offset, end = int(first), min(int(last) + 1 if last else size, size)
+    return (offset, end - offset) if offset < end else None

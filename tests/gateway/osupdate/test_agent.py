@@ -1,0 +1,313 @@
+"""An update of the system from the wish to the last word, over a simulated RAUC and a real repository."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Os
+from gateway.osupdate.errors import OsUpdateError
+from tests.gateway.osupdate.rig import COMPATIBLE, Device, Vendor
+from tests.simulators.os_bundle import Signer
+
+
+def test_an_assigned_image_is_installed_started_and_kept_once_it_was_marked_good(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0", floor="1.0.0")
+    device.want("1.1.0")
+    device.install()
+    assert device.machine.version == "1.0.0", "nothing runs before the restart"
+    assert device.restart() == "b"
+    device.tick()
+    assert device.phase == "trial"
+    for _ in range(5):
+        device.tick()
+    assert device.phase == "trial", "it has not been marked good"
+    device.machine.bless(device.health_file)
+    device.tick()
+    assert device.told is not None
+    assert (device.told.phase, device.told.kind, device.told.fencing_token) == ("running", "os", 1)
+    assert device.story == ["wanted", "fetched", "installed", "restarting", "started", "proven"]
+    reported = device.reported
+    assert reported.os is not None
+    assert (reported.os.version, reported.os.slot, reported.os.other_version) == ("1.1.0", "b", "1.0.0")
+    assert reported.assignments[0].model.version == "1.1.0"
+    assert not [*(device.state / "os" / "bundles").iterdir()], "the bundle is not kept"
+
+
+def test_the_device_is_restarted_only_in_a_window_and_with_an_empty_outbox(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0")
+    device.window_open = device.flushed = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    for _ in range(30):
+        device.tick()
+    assert not device.restarting.exists()
+    device.window_open = True
+    device.tick()
+    assert device.told is not None
+    assert device.told.code == "outbox"
+    device.flushed = True
+    device.tick()
+    assert device.restarting.exists()
+
+
+def test_a_restart_does_not_wait_for_ever_for_an_outbox_that_cannot_be_emptied(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0")
+    device.flushed = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "outbox")
+    device.until(device.restarting.exists, seconds=60.0)
+
+
+@pytest.mark.parametrize(
+    ("fate", "code", "words"),
+    [
+        ("unhealthy", "health", "gateway.service was restarted 5 times"),
+        ("panics", "no-boot", "tries to boot are used up"),
+    ],
+)
+def test_an_image_that_does_not_come_up_ends_on_the_old_slot_with_the_reason(
+    device: Device, vendor: Vendor, fate: str, code: str, words: str
+) -> None:
+    vendor.publish("1.1.0")
+    device.machine.fate("1.1.0", fate)  # type: ignore[arg-type]
+    device.want("1.1.0")
+    device.install()
+    assert device.restart() == "a"
+    device.tick()
+    assert device.told is not None
+    assert (device.told.phase, device.told.code) == ("reverted", code)
+    assert words in device.told.reason
+    assert device.told.running_model is not None
+    assert device.told.running_model.version == "1.0.0"
+    assert [note for note, _ in device.notes] == ["os_installed", "os_reverted"]
+    device.want("1.1.0")
+    device.tick()
+    assert device.phase == "blocked", "the same image is not tried again by itself"
+    assert device.machine.state["installs"] == 1
+
+
+def test_an_image_that_runs_and_goes_down_before_it_is_marked_good_is_told_as_a_crash(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.install()
+    device.restart()
+    device.tick()
+    assert device.phase == "trial"
+    device.machine.give_up()
+    device.restart()
+    device.tick()
+    assert device.told is not None
+    assert (device.told.phase, device.told.code) == ("reverted", "crash")
+
+
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ({"signer": Signer.make("somebody")}, "signature"),
+        ({"version": "0.9.0"}, "floor"),
+        ({"meta": {"counter": "2"}}, "floor"),
+    ],
+)
+def test_a_bundle_that_must_not_be_installed_is_refused_before_a_slot_is_touched(
+    tmp_path: Path, vendor: Vendor, parts: dict[str, object], code: str
+) -> None:
+    device = Device(tmp_path / "guarded", vendor, floor="1.0.0", counter=3)
+    version = str(parts.get("version", "1.1.0"))
+    vendor.publish(version, **{key: value for key, value in parts.items() if key != "version"})
+    device.want(version)
+    device.until(lambda: device.phase == "refused")
+    assert device.told is not None
+    assert device.told.code == code, device.told
+    assert "installs" not in device.machine.state
+    device.want(version)
+    device.tick()
+    assert device.phase == "blocked"
+    assert device.book.job is None
+
+
+@pytest.mark.parametrize("parts", [{}, {"version": "0.9.0"}, {"meta": {"counter": "2"}}])
+def test_without_floor_and_with_a_known_signer_the_same_bundles_are_installed(
+    device: Device, vendor: Vendor, parts: dict[str, object]
+) -> None:
+    version = str(parts.get("version", "1.1.0"))
+    vendor.publish(version, **{key: value for key, value in parts.items() if key != "version"})
+    device.want(version)
+    device.install()
+
+
+def test_an_image_for_other_devices_is_refused(device: Device) -> None:
+    device.want("1.1.0", compatible="sluice-jetson")
+    device.tick()
+    assert device.told is not None
+    assert (device.told.phase, device.told.code) == ("refused", "compatible")
+
+
+def test_a_bundle_with_one_flipped_bit_never_becomes_the_slot_that_is_started(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0", damaged=True)
+    device.want("1.1.0")
+    device.until(lambda: device.phase == "refused", seconds=4000.0)
+    assert device.told is not None
+    assert "dm-verity" in device.told.reason
+    assert device.machine.state["primary"] == "a"
+
+
+def test_the_streaming_that_fails_after_a_boot_is_tried_again_at_once(tmp_path: Path, vendor: Vendor) -> None:
+    device = Device(tmp_path / "streaming", vendor, settings=Os(media="off", delivery="stream"))
+    device.machine.set(stream_fails=2)
+    vendor.publish("1.1.0", adaptive=True)
+    device.want("1.1.0")
+    device.until(device.restarting.exists, seconds=2.0)
+    assert device.machine.state["stream_fails"] == 0
+    assert "streaming" in [each.code for each in device.heard]
+    assert not (device.state / "os" / "bundles").exists() or not [*(device.state / "os" / "bundles").iterdir()]
+
+
+def test_streaming_that_keeps_failing_gives_way_to_a_download(tmp_path: Path, vendor: Vendor) -> None:
+    device = Device(tmp_path / "streaming", vendor)
+    device.machine.set(stream_fails=99)
+    vendor.publish("1.1.0", adaptive=True)
+    device.want("1.1.0")
+    device.until(device.restarting.exists, seconds=60.0)
+    assert device.machine.state["stream_fails"] == 96
+
+
+def test_an_image_that_is_taken_back_before_the_restart_leaves_the_old_slot_in_charge(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0")
+    device.window_open = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    assert device.machine.state["primary"] == "b"
+    device.want("1.0.0")
+    device.tick()
+    assert device.machine.state["primary"] == "a"
+    assert device.told is not None
+    assert (device.phase, device.told.model.version) == ("running", "1.0.0")
+    assert device.book.job is None
+
+
+def test_an_image_that_is_taken_back_when_it_runs_returns_by_the_other_slot_without_a_download(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.update()
+    assert device.machine.version == "1.1.0"
+    device.want("1.0.0")
+    device.update()
+    assert device.machine.version == "1.0.0"
+    assert device.phase == "running"
+    assert device.machine.state["installs"] == 1
+
+
+def test_an_image_whose_floor_is_above_the_old_one_stays_when_it_is_taken_back(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0", floor="1.1.0")
+    device.want("1.1.0")
+    device.update()
+    device.want("1.0.0")
+    device.until(lambda: device.phase == "refused")
+    assert device.told is not None
+    assert device.told.code == "floor"
+    assert device.machine.version == "1.1.0"
+
+
+def test_a_rollout_that_is_given_up_during_the_download_is_not_carried_on(device: Device, vendor: Vendor) -> None:
+    device.want("1.1.0")  # not published: it waits
+    device.tick()
+    device.tick()
+    assert device.told is not None
+    assert (device.told.phase, device.told.code) == ("refused", "not-offered")
+    device.want(None)
+    device.tick()
+    assert device.book.job is None
+    assert device.story[-1] == "withdrawn"
+
+
+def test_a_twin_that_is_handed_over_again_changes_nothing(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.update()
+    device.want("1.0.0", token=device.token)
+    device.tick()
+    assert device.book.job is None
+    assert device.machine.version == "1.1.0"
+
+
+def test_nobody_who_restarts_the_device_is_told_and_asked_again(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0")
+    device.restarts_work = False
+    device.want("1.1.0")
+    device.until(lambda: "restarting" in device.story)
+    device.tick()
+    assert not device.restarting.exists()
+    device.restarts_work = True
+    device.until(device.restarting.exists, seconds=100.0)
+
+
+def test_rauc_that_refuses_to_be_asked_is_told_with_its_words(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0")
+    device.machine.set(denied=True)
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "rauc")
+    assert device.told is not None
+    assert "AccessDenied" in device.told.reason
+    device.machine.set(denied=False)
+    device.until(device.restarting.exists, seconds=60.0)
+
+
+def test_a_person_may_install_what_was_blocked(device: Device, vendor: Vendor) -> None:
+    file = vendor.publish("1.1.0")
+    device.machine.fate("1.1.0", "panics")
+    device.want("1.1.0")
+    device.update()
+    assert device.phase == "reverted"
+    device.machine.fate("1.1.0", "healthy")
+    device.agent.install(str(file), COMPATIBLE, "1.1.0")
+    device.update()
+    assert device.machine.version == "1.1.0"
+    assert device.phase == "running"
+
+
+def test_a_second_bundle_waits_for_the_restart_of_the_first(device: Device, vendor: Vendor) -> None:
+    file = vendor.publish("1.1.0")
+    device.window_open = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    with pytest.raises(OsUpdateError, match="comes to an end first"):
+        device.agent.install(str(file), COMPATIBLE, "1.1.0")
+
+
+@pytest.mark.parametrize("what", ["offer", "install"])
+def test_a_bundle_on_a_stick_is_offered_or_installed_as_configured(tmp_path: Path, vendor: Vendor, what: str) -> None:
+    media = tmp_path / "media"
+    (media / "stick").mkdir(parents=True)
+    settings = Os(media=what, media_directories=[media])  # type: ignore[arg-type]
+    device = Device(tmp_path / "with-stick", vendor, settings=settings)
+    vendor.build("1.2.0").rename(media / "stick" / "image.raucb")
+    vendor.build("0.9.0").rename(media / "stick" / "older.raucb")
+    vendor.build("9.0.0", signer=Signer.make("somebody")).rename(media / "stick" / "forged.raucb")
+    device.tick()
+    assert device.book.offered is not None
+    assert device.book.offered.version == "1.2.0"
+    assert "os_offered" in [note for note, _ in device.notes]
+    if what == "install":
+        device.update()
+        assert device.machine.version == "1.2.0"
+        return
+    assert device.book.job is None
+    (media / "stick" / "image.raucb").unlink()
+    device.tick()
+    assert device.book.offered is None
+
+
+def test_an_approval_that_is_not_there_is_told(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0", meta={"pcr11-b": "ab" * 32})
+    device.approval = "no approval is for the image in slot b"
+    device.want("1.1.0")
+    device.install()
+    assert "os_approval_missing" in [note for note, _ in device.notes]
