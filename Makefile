@@ -20,7 +20,7 @@ ARGS ?=
 
 # CAMERA, SPEED and DURATION reach the demo by themselves: make hands on what its command line or environment sets.
 
-.PHONY: help setup system demo test lint format bench test-chaos test-image hil image lock clean force
+.PHONY: help setup system demo test lint format bench test-chaos test-image hil rig image lock clean force
 
 help: ## Print this list
 	@echo 'Sluice. Targets:'
@@ -29,7 +29,8 @@ help: ## Print this list
 setup: $(READY) ## Prepare this machine: system packages, .venv, hash-checked Python packages
 
 # What builds the TPM binding (which has no wheels) and stands in for a TPM: only setup on this machine needs it.
-TPM_PACKAGES := libtss2-dev pkg-config gcc libc6-dev python3-dev swtpm swtpm-tools tpm2-tools
+TPM_BUILD_PACKAGES := libtss2-dev pkg-config gcc libc6-dev python3-dev
+TPM_PACKAGES := $(TPM_BUILD_PACKAGES) swtpm swtpm-tools tpm2-tools
 
 # Runs every time, and says and does nothing when all is there: .venv may outlive the machine it was made on.
 system:
@@ -62,7 +63,11 @@ $(ASSETS): $(wildcard hil/loopback/fetch.py hil/loopback/assets/*.py) cloud_brid
 demo: setup $(ASSETS) ## Run brokers, cloud bridge and a gateway with a TPM on this machine [CAMERA= SPEED= DURATION=]
 	@$(PY) -m hil.loopback.demo $(ARGS)
 
+# Some tests use these; without them they skip themselves, and say so.
+TEST_PACKAGES := umockdev cryptsetup-bin fdisk dosfstools
+
 test: setup lint ## Check the code, then run the tests [ARGS=]
+	-@sh hil/loopback/system-packages.sh $(TEST_PACKAGES)
 	-@$(MAKE) $(ASSETS) || echo '==> no clip or model fetched: the tests that need one skip themselves'
 	$(SAY) 'pytest'
 	@$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
@@ -89,14 +94,33 @@ test-chaos: setup ## Kill, cut and fill things many times over [ARGS=--minutes 6
 		qemu-system-x86 qemu-utils
 	@$(PY) -m pytest tests/chaos -m chaos $(ARGS)
 
-test-image: setup ## Boot the appliance image under QEMU and update it [ARGS=]
-	@$(PY) -m pytest tests/image -m image $(ARGS)
+# What the virtual rig is made of. The disks and bundles that the tests boot are built when they are not there.
+RIG_PACKAGES := qemu-system-x86 qemu-utils ovmf swtpm swtpm-tools mtools dosfstools mosquitto
+RIG_DISK     := var/image/uefi-amd64/disk-rig.raw
+ENV          ?= hil/envs/virtual-amd64.yaml
+RIG_PYTEST    = SLUICE_RIG_REPORT=var/hil/report $(PY) -m pytest -p labgrid -p hil.rig.report --lg-env $(ENV) \
+	--junit-xml var/hil/report/junit.xml -p no:cacheprovider
 
-hil: setup ## Run the hardware tests on a rig, virtual or real [ARGS=]
-	@$(PY) -m pytest hil -m hil $(ARGS)
+rig: setup
+	@sh hil/loopback/system-packages.sh $(RIG_PACKAGES)
+	@$(PY) -c 'import labgrid' 2>/dev/null || { echo '==> installing labgrid'; \
+		$(PIP) install --quiet --only-binary :all: --require-hashes -r requirements/hil.txt; }
+	@case '$(ENV)' in *virtual-amd64*) [ -f $(RIG_DISK) ] || $(MAKE) image TARGET=uefi-amd64 ARGS=--rig ;; esac
+	@mkdir -p var/hil/report
 
-image: ## Build the appliance image [ARGS=]
-	@if [ -x image/build ]; then image/build $(ARGS); else echo 'image/build: not part of this version yet' >&2; exit 2; fi
+test-image: rig ## Examine the appliance image, boot it under QEMU, break it in many ways [ARGS=]
+	@$(RIG_PYTEST) tests/image -m image $(ARGS)
+
+hil: rig ## Run the hardware tests on a rig: the virtual one, or a board [ENV=hil/envs/x.yaml ARGS=]
+	@$(RIG_PYTEST) hil/tests -m hil $(ARGS)
+	$(SAY) 'report: var/hil/report/index.html'
+
+# Runs before there is a virtual environment, with Python alone; what it needs beside that is in a tools tree of its own.
+IMAGE_PACKAGES := mmdebstrap zstd git ca-certificates $(TPM_BUILD_PACKAGES)
+image: ## Build the appliance image and the update bundle, as root [TARGET=uefi-amd64 KEYS= VENDOR= ARGS=--rig]
+	@sh hil/loopback/system-packages.sh --python "$(PYTHON)" $(IMAGE_PACKAGES)
+	@"$(PYTHON)" image/build $(or $(TARGET),uefi-amd64) $(if $(KEYS),--keys "$(KEYS)") \
+		$(if $(VENDOR),--vendor "$(VENDOR)") $(ARGS)
 
 # Pins and hashes for Linux on x86-64 and arm64, Python 3.11 to 3.13. Keeps what is pinned; make lock ARGS=--upgrade moves it.
 lock: setup ## Write requirements/*.txt anew from pyproject.toml [ARGS=--upgrade]
@@ -112,6 +136,10 @@ lock: setup ## Write requirements/*.txt anew from pyproject.toml [ARGS=--upgrade
 			--no-annotate --custom-compile-command 'make lock' $(ARGS) --quiet \
 			--output-file requirements/$$name.txt || exit 1; \
 	done
+	@echo '==> requirements/hil.txt'
+	@var/lock/bin/uv pip compile pyproject.toml --extra hil --constraints requirements/dev.txt \
+		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
+		--no-annotate --custom-compile-command 'make lock' $(ARGS) --quiet --output-file requirements/hil.txt
 	@# The TPM binding has no wheels. What builds it is installed first, so that nothing unhashed is downloaded for that.
 	@echo '==> requirements/tpm.txt, tpm-build.txt'
 	@var/lock/bin/uv pip compile --group tpm-build --constraints requirements/dev.txt \

@@ -1,0 +1,214 @@
+"""How a rig brings its device into a state: off → flashed → booted → provisioned → running → updated."""
+
+import json
+import time
+from typing import Final
+
+import attr
+from labgrid.driver import ExecutionError
+from labgrid.factory import target_factory
+from labgrid.protocol import CommandProtocol, PowerProtocol
+from labgrid.strategy import Strategy
+from pexpect import TIMEOUT
+
+from hil.loopback.children import RigError
+from hil.rig.cloud import Cloud
+from hil.rig.device import GATEWAY, Device
+from hil.rig.protocols import LinkProtocol, PlugProtocol, StorageProtocol
+from hil.rig.site import GATEWAY_ID, Site
+
+STATES: Final = ("off", "flashed", "booted", "provisioned", "running", "updated")
+_KEPT: Final = ("booted", "running")
+"""States that are worth keeping where the board can be kept."""
+_UP_SECONDS: Final = 600.0
+_CLAIM_SECONDS: Final = 300.0
+_RUN_SECONDS: Final = 900.0
+
+
+@target_factory.reg_driver
+@attr.s(eq=False)
+class ApplianceStrategy(Strategy):
+    """Brings an appliance from nothing to an update, and back by snapshots where the board has them."""
+
+    bindings = {  # noqa: RUF012 - labgrid's way to say it
+        "power": PowerProtocol,
+        "shell": CommandProtocol,
+        "plugs": PlugProtocol,
+        "storage": StorageProtocol,
+        "link": {LinkProtocol, None},  # a rig may have no way to pull the cable
+    }
+    status: str = attr.ib(default="off")
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.times: dict[str, float] = {}
+        """Seconds from one state to the next, of the last time that each was reached without a snapshot."""
+        self.spoiled = False
+        """Whether a test has changed the device since its state was reached."""
+        self._site: Site | None = None
+        self._kept: set[str] = set()
+
+    @property
+    def site(self) -> Site:
+        """What the device belongs to: a cloud of its own. Made when it is asked for first."""
+        if self._site is None:
+            self._site = Site(self.target)
+        return self._site
+
+    @property
+    def cloud(self) -> Cloud:
+        """The cloud of the site."""
+        return self.site.cloud
+
+    @property
+    def device(self) -> Device:
+        """The device, once it has booted."""
+        self.target.activate(self.shell)
+        return Device(self.shell)
+
+    def close(self) -> None:
+        """Switch off, and end what the site runs on this machine."""
+        self._to_off()
+        if self._site is not None:
+            self._site.close()
+            self._site = None
+
+    def transition(self, status: str) -> None:
+        """Reach a state in which no test has changed anything.
+
+        Raises:
+            RigError: it cannot be reached; the reason, and the end of the console's log.
+        """
+        if status not in STATES:
+            raise RigError(f"there is no state {status!r}; there are {', '.join(STATES)}")
+        if self.status == status and not self.spoiled:
+            return
+        begin = self._nearest(status)
+        for state in STATES[STATES.index(begin) + 1 : STATES.index(status) + 1]:
+            started = time.monotonic()
+            getattr(self, f"_to_{state}")()
+            self.status, self.spoiled = state, False
+            self.times[state] = time.monotonic() - started
+            if state in _KEPT and self._can_keep:
+                self._keep(state)
+
+    def force(self, status: str) -> None:
+        """Believe that the device is in a state, during development: `--lg-initial-state running`."""
+        if status not in STATES:
+            raise RigError(f"there is no state {status!r}; there are {', '.join(STATES)}")
+        self.target.activate(self.power)
+        self.target.activate(self.plugs)
+        self.target.activate(self.shell)
+        self.status = status
+
+    # ---- the way back ------------------------------------------------------------------------------
+
+    @property
+    def _can_keep(self) -> bool:
+        return "snapshot" in self.target.env.get_target_features() | self.target.env.get_features()
+
+    def _nearest(self, wanted: str) -> str:
+        """Go back to the last state before a wanted one that can be had quickly; returns it."""
+        at = STATES.index(wanted)
+        if not self.spoiled and STATES.index(self.status) < at:
+            later = [state for state in self._kept if STATES.index(self.status) < STATES.index(state) <= at]
+            if not later:
+                return self.status
+        for state in reversed(STATES[: at + 1]):
+            if state in self._kept:
+                self._restore(state)
+                self.status, self.spoiled = state, False
+                return state
+        self._to_off()
+        self.status, self.spoiled = "off", False
+        return "off"
+
+    def _keep(self, state: str) -> None:
+        if STATES.index(state) > STATES.index("booted"):
+            self.cloud.save(state)
+        self.storage.save(state)
+        self._kept.add(state)
+
+    def _restore(self, state: str) -> None:
+        self.target.activate(self.storage)
+        if STATES.index(state) > STATES.index("booted"):
+            self.cloud.restore(state)
+        self.storage.restore(state)
+        self.target.activate(self.shell)
+
+    # ---- the way forward ---------------------------------------------------------------------------
+
+    def power_on(self) -> None:
+        """Give it power, and wait until it takes commands."""
+        self.target.activate(self.power)
+        self.power.on()
+        self.target.activate(self.shell)
+
+    def power_off(self) -> None:
+        """Take the power away, now."""
+        self.target.deactivate(self.shell)
+        self.target.activate(self.power)
+        self.power.off()
+
+    def answers_again(self) -> bool:
+        """Log in anew where that is needed after a restart; tells whether the device takes commands."""
+        try:
+            if self.shell.get_status():
+                return True
+        except (RigError, ExecutionError, TIMEOUT):
+            pass
+        try:
+            self.target.deactivate(self.shell)
+            self.target.activate(self.shell)
+        except (RigError, ExecutionError, TIMEOUT):
+            return False
+        return True
+
+    def _to_off(self) -> None:
+        self.power_off()
+
+    def _to_flashed(self) -> None:
+        self.target.activate(self.storage)
+        self.storage.flash()
+        self._kept.clear()
+
+    def _to_booted(self) -> None:
+        self.power_on()
+        self.device.eventually("systemctl is-active -q multi-user.target", "the boot is finished", seconds=_UP_SECONDS)
+
+    def _to_provisioned(self) -> None:
+        site, device = self.site, self.device
+        site.open(device)
+        self.plugs.plug("camera")
+        self.plugs.show("dark")
+        self.plugs.plug("sensor")
+        site.sensor.start(self.plugs.feed)
+        stick = site.stick()
+        self.plugs.plug("stick", stick)
+        device.eventually("test -s /data/etc-sluice/gateway.yaml", "the claim was taken", seconds=_CLAIM_SECONDS)
+        self.plugs.unplug("stick")
+
+    def _to_running(self) -> None:
+        device = self.device
+        device.eventually("systemctl is-active -q gateway.service", "the gateway runs", seconds=_RUN_SECONDS)
+        deadline = time.monotonic() + _RUN_SECONDS
+        while not self._is_known() or not self._infers():
+            if time.monotonic() > deadline:
+                raise RigError(
+                    "the device did not come to run:\n"
+                    f"{json.dumps(device.pipelines())[:3000]}\n"
+                    f"{device.attempt(f'{GATEWAY} identity status')[0]}\n{device.journal('-u', 'gateway.service')}\n"
+                    f"{self.cloud.log()}"
+                )
+            time.sleep(1.0)
+
+    def _to_updated(self) -> None:
+        self.site.update()
+
+    def _is_known(self) -> bool:
+        return any(each.get("gateway") == GATEWAY_ID for each in self.cloud.ask("identity", "devices"))
+
+    def _infers(self) -> bool:
+        found = self.device.pipelines()
+        wanted = set(self.site.pipelines)
+        return wanted <= set(found) and all(found[name].get("inferences", 0) > 0 for name in wanted)

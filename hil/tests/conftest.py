@@ -1,0 +1,33 @@
+"""One rig for all tests of a session: `--lg-env` says which; without it, the virtual one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hil.rig.report import Report
+from hil.rig.rig import Rig
+
+VIRTUAL = Path(__file__).parents[1] / "envs" / "virtual-amd64.yaml"
+
+
+@pytest.fixture(scope="session")
+def _rig(strategy: Any, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    report: Report | None = request.config.pluginmanager.get_plugin("sluice-rig-report")
+    rig = Rig(strategy)
+    if report is not None:
+        report.rig = rig
+    try:
+        yield rig
+    finally:
+        if report is not None:
+            report.look(rig)
+        strategy.close()
+
+
+@pytest.fixture
+def rig(_rig: Rig) -> Rig:
+    """The device on its rig. A test begins by saying which state it needs: `rig.reach("running")`."""
+    _rig.cloud.mend()
+    return _rig

@@ -1,0 +1,120 @@
+"""What a device is when it has booted for the first time, before anybody has told it anything."""
+
+import re
+
+import pytest
+
+from hil.rig.rig import Rig
+
+pytestmark = [pytest.mark.hil, pytest.mark.timeout(2400)]
+
+LISTENING_BEFORE_PROVISIONING: frozenset[str] = frozenset()
+"""Nothing but loopback."""
+EXPOSURE_LIMIT = 2.0
+
+
+def listening(rig: Rig) -> set[str]:
+    """Return protocol and port of what accepts connections from outside: `tcp/22`."""
+    found = set()
+    for line in rig.device.run("ss -H -l -n -t -u").splitlines():
+        protocol, state, *_rest = line.split()
+        address = line.split()[4]
+        host, _, port = address.rpartition(":")
+        if re.match(r"^(127\.|\[::1\]|\[::ffff:127\.)", host) or not port.isdigit():
+            continue
+        # DHCP's client has a socket that takes answers of its server; nobody else can speak to it.
+        if protocol == "udp" and port in ("68", "546"):
+            continue
+        assert state in ("LISTEN", "UNCONN")
+        found.add(f"{protocol}/{port}")
+    return found
+
+
+def test_the_device_boots_from_slot_a(rig: Rig) -> None:
+    rig.reach("booted")
+    assert rig.device.booted_slot() == "a"
+    assert rig.device.release()["version"]
+
+
+def test_nothing_has_failed_during_the_first_boot(rig: Rig) -> None:
+    rig.reach("booted")
+    assert rig.device.failed_units() == []
+
+
+@pytest.mark.lg_feature("tpm")
+def test_the_tpm_is_there_and_the_boot_was_measured(rig: Rig) -> None:
+    rig.reach("booted")
+    values = {
+        number: rig.device.run(f"cat /sys/class/tpm/tpm0/pcr-sha256/{number}").strip() for number in (0, 4, 7, 11)
+    }
+    assert all(int(value, 16) for value in values.values()), values
+    assert rig.device.run("test -c /dev/tpmrm0 && echo there") == "there"
+
+
+@pytest.mark.lg_feature("verity")
+def test_the_root_is_read_only_and_every_block_is_checked(rig: Rig) -> None:
+    rig.reach("booted")
+    options = rig.device.run("findmnt -n -o FSTYPE,OPTIONS /").split()
+    assert options[0] == "erofs"
+    assert "ro" in options[1].split(",")
+    source = rig.device.run("findmnt -n -o SOURCE /").strip()
+    assert "verity" in rig.device.run(f"dmsetup table {source} 2>/dev/null || veritysetup status {source}")
+    assert rig.device.attempt("touch /usr/written")[2] != 0
+
+
+@pytest.mark.lg_feature("disk-encryption")
+@pytest.mark.parametrize("mount", ["/data", "/data/outbox"])
+def test_data_and_outbox_are_encrypted_file_systems_of_their_own(rig: Rig, mount: str) -> None:
+    rig.reach("booted")
+    kind, source = rig.device.run(f"findmnt -n -o FSTYPE,SOURCE {mount}").split()
+    assert kind == "ext4"
+    told = rig.device.run(f"cryptsetup status {source}")
+    assert "LUKS2" in told
+
+
+@pytest.mark.lg_feature("disk-encryption")
+def test_the_disk_opens_by_the_tpm_and_by_no_passphrase(rig: Rig) -> None:
+    rig.reach("booted")
+    for label in ("data", "outbox"):
+        dump = rig.device.run(f"cryptsetup luksDump /dev/disk/by-partlabel/{label}")
+        assert "systemd-tpm2" in dump
+        slots = re.findall(r"^\s+(\d+): luks2", dump, re.MULTILINE)
+        assert len(slots) == 1, f"one key, that of the TPM:\n{dump}"
+
+
+def test_nothing_listens_before_the_device_is_provisioned(rig: Rig) -> None:
+    rig.reach("booted")
+    assert listening(rig) == LISTENING_BEFORE_PROVISIONING
+
+
+def test_nobody_can_log_in_with_a_password(rig: Rig) -> None:
+    rig.reach("booted")
+    hashes = [line.split(":")[1] for line in rig.device.run("cat /etc/shadow").splitlines()]
+    assert all(text.startswith(("*", "!")) for text in hashes)
+    assert rig.device.attempt("systemctl is-active ssh.service")[0] != "active"
+
+
+def test_the_gateway_waits_quietly_for_a_claim(rig: Rig) -> None:
+    rig.reach("booted")
+    assert rig.device.run("systemctl is-active sluice-provision.service").strip() == "active"
+    assert rig.device.attempt("systemctl is-active gateway.service")[0] != "active"
+
+
+@pytest.mark.parametrize("unit", ["gateway.service"])
+def test_the_unit_is_hardened(rig: Rig, unit: str) -> None:
+    rig.reach("booted")
+    told = rig.device.run(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+    found = re.search(r"([\d.]+)", told.rpartition(":")[2])
+    assert found is not None, told
+    assert float(found[1]) <= EXPOSURE_LIMIT, told
+
+
+def test_no_program_gives_its_caller_more_rights(rig: Rig) -> None:
+    rig.reach("booted")
+    assert rig.device.run("find / -xdev -perm /6000 -type f 2>/dev/null", seconds=300.0) == ""
+
+
+def test_the_boot_loader_does_not_bless_a_slot_by_itself(rig: Rig) -> None:
+    """It did so as soon as the boot was complete, whatever the health check said later."""
+    rig.reach("booted")
+    assert rig.device.attempt("systemctl is-enabled systemd-bless-boot.service")[0] == "masked"
