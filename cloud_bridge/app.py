@@ -22,6 +22,7 @@ from cloud_bridge.drift.watch import open_database as open_drift
 from cloud_bridge.errors import BridgeError, ConfigError, GaveUpError
 from cloud_bridge.identity.component import IdentityComponent
 from cloud_bridge.identity.database import Database
+from cloud_bridge.ingest.claim import StoreClaim
 from cloud_bridge.ingest.consumer import Consumer, Link
 from cloud_bridge.ingest.marks import PublishedMarks
 from cloud_bridge.ingest.worker import Worker
@@ -65,6 +66,7 @@ class Ingest:
     store: Store
     metrics: Metrics
     marks: PublishedMarks
+    claim: StoreClaim
     stopping: bool = False
     worker: Worker | None = field(default=None)
 
@@ -78,7 +80,7 @@ class Ingest:
         """Run until stopped."""
         if self.stopping:
             return
-        consumer = Consumer(self.link, self.config.ingest, self.metrics)
+        consumer = Consumer(self.link, self.config.ingest, self.metrics, claim=self.claim)
         self.worker = worker = Worker(consumer, self.store, self.config.ingest, self.metrics, self.marks)
 
         def work() -> None:
@@ -98,8 +100,8 @@ class Ingest:
 class Bridge:
     """The whole program."""
 
-    def __init__(self, config: Config, environment: Mapping[str, str]) -> None:
-        """Make the parts.
+    def __init__(self, config: Config, environment: Mapping[str, str], *, take_over: bool = False) -> None:
+        """Make the parts. With `take_over`, records are taken even from a bridge with an older store.
 
         Raises:
             ConfigError: the configuration cannot be used.
@@ -109,6 +111,7 @@ class Bridge:
         if not config.brokers:
             raise ConfigError("no broker is given: add `brokers:` to the configuration, or --broker mqtt://HOST:PORT")
         self._config = config
+        self._take_over = take_over
         self._metrics = Metrics()
         self._notifier = Notifier(environment)
         self._store = open_store(config.store, whole_months=config.retention.postgres == "month")
@@ -175,8 +178,10 @@ class Bridge:
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, but not when there is no time left."""
+        # Not `wait_for`: in Python 3.11 it loses a cancellation that comes in the same turn as the event.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
 
     async def _watch(self) -> None:
         """Feed the watchdog while every worker makes progress."""
@@ -202,8 +207,20 @@ class Bridge:
                 client_id = name if (at, number) == (0, 0) else f"{name}-{at}-{number}"
                 link = Link(client_id, broker, password, watches_fleet=number == 0)
                 Consumer(link, config.ingest, self._metrics)  # so that a mistake shows now, and ends the program
-                ingests.append(Ingest(link, config, self._store, self._metrics, marks))
+                claim = StoreClaim(
+                    self._store_id,
+                    client_id,
+                    patience_seconds=config.ingest.older_store_seconds,
+                    take_over=self._take_over,
+                )
+                ingests.append(Ingest(link, config, self._store, self._metrics, marks, claim))
         return ingests
+
+    def _store_id(self) -> str | None:
+        try:
+            return self._store.identity()
+        except BridgeError:
+            return None
 
     def _add_servers(self) -> None:
         console, metrics = self._config.console, self._config.metrics
@@ -291,10 +308,10 @@ class _Http:
             await self._server.run()
 
 
-def run(config: Config, environment: Mapping[str, str]) -> None:
+def run(config: Config, environment: Mapping[str, str], *, take_over: bool = False) -> None:
     """Run the bridge until SIGTERM or SIGINT. Raises what Bridge raises."""
 
     async def main() -> None:
-        await Bridge(config, environment).run()
+        await Bridge(config, environment, take_over=take_over).run()
 
     asyncio.run(main())

@@ -7,8 +7,9 @@ and nothing else.
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -23,9 +24,11 @@ from cloud_bridge.commands.look import events, gaps, records, status
 from cloud_bridge.commands.model import model
 from cloud_bridge.commands.move import export, import_
 from cloud_bridge.commands.options import FAILED, WRONG_USAGE, Place, placed, put
+from cloud_bridge.commands.os import os_
 from cloud_bridge.commands.registry import registry
 from cloud_bridge.commands.rollout import rollout
 from cloud_bridge.commands.rollups import rollups
+from cloud_bridge.commands.stdout import OutputError, not_text, require_output, told_nowhere
 from cloud_bridge.commands.store import backup, restore_, store
 from cloud_bridge.commands.training import training
 from cloud_bridge.configload import InvalidConfigError, load, schema
@@ -47,6 +50,29 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             ctx.exit(0)  # the usual end of --follow
 
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
+        try:
+            if list(sys.argv[1:] if args is None else args)[:1] != ["run"]:  # which says nothing there
+                require_output()
+            return super().main(args, *more, **extra)
+        except OutputError as error:
+            _fail(error, FAILED)
+        except OSError as error:
+            told = told_nowhere(error)
+            if told is None:
+                raise
+            _fail(told, FAILED)
+        except UnicodeEncodeError as error:
+            told = not_text(error)
+            if told is None:
+                raise
+            _fail(told, WRONG_USAGE)
+
+
+def _fail(error: BridgeError, status: int) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(status)
+
 
 @click.group(cls=_Commands, epilog=(__doc__ or "").partition("\n\n")[2])
 @click.version_option(package_name="sluice", prog_name="cloud-bridge")
@@ -57,11 +83,12 @@ def main() -> None:
 @main.command()
 @placed
 @click.option("--broker", "broker_url", metavar="URL", help="Instead of the file's brokers: mqtt://127.0.0.1:1883.")
-def run(file: Path | None, store_url: str | None, broker_url: str | None) -> None:
+@click.option("--take-over", is_flag=True, help="Take the records of the brokers even if a bridge has an older store.")
+def run(file: Path | None, store_url: str | None, broker_url: str | None, *, take_over: bool) -> None:
     """Run the bridge until it is told to stop."""
     config = Place(file, store_url).config(broker_url)
     logs.configure(config.log)
-    app.run(config, os.environ)
+    app.run(config, os.environ, take_over=take_over)
 
 
 @main.group()
@@ -107,4 +134,5 @@ main.add_command(rollout)
 main.add_command(drift)
 main.add_command(training)
 main.add_command(model)
+main.add_command(os_)
 main.add_command(registry)

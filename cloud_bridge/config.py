@@ -58,6 +58,8 @@ class Ingest(_Section, frozen=True, kw_only=True):
     # Long enough for a restart, and no longer: brokers go on giving a dead member of the group its share of the
     # messages for as long as its session lasts, and devices then have to send them again.
     session_expiry_seconds: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 30
+    # An older store that was used with this broker and is not written to any more is waited for so long.
+    older_store_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
 
 
 class Retention(_Section, frozen=True, kw_only=True):

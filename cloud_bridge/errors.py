@@ -25,6 +25,10 @@ class BrokerError(BridgeError):
     """The broker cannot be used, or the link to it stopped working."""
 
 
+class ForeignStoreError(BrokerError):
+    """A bridge with another store takes the records of this broker."""
+
+
 class ControlError(BridgeError):
     """A running bridge could not be asked."""
 

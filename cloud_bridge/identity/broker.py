@@ -144,6 +144,7 @@ def mosquitto_acl(root: str) -> str:
     # It reads what it writes: while it holds a device's session, in order to end its connection, the broker queues
     # for that session only what the bridge may read.
     lines += [f"topic readwrite {top}/+/{name}" for name in _BRIDGE_WRITES]
+    lines += ["# Which store takes the records.", f"topic readwrite {top}/bridge/store/+"]
     return "\n".join(lines) + "\n"
 
 

@@ -27,7 +27,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from cloud_bridge.address import BrokerAddress, broker_address
 from cloud_bridge.config import Broker, Ingest
-from cloud_bridge.errors import BrokerError, ConfigError
+from cloud_bridge.errors import BrokerError, ConfigError, ForeignStoreError
+from cloud_bridge.ingest.claim import StoreClaim, Turn, claim_topic
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.metrics import Metrics
 from gateway.wire.topics import filter_for, shared_filter
@@ -37,6 +38,7 @@ log = structlog.get_logger()
 _MAX_DELAY_SECONDS: Final = 5  # few bridges, and every device waits for one: coming back soon matters most
 _IN_FLIGHT: Final = 100
 _WAITING_PUBLISHES: Final = 10_000
+_UNCLAIMED_SECONDS: Final = 0.05
 _UNANSWERED_SECONDS: Final = 8.0
 """A connection whose peer's TCP answers nothing for so long is over; left alone, TCP waits longer for each try."""
 
@@ -59,9 +61,17 @@ class Consumer:
     """Takes messages from one broker and acknowledges them when told to."""
 
     def __init__(
-        self, link: Link, settings: Ingest, metrics: Metrics, monotonic_ns: Callable[[], int] = time.monotonic_ns
+        self,
+        link: Link,
+        settings: Ingest,
+        metrics: Metrics,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        *,
+        claim: StoreClaim | None = None,
     ) -> None:
         """Prepare; nothing is connected before `start`.
+
+        With a claim, nothing is taken until it is held.
 
         Raises:
             ConfigError: the broker's settings cannot be used.
@@ -72,6 +82,9 @@ class Consumer:
         self._settings = settings
         self._metrics = metrics
         self._monotonic_ns = monotonic_ns
+        self._claim = claim
+        self._claim_topic = claim_topic(settings.root, settings.group)
+        self._claim_mid: int | None = None
         self._inbox: queue.Queue[Incoming] = queue.Queue(settings.receive_maximum)
         # Guards the two below: an acknowledgement is sent only while the connection it belongs to stands.
         self._lock = threading.Lock()
@@ -79,6 +92,7 @@ class Consumer:
         self._connected = False
         self._network: threading.Thread | None = None
         self._stopping = False
+        self._ending = threading.Event()
         self._troubles: set[str] = set()  # what was told since the last connection
         self._context = _tls_context(link.broker) if self.address.encrypted else None
         self._client = self._make_client()
@@ -92,6 +106,8 @@ class Consumer:
 
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""
+        if self._claim is not None and self._claim.learn() is not None:
+            self._client.will_set(self._claim_topic, self._claim.message(alive=False), qos=1, retain=True)
         self._client.connect_async(
             self.address.host,
             self.address.port,
@@ -102,16 +118,22 @@ class Consumer:
         self._client.loop_start()
 
     def check(self) -> None:
-        """Check that the network thread lives.
+        """Check that the network thread lives, and that no other store takes the records.
 
         Raises:
             BrokerError: an error has killed it; the consumer must be made anew.
+            ForeignStoreError: a bridge with another store is there.
         """
         if self._network is not None and not self._network.is_alive() and not self._stopping:
             raise BrokerError(f"the network thread of {self.name} to {self.address} has died")
+        if self._claim is not None and self._connected:
+            self._settle(self._claim)
 
     def gather(self, messages: int, size_bytes: int, timeout_seconds: float) -> list[Incoming]:
         """Wait for a message, then take what is there already, in the order of receipt, up to the limits."""
+        if self._claim is not None and not self._claim.held:
+            self._ending.wait(min(timeout_seconds, _UNCLAIMED_SECONDS))
+            return []
         try:
             gathered = [self._inbox.get(timeout=timeout_seconds)]
         except queue.Empty:
@@ -155,6 +177,9 @@ class Consumer:
     def stop(self) -> None:
         """Send what is queued, disconnect, and end the network thread. The session stays with the broker."""
         self._stopping = True
+        self._ending.set()
+        if self._claim is not None and self._claim.held and self._claim.own is not None:
+            self.publish(self._claim_topic, self._claim.message(alive=False))
         self._client.disconnect()
         self._client.loop_stop()
         self._set_connected(connected=False)
@@ -170,7 +195,7 @@ class Consumer:
                 self._in_trouble("certificates_unusable", str(error))
 
     def _on_connect(
-        self, client: Client, _userdata: object, _flags: ConnectFlags, reason: ReasonCode, _properties: object
+        self, client: Client, _userdata: object, flags: ConnectFlags, reason: ReasonCode, _properties: object
     ) -> None:
         if reason.is_failure:
             self._in_trouble("broker_refused", str(reason))
@@ -181,8 +206,13 @@ class Consumer:
         self._metrics.connections.labels(self.name).inc()
         log.info("broker_connected", link=self.name, broker=str(self.address), again=bool(self._troubles))
         self._troubles.clear()
-        for topic_filter in self.filters():
-            client.subscribe(topic_filter, qos=1)
+        if self._claim is not None:
+            self._claim.connected(resumed=flags.session_present)
+            self._claim_mid = client.subscribe(self._claim_topic, qos=1)[1]
+            if not self._claim.held:
+                return
+            log.info("ingest_begun", link=self.name, store=self._claim.own)
+        self._subscribe()
 
     def _on_connect_fail(self, _client: Client, _userdata: object) -> None:
         error = sys.exception()  # the library calls from where it has caught it, and does not hand it on
@@ -199,9 +229,12 @@ class Consumer:
             self._in_trouble("broker_lost", str(reason))
 
     def _on_subscribe(
-        self, _client: Client, _userdata: object, _mid: int, reasons: list[ReasonCode], _properties: object
+        self, _client: Client, _userdata: object, mid: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
+        if self._claim is not None and mid == self._claim_mid:
+            self._claim.granted(refused=bool(refused))
+            return
         if refused:
             remedy = "let the broker allow it; `ingest.subscription: plain` if it knows no shared subscriptions"
             log.error("subscription_refused", link=self.name, reasons=refused, filters=self.filters(), remedy=remedy)
@@ -211,6 +244,10 @@ class Consumer:
             topic: str | bytes = message.topic
         except UnicodeDecodeError as error:  # raised by the property itself
             topic = bytes(error.object)
+        if self._claim is not None and topic == self._claim_topic:
+            self._claim.heard(bytes(message.payload))
+            client.ack(message.mid, message.qos)
+            return
         incoming = Incoming(
             topic=topic,
             payload=bytes(message.payload),
@@ -245,6 +282,32 @@ class Consumer:
             return [records]
         # Not shared: a shared subscription gets no retained messages (MQTT 5 §4.8.2).
         return [records, filter_for("availability", root=root), filter_for("status", root=root)]
+
+    def _settle(self, claim: StoreClaim) -> None:
+        try:
+            turn = claim.turn()
+        except ForeignStoreError:
+            self._end_session()  # or the broker would go on giving it its share
+            raise
+        if turn in (Turn.BEGIN, Turn.REPEAT):
+            self.publish(self._claim_topic, claim.message(alive=True))
+        if turn is Turn.BEGIN:
+            self._subscribe()
+            log.info("ingest_begun", link=self.name, store=claim.own)
+
+    def _end_session(self) -> None:
+        self._stopping = True
+        if self._version_5:
+            properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]  # it has no annotations
+            properties.SessionExpiryInterval = 0
+            self._client.disconnect(properties=properties)
+        else:
+            for topic_filter in self.filters():
+                self._client.unsubscribe(topic_filter)
+
+    def _subscribe(self) -> None:
+        for topic_filter in self.filters():
+            self._client.subscribe(topic_filter, qos=1)
 
     @property
     def _version_5(self) -> bool:

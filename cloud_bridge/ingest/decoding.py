@@ -79,6 +79,7 @@ def refused(message: Incoming, reason: str, detail: str, sender: tuple[str, str]
         payload=message.payload[: MAX_CUSTODY_BYTES if sender else MAX_KEPT_BYTES],
         payload_bytes=len(message.payload),
         sender=sender,
+        retained=message.retained,
     )
 
 

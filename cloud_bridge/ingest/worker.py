@@ -71,6 +71,7 @@ class Worker:
         self._stopping = threading.Event()
         self._failing = False
         self._told: set[tuple[str, str]] = set()
+        self._met: set[tuple[str, str]] = set()  # retained messages
         self.progress_ns = monotonic_ns()
         """Monotonic time of the last turn of the loop, for the watchdog."""
 
@@ -182,8 +183,20 @@ class Worker:
         metrics.duplicates.inc(outcome.duplicates)
         metrics.gap_numbers.inc(outcome.gap_rows)
         for letter in (*intake.dead_letters, *outcome.conflicts):
+            if letter.retained and not self._is_new(letter):
+                continue
             metrics.dead_letters.labels(letter.reason).inc()
             self._tell(letter)
+
+    def _is_new(self, letter: DeadLetter) -> bool:
+        """Tell whether a retained message is met for the first time; brokers hand it over at each connection."""
+        known = (letter.topic, payload_digest(letter.payload))
+        if known in self._met:
+            return False
+        if len(self._met) >= _SORTS_REMEMBERED:
+            self._met.clear()
+        self._met.add(known)
+        return True
 
     def _tell(self, letter: DeadLetter) -> None:
         """Log the first of each sort: a device sends what is not acknowledged again and again."""

@@ -173,6 +173,14 @@ class ConsoleReader(Protocol):
         """Return the gaps, the latest first; page on with the `place` of the last one."""
         ...
 
+    def identity(self) -> str:
+        """Return the id of the store, which begins with the time at which it was made; a restored backup has the same.
+
+        Raises:
+            StoreError: it cannot be reached or used now.
+        """
+        ...
+
     def counts(self) -> Counts:
         """Return what the store holds."""
         ...

@@ -248,6 +248,11 @@ class SqlReader:
         """See Reader."""
         return listing.gaps(self._rows, wanted, limit)
 
+    def identity(self) -> str:
+        """Return the id that the store was given when it was made."""
+        ((found,),) = self._rows("SELECT id FROM store_identity")
+        return str(found)
+
     def counts(self) -> Counts:
         """See Reader."""
         ((stored, deleted, duplicates),) = self._rows(

@@ -268,8 +268,22 @@ _SQLITE_3: Final = (
     f"CREATE INDEX stream_records_line ON stream_records (id >> {SHIFT}, stream, kind, pipeline)",
 )
 
-SQLITE: Final[tuple[tuple[str, ...], ...]] = (_SQLITE_1, _SQLITE_2, _SQLITE_3)
+# Ids are ordered by age: seconds since 1970 in ten hexadecimal digits, then what makes them unique.
+_SQLITE_4: Final = (
+    "CREATE TABLE store_identity (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
+    """INSERT INTO store_identity
+         SELECT 1, printf('%010x-%s', CAST(strftime('%s', 'now') AS INTEGER), lower(hex(randomblob(8))))""",
+)
+
+_POSTGRES_3: Final = (
+    "CREATE TABLE store_identity (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)",
+    """INSERT INTO store_identity
+         SELECT 1, lpad(to_hex(extract(epoch FROM now())::bigint), 10, '0')
+           || '-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16)""",
+)
+
+SQLITE: Final[tuple[tuple[str, ...], ...]] = (_SQLITE_1, _SQLITE_2, _SQLITE_3, _SQLITE_4)
 """Statements of each version of the schema, the first one first; never changed once released."""
 
-POSTGRES: Final[tuple[tuple[str, ...], ...]] = (_POSTGRES_1, _POSTGRES_2)
+POSTGRES: Final[tuple[tuple[str, ...], ...]] = (_POSTGRES_1, _POSTGRES_2, _POSTGRES_3)
 """The same for PostgreSQL."""

@@ -434,23 +434,35 @@ def digest_of(letter: DeadLetter) -> str:
 
 def _write_letters(tx: Transaction, letters: Sequence[DeadLetter], now_ns: int) -> None:
     counted: dict[str, tuple[DeadLetter, int]] = {}
+    retained: dict[str, tuple[DeadLetter, int]] = {}
     for letter in letters:
         digest = digest_of(letter)
+        if letter.retained:
+            retained[digest] = (letter, 1)
+            continue
         counted[digest] = (letter, counted[digest][1] + 1 if digest in counted else 1)
-    tx.change_many(
-        "INSERT INTO dead_letters (digest, reason, topic, detail, gateway, epoch, class, seq, payload, payload_bytes,"
-        " count, first_at_ns, last_at_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    for chosen, known in (
         # Those that an earlier version has kept did not say whose they are.
-        " ON CONFLICT (digest) DO UPDATE SET count = dead_letters.count + excluded.count,"
-        " gateway = excluded.gateway, class = excluded.class, last_at_ns = excluded.last_at_ns",
-        [
-            (
-                *(digest, one.reason, one.topic, one.detail, *_place_of(one), one.seq),
-                *(one.payload, one.payload_bytes, count, now_ns, now_ns),
+        (
+            counted,
+            "UPDATE SET count = dead_letters.count + excluded.count,"
+            " gateway = excluded.gateway, class = excluded.class, last_at_ns = excluded.last_at_ns",
+        ),
+        (retained, "NOTHING"),  # that it comes again says that the bridge has connected again, and no more
+    ):
+        if chosen:
+            tx.change_many(
+                "INSERT INTO dead_letters (digest, reason, topic, detail, gateway, epoch, class, seq, payload,"
+                " payload_bytes, count, first_at_ns, last_at_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                f" ON CONFLICT (digest) DO {known}",
+                [
+                    (
+                        *(digest, one.reason, one.topic, one.detail, *_place_of(one), one.seq),
+                        *(one.payload, one.payload_bytes, count, now_ns, now_ns),
+                    )
+                    for digest, (one, count) in sorted(chosen.items(), key=lambda item: item[0])
+                ],
             )
-            for digest, (one, count) in sorted(counted.items(), key=lambda item: item[0])
-        ],
-    )
 
 
 def _place_of(letter: DeadLetter) -> tuple[str | None, str | None, str | None]:

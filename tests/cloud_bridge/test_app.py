@@ -178,3 +178,32 @@ def _put_and_look(device: Device, follower: subprocess.Popen[bytes]) -> bool:
     assert follower.stdout is not None
     ready, _, _ = select.select([follower.stdout], [], [], 0.2)
     return bool(ready)
+
+
+@needs_mosquitto
+@pytest.mark.net
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_second_bridge_with_a_store_of_its_own_takes_nothing_from_the_first(
+    tmp_path: Path, broker: Mosquitto, *, guarded: bool
+) -> None:
+    first = BridgeProcess(tmp_path, broker.url)
+    first.start()
+    other = tmp_path / "other"
+    other.mkdir()
+    # The control is told to take over: that is what it was like for everybody before.
+    second = BridgeProcess(other, broker.url, client_id="two", options=() if guarded else ("--take-over",))
+    try:
+        with Device(broker.port) as device:
+            device.put("event", 100)
+            wait_for(lambda: device.waiting == 0, seconds=20)
+            second.start(wait=not guarded)
+            if guarded:
+                wait_for(lambda: "another store takes the records" in second.log.read_text(), seconds=20)
+            for _ in range(20):
+                device.put("event", 50)
+                wait_for(lambda: device.waiting == 0, seconds=20)
+        assert (len(first.keys()) == 1100) == guarded
+        assert bool(second.keys()) != guarded
+    finally:
+        second.stop()
+        assert first.stop() == 0

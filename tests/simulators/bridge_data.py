@@ -227,6 +227,11 @@ class BridgeData:
                 and (before is None or (gap.place is not None and gap.place < before))
             ][:limit]
 
+    def identity(self) -> str:
+        """Return the id of the store."""
+        with self._reading():
+            return "00000000000000000000000000000000"
+
     def counts(self) -> Counts:
         """Return the sums."""
         with self._reading():

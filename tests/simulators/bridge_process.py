@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -24,27 +25,30 @@ class BridgeProcess:
         client_id: str = "one",
         expiry: int = 30,
         workers: int = 1,
+        options: Sequence[str] = (),
     ) -> None:
         self.database = directory / "bridge.db"
         self.store = store or f"sqlite:///{self.database}"
         self.log = directory / "bridge.log"
         self.file = directory / "bridge.yaml"
         self._module = module
+        self._options = options
         self.file.write_text(
             f"brokers: [{{url: '{broker}'}}]\nstore: {{url: '{self.store}'}}\nconsole: {{enabled: false}}\n"
             f"ingest: {{client_id: '{client_id}', session_expiry_seconds: {expiry}, workers: {workers}}}\n"
         )
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        said = self._connections()
+    def start(self, *, wait: bool = True) -> None:
+        said = self._beginnings()
         root = Path(__file__).resolve().parents[2]
-        command = [sys.executable, "-m", self._module, "run", "--config", str(self.file)]
+        command = [sys.executable, "-m", self._module, "run", "--config", str(self.file), *self._options]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", "--", *command], stdout=log, stderr=log, cwd=root
             )
-        wait_for(lambda: self._connections() > said, seconds=30, what=f"the bridge is connected, see {self.log}")
+        if wait:
+            wait_for(lambda: self._beginnings() > said, seconds=30, what=f"the bridge takes records, see {self.log}")
 
     @property
     def pid(self) -> int:
@@ -65,8 +69,8 @@ class BridgeProcess:
         assert self._process is not None
         os.kill(self._process.pid, number)
 
-    def _connections(self) -> int:
-        return self.log.read_text().count("broker_connected") if self.log.exists() else 0
+    def _beginnings(self) -> int:
+        return self.log.read_text().count("ingest_begun") if self.log.exists() else 0
 
     def keys(self) -> list[tuple[str, str, str, int]]:
         """The truth of the file, read without the program's own code."""

@@ -26,6 +26,7 @@ class Knobs:
     dashes_in_header: bool = False  # as some cameras do, against RFC 2046
     content_type: str = "multipart/x-mixed-replace"
     credentials: tuple[str, str] | None = None  # asked for by HTTP Basic
+    query: str | None = None  # asked for in the address
     dribble_seconds: float = 0.0  # a byte so often, in place of everything
     claimed_length: str | None = None  # a wrong Content-Length
 
@@ -86,6 +87,9 @@ class MjpegCamera:
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         knobs = self.knobs
         self.connections += 1
+        if knobs.query is not None and request.path.partition("?")[2] != knobs.query:
+            request.send_error(403)
+            return
         if knobs.credentials is not None:
             token = base64.b64encode(":".join(knobs.credentials).encode()).decode()
             if request.headers.get("Authorization") != f"Basic {token}":

@@ -9,6 +9,8 @@
  *
  * Knobs, read from the environment at each call:
  *   STANDIN_DEVICES    what is connected, e.g. "usb,usb,pci" (default "usb"; empty: nothing)
+ *   STANDIN_DEVICES_FILE  a file with what is connected, instead: "usb 1". A device that was opened answers only while
+ *                      the file says the very same; so writing "usb 2" is a device that was out and in again
  *   STANDIN_FAIL_OPEN  opening fails, with this message
  *   STANDIN_LOG        a file that gets one line for each option given when a device is opened
  */
@@ -91,6 +93,25 @@ typedef struct Context {
 
 static const char CUSTOM_OP[] = "edgetpu-custom-op";
 
+/* What is connected now; to be freed. */
+static char *connected(void) {
+  const char *knob = getenv("STANDIN_DEVICES");
+  const char *name = getenv("STANDIN_DEVICES_FILE");
+  if (!name) return strdup(knob ? knob : "usb");
+  char *said = calloc(1, 256);
+  FILE *file = fopen(name, "r");
+  if (file && fread(said, 1, 255, file) == 0) said[0] = 0;
+  if (file) fclose(file);
+  return said;
+}
+
+/* TfLiteDelegateParams begins with the delegate; what is returned here is the node's user_data. */
+static void *init_node(Context *context, const char *params, size_t length) {
+  (void)context;
+  (void)length;
+  return *(void *const *)params;
+}
+
 static Status prepare_node(Context *context, Node *node) {
   (void)context;
   (void)node;
@@ -98,6 +119,11 @@ static Status prepare_node(Context *context, Node *node) {
 }
 
 static Status invoke_node(Context *context, Node *node) {
+  const Delegate *delegate = node->user_data;
+  char *now = connected();
+  bool gone = getenv("STANDIN_DEVICES_FILE") && strcmp(now, delegate->data) != 0;
+  free(now);
+  if (gone) return 1; /* kTfLiteError */
   unsigned char sum = 0;
   for (int i = 0; i < node->inputs->size; i++) {
     int index = node->inputs->data[i];
@@ -128,6 +154,7 @@ static Status prepare_delegate(Context *context, Delegate *delegate) {
   }
   Registration kernel;
   memset(&kernel, 0, sizeof kernel);
+  kernel.init = init_node;
   kernel.prepare = prepare_node;
   kernel.invoke = invoke_node;
   kernel.custom_name = "StandInForEdgeTpu";
@@ -150,18 +177,22 @@ Delegate *tflite_plugin_create_delegate(const char *const *keys, const char *con
   for (size_t i = 0; file && i < options; i++) fprintf(file, "%s=%s\n", keys[i], values[i]);
   if (file) fclose(file);
   Delegate *delegate = calloc(1, sizeof *delegate);
+  delegate->data = connected();
   delegate->prepare = prepare_delegate;
   delegate->flags = 1; /* kTfLiteDelegateFlagsAllowDynamicTensors, as the real library; with 0 it is refused */
   return delegate;
 }
 
-void tflite_plugin_destroy_delegate(Delegate *delegate) { free(delegate); }
+void tflite_plugin_destroy_delegate(Delegate *delegate) {
+  if (delegate) free(delegate->data);
+  free(delegate);
+}
 
 struct edgetpu_device { int type; const char *path; };
 
 struct edgetpu_device *edgetpu_list_devices(size_t *count) {
-  const char *knob = getenv("STANDIN_DEVICES");
-  char *listed = strdup(knob ? knob : "usb");
+  char *listed = connected();
+  listed[strcspn(listed, " \n")] = 0;
   struct edgetpu_device *devices = calloc(strlen(listed) + 1, sizeof *devices);
   *count = 0;
   for (char *kind = strtok(listed, ","); kind; kind = strtok(NULL, ",")) {

@@ -178,7 +178,7 @@ class Script:
     refuse_above: int | None = None  # payload bytes; more is answered with 0x95
     cut_above: int | None = None  # payload bytes; more ends the connection without a word
     puback_unknown_mids: bool = False  # before the right one
-    suback: int = 1
+    suback: int | None = 1  # None: a SUBSCRIBE is not answered
     answer_pings: bool = True
     close_after_publishes: int | None = None
     half_packet_after_publishes: int | None = None  # then silence
@@ -379,8 +379,9 @@ class ScriptedBroker:
             reader.number(1)
         peer.filters += filters
         self.subscriptions += filters
-        body = mid + (b"\0" if peer.level == 5 else b"") + bytes([self.script.suback] * len(filters))
-        self._write(peer, packet(SUBACK, 0, body))
+        if self.script.suback is not None:
+            body = mid + (b"\0" if peer.level == 5 else b"") + bytes([self.script.suback] * len(filters))
+            self._write(peer, packet(SUBACK, 0, body))
         for topic, payload in self.retained.items():
             if any(_matches(each, topic) for each in filters):
                 self._write(peer, publish_packet(peer.level, topic, payload, retain=True))

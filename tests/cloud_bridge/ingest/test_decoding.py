@@ -129,6 +129,12 @@ def test_what_a_broker_has_retained_is_no_sign_of_life() -> None:
     assert taken(online, "sluice/v1/dock/availability/gateway").seen == {"dock"}
 
 
+def test_of_a_dead_letter_it_is_known_whether_its_message_was_retained() -> None:
+    for retained in (True, False):
+        (letter,) = taken(b"junk", "sluice/v1/dock/availability/gateway", retained=retained).dead_letters
+        assert letter.retained is retained
+
+
 def test_a_cleared_retained_message_is_nothing() -> None:
     assert taken(b"", "sluice/v1/dock/availability/gateway") == Intake(7)
 
