@@ -1,11 +1,10 @@
-"""Tells a usable store from a damaged one, whatever the backlog at the same small cost, and puts the damaged aside."""
+"""Tells a usable store from a damaged one, whatever the backlog at the same small cost."""
 
 import errno
 import os
 import sqlite3
 import struct
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -138,43 +137,6 @@ def _wal_checksum(data: bytes, order: str) -> tuple[int, int]:
         first = (first + even + second) & 0xFFFFFFFF
         second = (second + odd + first) & 0xFFFFFFFF
     return first, second
-
-
-KEPT_ASIDE: Final = 3
-"""Damaged stores that are kept, the newest without a number."""
-
-
-def quarantine(file: Path) -> Path:
-    """Rename a damaged store and what belongs to it. Returns the new name.
-
-    Those put aside before move on to `.1` and `.2`; only what would come after that goes, so that damage in a
-    loop cannot fill the disk.
-
-    Raises:
-        OutboxError: it cannot be renamed.
-    """
-    aside = quarantined_name(file)
-    try:
-        for older, newer in pairwise(reversed((aside, *(side(aside, f".{age}") for age in range(1, KEPT_ASIDE))))):
-            for end in ("", *SIDES):
-                side(older, end).unlink(missing_ok=True)
-                if side(newer, end).exists():
-                    side(newer, end).rename(side(older, end))
-        for end in ("", *SIDES):  # the file first: a WAL without its file is ignored, a file without its WAL is not
-            if side(file, end).exists():
-                side(file, end).rename(side(aside, end))
-        sync_directory(file.parent)
-    except OSError as error:
-        raise OutboxError(
-            f"{file}: damaged, and cannot be renamed: {error.strerror}: make {file.parent} writable, "
-            "or move the file away"
-        ) from error
-    return aside
-
-
-def quarantined_name(file: Path) -> Path:
-    """Return the name under which a damaged store is kept."""
-    return file.with_name(f"{file.name}.quarantined")
 
 
 def side(file: Path, end: str) -> Path:

@@ -1,5 +1,6 @@
 """What can go wrong with the store, told apart by who must act on it."""
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ _NO_INDEX: Final = frozenset(
         sqlite3.SQLITE_CANTOPEN,
     }
 )
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
@@ -76,3 +78,11 @@ def unreadable(error: OutboxError) -> bool:
 def lacks_index(error: OutboxError) -> bool:
     """Tell whether an error means that the index of the log could not be made beside the file."""
     return getattr(error.__cause__, "sqlite_errorcode", 0) in _NO_INDEX
+
+
+def may_pass(error: OutboxError) -> bool:
+    """Tell whether opening a store again may help by itself: room on the disk, or a disk that has come back."""
+    cause = error.__cause__
+    return isinstance(error, StoreFullError | StoreFaultError) or (
+        isinstance(cause, OSError) and cause.errno in _PASSING
+    )

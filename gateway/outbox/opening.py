@@ -26,12 +26,12 @@ from gateway.outbox.damage import (
     check_contents,
     check_header,
     check_tables,
-    quarantine,
     side,
     sync_directory,
     wal_is_lost,
 )
-from gateway.outbox.database import CONNECTION_PRAGMAS, Database
+from gateway.outbox.database import CONNECTION_PRAGMAS, Database, Row
+from gateway.outbox.evictions import row_of
 from gateway.outbox.faults import (
     DamagedStoreError,
     StoreFaultError,
@@ -41,10 +41,17 @@ from gateway.outbox.faults import (
     unreadable,
 )
 from gateway.outbox.logblocks import LogBlocks, is_blank
-from gateway.outbox.remains import remains_of
+from gateway.outbox.quarantine import (
+    Damage,
+    cross_out,
+    notice_of,
+    quarantine,
+    write_down,
+    written_down,
+)
 from gateway.outbox.rescue import put_back
 from gateway.outbox.reserve import Reserve
-from gateway.outbox.schema import APPLICATION_ID, PAGE_BYTES, migrate
+from gateway.outbox.schema import APPLICATION_ID, PAGE_BYTES, insert_statement, migrate
 from gateway.outbox.truth import forget
 from gateway.wire.messages import CLASSES, Notice
 from gateway.wire.times import rfc3339
@@ -64,7 +71,7 @@ class Opened:
 
     database: Database
     age: AgeClock
-    notices: tuple[Notice, ...]
+    notices: tuple[Notice, ...]  # they are in it already, in class `critical`
     quarantined: Path | None
     unclean: bool  # not closed properly: worth a deep check
 
@@ -124,33 +131,41 @@ def open_store(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) ->
     """
     put_back(file)
     if not file.exists():
-        return _create(file, page_limit, clocks, ballast)
+        untold = written_down(file)
+        return (
+            _create(file, page_limit, clocks, ballast)
+            if untold is None
+            else _begin_anew(file, untold, page_limit, clocks, ballast)
+        )
     try:
-        return _open_with_ballast(file, page_limit, clocks, ballast)
+        opened = _open_with_ballast(file, page_limit, clocks, ballast)
     except DamagedStoreError as error:
         reason = str(error)
+    else:
+        cross_out(file)
+        return opened
     return replace_store(file, reason, page_limit, clocks, ballast)
 
 
 def replace_store(file: Path, reason: str, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
-    """Put a damaged store aside and begin a new one.
+    """Put a damaged store aside and begin a new one, with a notice of that in it.
 
     Raises:
-        OutboxError: the old one cannot be renamed, or no new one be made.
+        OutboxError: the old one cannot be renamed, or no new one be made; the next opening goes on from there.
     """
+    damage = Damage(reason=reason, at=rfc3339(clocks.wall_ns()))
+    write_down(file, damage)
+    return _begin_anew(file, damage, page_limit, clocks, ballast)
+
+
+def _begin_anew(file: Path, damage: Damage, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
+    begins = file.exists()  # else it goes on, perhaps again and again for want of room
     aside = quarantine(file)
-    log.error("store_quarantined", file=str(file), aside=str(aside), reason=reason)
-    remains = remains_of(aside)
-    notice = Notice(
-        code="store_quarantined",
-        severity="error",
-        detail=f"{reason}; kept as {aside.name}, records in it were not delivered; a new epoch begins",
-        at=rfc3339(clocks.wall_ns()),
-        epoch=remains.epoch,
-        missing=remains.missing,
-    )
-    opened = _create(file, page_limit, clocks, ballast)
-    return replace(opened, notices=(notice, *opened.notices), quarantined=aside)
+    if begins:
+        log.error("store_quarantined", file=str(file), aside=str(aside), reason=damage.reason)
+    opened = _create(file, page_limit, clocks, ballast, notice_of(damage, aside))
+    cross_out(file)
+    return replace(opened, quarantined=aside)
 
 
 def _open_with_ballast(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
@@ -241,6 +256,7 @@ def _mark_in_use(database: Database, age: AgeClock, clocks: Clocks, *, rolled_ba
                     at=rfc3339(clocks.wall_ns()),
                 ),
             )
+            database.insert("critical", [row_of("notice", each, clocks.wall_ns()) for each in notices], age.now_ms())
         database.remember("in_use", "1")
         remember_age(database, age)
     if rolled_back:
@@ -262,21 +278,25 @@ def close_store(database: Database, age: AgeClock) -> None:
     database.close()
 
 
-def _create(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
-    """Make a new store under another name and rename it, so that a half-made one is never taken for damage."""
+def _create(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast, notice: Notice | None = None) -> Opened:
+    """Make a new store under another name and rename it, so that a half-made one is never taken for damage.
+
+    A notice is its first record: there is no moment at which the store is there and the notice is not.
+    """
+    row = None if notice is None else row_of("notice", notice, clocks.wall_ns())
     while True:
         try:
-            _make(file)
+            _make(file, row)
             break
         except (StoreFullError, StoreFaultError):
             if not ballast.give():
                 raise
     opened = _open_with_ballast(file, page_limit, clocks, ballast)
     log.info("store_created", file=str(file), epoch=opened.database.epoch)
-    return replace(opened, unclean=False)
+    return replace(opened, unclean=False, notices=() if notice is None else (notice,))
 
 
-def _make(file: Path) -> None:
+def _make(file: Path, first: Row | None) -> None:
     fresh = side(file, ".new")
     try:
         for name in (fresh, *(side(fresh, end) for end in SIDES), *(side(file, end) for end in SIDES)):
@@ -291,6 +311,9 @@ def _make(file: Path) -> None:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 migrate(db)
                 db.execute("INSERT INTO meta VALUES ('epoch', ?)", (secrets.token_hex(8),))
+                if first is not None:
+                    db.execute(insert_statement("critical", 1), (1, first[0], 0, *first[1:]))
+                    db.execute("UPDATE totals SET rows = 1, bytes = ? WHERE class = 'critical'", (first[0],))
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 db.close()

@@ -12,8 +12,9 @@ from typing import Final
 import structlog
 
 from gateway.errors import OutboxError
-from gateway.outbox.damage import SIDES, quarantine, side, sync_directory
+from gateway.outbox.damage import SIDES, side, sync_directory
 from gateway.outbox.faults import translated
+from gateway.outbox.quarantine import quarantine
 
 log = structlog.get_logger()
 

@@ -45,6 +45,7 @@ class Space:
         self._tally = tally
         self._checkpoint_pages = self._checkpoint_due = self._most_pages = checkpoint_pages
         self._pinned = False
+        self._without_reserve = False
 
     def meet_full_disk(self, error: StoreFullError) -> bool:
         """Stop growing and empty the WAL; True when that may have helped.
@@ -92,7 +93,7 @@ class Space:
         if not self._tally.disk_full:
             if self._ballast.roomy():
                 self._database.log_blocks.extend()
-            self._ballast.restore()
+            self._note_reserve(there=self._ballast.restore())
             return False
         if not self._ballast.roomy() or not self._ballast.restore():
             return False
@@ -100,6 +101,17 @@ class Space:
         self._tally.disk_full = False
         log.info("disk_full_ended")
         return True
+
+    def _note_reserve(self, *, there: bool) -> None:
+        """Say once that nothing is kept back for a full disk, and once that something is again."""
+        if there != self._without_reserve:
+            return
+        self._without_reserve = not there
+        if there:
+            log.info("ballast_made")
+        else:
+            remedy = "free space on its file system, or lower outbox.ballast_bytes"
+            log.warning("ballast_not_made", wanted_bytes=self._ballast.size_bytes, remedy=remedy)
 
     def checkpoint_if_due(self) -> None:
         """Empty the WAL after the receipts are out, never inside a commit."""

@@ -19,18 +19,19 @@ from gateway.outbox.aside import Aside
 from gateway.outbox.ballast import Ballast
 from gateway.outbox.damage import side
 from gateway.outbox.evictions import row_of
-from gateway.outbox.faults import DamagedStoreError, StoreClosedError
+from gateway.outbox.faults import DamagedStoreError, StoreClosedError, may_pass
 from gateway.outbox.generation import Generation, Surroundings
 from gateway.outbox.mailbox import Done, Lead, Mailbox, Submission
 from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
-from gateway.outbox.quota import Amount, exceeds, page_quota, quotas_of
+from gateway.outbox.quota import Amount, Held, exceeds, page_quota, quotas_of
 from gateway.outbox.rates import seconds_until_empty, seconds_until_full
 from gateway.outbox.rollback import keep_ahead
 from gateway.outbox.space import CHECKPOINT_PAGES
 from gateway.outbox.stats import ClassStats, OutboxStats, Tally
+from gateway.outbox.stranger import refuse_stranger
 from gateway.outbox.writer import OnCommit, abandon, guarded
 from gateway.values import Entry, Receipt, Stored, StoredRun
-from gateway.wire.messages import Notice, RecordClass
+from gateway.wire.messages import CLASSES, Notice, RecordClass
 from gateway.wire.times import rfc3339
 
 __all__ = ["ClassStats", "Outbox", "OutboxStats"]
@@ -39,6 +40,10 @@ log = structlog.get_logger()
 
 OnNotice = Callable[[Notice], None]
 OnFailed = Callable[[OutboxError], None]
+
+_NOTHING: Final[dict[RecordClass, Held]] = {
+    name: Held(rows=0, disk_bytes=0, lowest=1, highest=0, oldest_ms=None) for name in CLASSES
+}
 
 UNCERTAIN_SECONDS: Final = 5.0
 """How long a `put` whose time is over waits for a transaction that has begun."""
@@ -70,6 +75,7 @@ class Outbox:
         on_commit: OnCommit | None,
         on_failed: OnFailed | None,
         lock: int,
+        patient: bool,
     ) -> None:
         """Use `open`, which prepares the directory and takes the lock."""
         self._file = file
@@ -96,8 +102,18 @@ class Outbox:
         )
         self._failure: OutboxError | None = None
         self._closed = False
-        self._generation = self._begin(self._open_file())
-        self._thread = self._start_thread()
+        self._current: Generation | None = None
+        self._thread: threading.Thread | None = None
+        try:
+            self._current = self._begin(self._open_file())
+        except OutboxError as error:
+            if not (patient and may_pass(error)):
+                raise
+            self._failure = error
+            self._mailbox.fail(f"the outbox has failed: {error}")
+            log.error("outbox_failed", file=str(file), reason=str(error))
+        else:
+            self._thread = self._start_thread()
 
     @classmethod
     def open(
@@ -110,15 +126,19 @@ class Outbox:
         on_notice: OnNotice | None = None,
         on_commit: OnCommit | None = None,
         on_failed: OnFailed | None = None,
+        patient: bool = False,
     ) -> "Outbox":
         """Open the store and start its writer; takes no longer for a long backlog.
 
         `on_commit` is told after each commit for which classes there are new rows. `clocks` replaces all the clocks,
-        `clock_ns` the wall clock alone.
+        `clock_ns` the wall clock alone. A `patient` one that finds no room for a store, or a disk that fails, begins as
+        `failed`, for `reopen` to try again: whoever uses it can work meanwhile.
 
         Raises:
+            ConfigError: what is there under that name never was an outbox; it is left alone.
             OutboxError: the directory or the disk does not allow it, or another process has the store.
         """
+        refuse_stranger(file)
         prepare_directory(file)
         lock = lock_store(file)
         try:
@@ -130,6 +150,7 @@ class Outbox:
                 on_commit=on_commit,
                 on_failed=on_failed,
                 lock=lock,
+                patient=patient,
             )
         except OutboxError:
             os.close(lock)
@@ -213,8 +234,18 @@ class Outbox:
 
     @property
     def epoch(self) -> str:
-        """The random name of the present file, 16 hexadecimal digits."""
+        """The random name of the present file, 16 hexadecimal digits.
+
+        Raises:
+            OutboxError: there has not been a file yet, see `patient`; `read` and `heads` then raise the same.
+        """
         return self._generation.database.epoch
+
+    @property
+    def _generation(self) -> Generation:
+        if self._current is None:
+            raise OutboxError(f"{self._file}: not opened yet: {self._failure}")
+        return self._current
 
     def read(self, record_class: RecordClass, after_seq: int, max_records: int, max_bytes: int) -> StoredRun | None:
         """Return rows above `after_seq` in order: at most so many, and so many bytes unless the first alone is more.
@@ -255,7 +286,10 @@ class Outbox:
 
         Returns the mark in force. An acknowledgement for another epoch is counted and changes nothing.
         """
-        generation = self._generation
+        generation = self._current
+        if generation is None:
+            self._tally.ignored_acks += 1
+            return 0
         below = generation.database.committed[record_class].lowest - 1
         if epoch != generation.database.epoch:
             self._tally.ignored_acks += 1
@@ -275,7 +309,7 @@ class Outbox:
         Raises:
             OutboxError: the writer did not come to it; ask again.
         """
-        if epoch != self._generation.database.epoch:
+        if self._current is None or epoch != self._current.database.epoch:
             self._tally.ignored_acks += 1
             return False
         answers: queue.SimpleQueue[bool | OutboxError] = queue.SimpleQueue()
@@ -301,10 +335,10 @@ class Outbox:
 
     def stats(self) -> OutboxStats:
         """Return the figures of this moment, without reading the store."""
-        generation = self._generation
-        now_ns, now_ms = self._clocks.uptime_ns(), generation.age.now_ms()
+        generation = self._current
+        now_ns, now_ms = self._clocks.uptime_ns(), 0 if generation is None else generation.age.now_ms()
         classes: dict[RecordClass, ClassStats] = {}
-        for name, held in generation.database.committed.items():
+        for name, held in (_NOTHING if generation is None else generation.database.committed).items():
             quota, tally = self._quotas[name], self._tally.classes[name]
             incoming, outgoing = tally.incoming.flow(now_ns), tally.outgoing.flow(now_ns)
             classes[name] = ClassStats(
@@ -325,7 +359,7 @@ class Outbox:
                 refusing=name in self._tally.refusing,
             )
         return OutboxStats(
-            epoch=generation.database.epoch,
+            epoch="" if generation is None else generation.database.epoch,
             classes=classes,
             file_bytes=size_of(self._file),
             wal_bytes=size_of(side(self._file, "-wal")),
@@ -351,13 +385,16 @@ class Outbox:
                 raise OutboxError("the outbox is closed")
             if self._failure is None:
                 return
-            self._thread.join()
-            broken = self._generation
+            if self._thread is not None:
+                self._thread.join()
+            broken = self._current
             opened = self._open_file()
-            notices = (*self._settle(opened, broken), self._failure_notice(), *opened.notices)
+            settled = () if broken is None else self._settle(opened, broken)
             self._mailbox.resume()
-            self._generation = self._begin(replace(opened, notices=notices))
-            broken.hand_over(self._mailbox, self._generation.database)
+            self._current = self._begin(replace(opened, notices=(*settled, *opened.notices)))
+            self._note(self._failure_notice())
+            if broken is not None:
+                broken.hand_over(self._mailbox, opened.database)
             self._failure = None
             self._thread = self._start_thread()
             log.info("outbox_reopened", epoch=self.epoch, waiting=self._mailbox.waiting)
@@ -375,7 +412,7 @@ class Outbox:
                 raise OutboxError(f"{self._file}: another program is reading it: close that first")
             if database.epoch != broken.database.epoch:
                 return ()
-            return keep_ahead(database, broken.database.committed, self._clocks.wall_ns)
+            return keep_ahead(database, broken.database.committed, self._clocks.wall_ns, opened.age.now_ms())
         except OutboxError:
             database.let_go()
             raise
@@ -399,11 +436,13 @@ class Outbox:
                 return
             self._closed = True
             self._mailbox.close()
-            self._thread.join(timeout_seconds)
-            if self._thread.is_alive():
-                log.error("outbox_close_timed_out", waiting=self._mailbox.waiting)
-                return
-            left = [*self._generation.leftovers(self._mailbox), *self._mailbox.empty()]
+            if self._thread is not None:
+                self._thread.join(timeout_seconds)
+                if self._thread.is_alive():
+                    log.error("outbox_close_timed_out", waiting=self._mailbox.waiting)
+                    return
+            in_hand = () if self._current is None else self._current.leftovers(self._mailbox)
+            left = [*in_hand, *self._mailbox.empty()]
             abandon(left, self._mailbox, str(self._failure or "the outbox is closed"))
             os.close(self._lock)
 
@@ -419,10 +458,21 @@ class Outbox:
             self._tally.quarantined += 1
         for notice in opened.notices:
             row = row_of("notice", notice, self._clocks.wall_ns())
-            self._mailbox.prepend(Submission([("critical", row)], {"critical": Amount(1, row[0])}, None))
-            if self._on_notice is not None:
-                guarded(functools.partial(self._on_notice, notice))
+            self._tally.stored("critical", Amount(1, row[0]), self._clocks.uptime_ns())
+            self._tell(notice)
+        if opened.notices and self._surroundings.on_commit is not None:
+            guarded(functools.partial(self._surroundings.on_commit, frozenset({"critical"})))
         return generation
+
+    def _note(self, notice: Notice) -> None:
+        """Have a notice stored before everything that waits."""
+        row = row_of("notice", notice, self._clocks.wall_ns())
+        self._mailbox.prepend(Submission([("critical", row)], {"critical": Amount(1, row[0])}, None))
+        self._tell(notice)
+
+    def _tell(self, notice: Notice) -> None:
+        if self._on_notice is not None:
+            guarded(functools.partial(self._on_notice, notice))
 
     def _start_thread(self) -> threading.Thread:
         # A daemon: an interpreter that ends without `close` does not wait for a disk.
@@ -455,7 +505,7 @@ class Outbox:
     def _replace(self, broken: Generation, error: OutboxError) -> None:
         broken.release()
         opened = replace_store(self._file, str(error), self._page_limit, self._clocks, self._ballast)
-        self._generation = self._begin(opened)
+        self._current = self._begin(opened)
         broken.hand_over(self._mailbox, opened.database)
 
     def _fail(self, generation: Generation, error: OutboxError) -> None:

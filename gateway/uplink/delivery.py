@@ -87,8 +87,8 @@ class _Stream:
     confirmed: int = 0
     sent_to: int = 0
     sent_high: int = 0
+    taken_high: int = 0  # up to here the broker has answered everything that was sent, on some connection of this run
     stored_high: int = 0  # highest row seen in the store when the epoch began, or when it was numbered again
-    followed: bool = False  # the store has numbered its rows above those that the bridge has of another
     doubted: bool = False  # nothing was heard of a mark that should be there: one record goes ahead of the others
     met: bool = False  # so it has, or the bridge has confirmed what this run sent
     batches: deque[_Batch] = field(default_factory=deque)
@@ -212,6 +212,7 @@ class Delivery:
                     self._puback_doublings = 0
                 self._note_answer(ticket, now_ns)
                 batch.taken = True
+                stream.taken_high = max(stream.taken_high, self.taken_to(record_class))
                 stream.progress_ns = now_ns
                 stream.rejections = stream.unheard = 0
                 return
@@ -288,17 +289,21 @@ class Delivery:
         """Tell whether this run and the bridge have agreed on the numbers."""
         return self._streams[record_class].met
 
-    def sent_or_confirmed(self, record_class: RecordClass) -> int:
-        """Return up to which number rows were sent by this run, or need not be."""
+    def taken_or_confirmed(self, record_class: RecordClass) -> int:
+        """Return up to which number the broker has rows of this run, or need not have them."""
         stream = self._streams[record_class]
-        return max(stream.sent_high, stream.confirmed)
+        return max(stream.taken_high, stream.confirmed)
+
+    def was_sent(self, record_class: RecordClass, seq: int) -> bool:
+        """Tell whether this run has sent a row, or one above it; it may still be on its way."""
+        return seq <= self._streams[record_class].sent_high
 
     def followed(self, record_class: RecordClass, high: int, now_ns: int) -> None:
         """The store has numbered rows again, `high` is the last number now: all that is unconfirmed is sent again."""
         stream = self._streams[record_class]
         stream.go_back()
         stream.unread.clear()
-        stream.followed = stream.met = True
+        stream.met = True
         stream.stored_high = max(stream.stored_high, high)
         self._more(record_class, now_ns)
 
@@ -312,14 +317,35 @@ class Delivery:
         self._streams[record_class].doubted = False
 
     def needs_proof(self, record_class: RecordClass, ack: Ack) -> bool:
-        """Tell whether a mark speaks of rows that are here and that this run has not sent.
+        """Tell whether a mark speaks of rows that are here and that the broker has not got from this run.
 
-        An earlier run has sent them, or a clone of this device has sent others under their numbers.
+        An earlier run has sent them, or a clone of this device has sent others under their numbers. What was sent and
+        never answered may be lost with its connection, as when the clone takes the session over.
         """
         stream = self._streams[record_class]
-        if not (ack.digest or stream.followed) or ack.epoch != self._epoch:
-            return False
-        return max(stream.sent_high, stream.confirmed) < ack.mark <= stream.stored_high
+        known = max(stream.taken_high, stream.confirmed)
+        return ack.epoch == self._epoch and known < ack.mark <= max(stream.sent_high, stream.stored_high)
+
+    def taken_to(self, record_class: RecordClass) -> int:
+        """Return up to which number the broker has taken everything, on this connection, that is not confirmed."""
+        stream = self._streams[record_class]
+        mark = stream.confirmed
+        for batch in stream.batches:
+            if not batch.taken:
+                break
+            mark = batch.last
+        return mark
+
+    def reached(self, record_class: RecordClass, epoch: str, taken: int, now_ns: int) -> int | None:
+        """The bridge has a mark beyond all that was sent, which is not believed; return the mark if that confirms.
+
+        When it came the broker had taken the rows up to `taken`. So far the mark says nothing but what every mark says:
+        without that a backlog which the bridge has already, and cannot prove, would be sent again and again.
+        """
+        stream = self._streams[record_class]
+        if epoch != self._epoch or not stream.confirmed < taken <= stream.sent_high:
+            return None
+        return self._confirm(stream, taken, now_ns)
 
     def expire(self, now_ns: int) -> tuple[RecordClass, ...]:
         """Send classes back whose acks are overdue; return them."""

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from gateway.config import Broker
 from gateway.errors import ConfigError, UplinkError
+from gateway.shown import shown
 from gateway.wire.times import rfc3339
 
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
@@ -37,13 +38,15 @@ def endpoint_of(broker: Broker) -> Endpoint:
         parts = urlsplit(broker.url)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"broker url {broker.url!r}: {error}; write mqtts://host:8883") from error
+        raise ConfigError(
+            f"broker url {shown(broker.url)!r} has no port that is one; write mqtts://host:8883"
+        ) from error
     if parts.scheme not in PORTS or not parts.hostname:
-        raise ConfigError(f"broker url {_bare(broker.url)!r} is not understood; write mqtts://host:8883")
+        raise ConfigError(f"broker url {shown(broker.url)!r} is not understood; write mqtts://host:8883")
     if parts.username or parts.password:
-        raise ConfigError(f"broker url {_bare(broker.url)!r} holds a login; use username and password_file instead")
+        raise ConfigError(f"broker url {shown(broker.url)!r} holds a login; use username and password_file instead")
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ConfigError(f"broker url {broker.url!r} has something after the port; write mqtts://host:8883")
+        raise ConfigError(f"broker url {shown(broker.url)!r} has something after the port; write mqtts://host:8883")
     endpoint = Endpoint(parts.hostname, port or PORTS[parts.scheme], parts.scheme == "mqtts")
     if broker.identity and not endpoint.tls:
         raise ConfigError(f"broker url {broker.url!r} cannot be shown the identity without TLS; write mqtts://")
@@ -174,9 +177,3 @@ def password_of(broker: Broker) -> str | None:
         return broker.password_file.read_text("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"password_file {broker.password_file} of {broker.url}: {error}") from error
-
-
-def _bare(url: str) -> str:
-    """Drop what stands before an `@`: it may be a password."""
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if at else url

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal, Protocol
 
 import structlog
@@ -95,7 +96,7 @@ class Owner(Protocol):
     """What is told to whoever uses the link, on the event loop; nothing here may block or raise."""
 
     def link_up(self, terms: Terms) -> None:
-        """A connection is there and the subscriptions are made."""
+        """A connection is there and the subscriptions are asked for."""
         ...
 
     def link_down(self, ending: Ending) -> None:
@@ -116,6 +117,10 @@ def _no_tap() -> None:
     return None
 
 
+def _nothing() -> None:
+    return
+
+
 @dataclass(slots=True)
 class _Candidate:
     """A broker of the list, and how it has behaved."""
@@ -128,6 +133,7 @@ class _Candidate:
     distrusted: bool = False
     not_before: float = 0.0
     awaiting: bool = False  # there is no certificate to show to it
+    told: tuple[Lane, str] | None = None  # why it is away, as it was logged last; None: it was connected since
 
 
 class MqttClient:
@@ -347,12 +353,16 @@ class MqttClient:
     async def _use(self, connection: MqttConnection, candidate: _Candidate, terms: Terms) -> Ending:
         self._terms = terms
         self.connects += 1
-        self._tell("connected", candidate, "")
+        candidate.told = None
         log.info("mqtt_connected", broker=str(candidate.endpoint), client_id=terms.client_id)
         if self._presence is not None:
             _ignore(connection.publish(Outgoing(self._presence.topic, self._presence.online(), retain=True)))
         if self._handlers:
-            self._ask(connection, list(self._handlers))
+            # Until it has granted them, what others publish for us goes past: nobody should be told to rely on us yet.
+            self._tell("connecting", candidate, "the broker has not granted the subscriptions yet")
+            self._ask(connection, list(self._handlers), partial(self._tell, "connected", candidate, ""))
+        else:
+            self._tell("connected", candidate, "")
         self._owner.link_up(terms)
         began = self._monotonic()
         fail_back_at = began + self._fail_back_seconds
@@ -400,7 +410,8 @@ class MqttClient:
             hint = f"{ending.reason}, again and again; does another client use the id {used!r}?"
             ending = replace(ending, reason=hint)
         state: State = "refused" if ending.lane == "refused" else "waiting"
-        if candidate.failures == 1 or (state, ending.reason) != (self.state.state, self.state.reason):
+        if candidate.told != (ending.lane, ending.reason):
+            candidate.told = ending.lane, ending.reason
             log.warning("mqtt_not_connected", broker=str(candidate.endpoint), lane=ending.lane, reason=ending.reason)
         self._tell(state, candidate, ending.reason)
 
@@ -438,16 +449,17 @@ class MqttClient:
             log.info("presence_repeated", broker=self.state.broker)
             _ignore(self._connection.publish(Outgoing(presence.topic, presence.online(), retain=True)))
 
-    def _ask(self, connection: MqttConnection, filters: Sequence[str]) -> None:
-        def answered(future: asyncio.Future[tuple[int, ...]]) -> None:
-            if future.cancelled() or future.exception() is not None:
+    def _ask(self, connection: MqttConnection, filters: Sequence[str], answered: Callable[[], None] = _nothing) -> None:
+        def look(future: asyncio.Future[tuple[int, ...]]) -> None:
+            if future.cancelled() or future.exception() is not None or connection is not self._connection:
                 return
+            answered()
             refused = [each for each, code in zip(filters, future.result(), strict=False) if code >= 0x80]
             if refused:
                 log.error("mqtt_subscription_refused", filters=refused)
                 self.state = replace(self.state, reason=f"subscription refused: {', '.join(refused)}")
 
-        connection.subscribe(filters).add_done_callback(answered)
+        connection.subscribe(filters).add_done_callback(look)
 
     def _dispatch(self, message: Incoming) -> None:
         wanted = False

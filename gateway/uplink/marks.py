@@ -7,6 +7,7 @@ rows leave the store.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
@@ -47,6 +48,14 @@ class RecordStore(KeepingStore, Protocol):
     def heads(self) -> Mapping[RecordClass, tuple[int, int]]:
         """Return the lowest and highest sequence number present; a class without rows is absent."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Unproven:
+    """A mark that must be looked into, and up to which number the broker had taken what was sent when it came."""
+
+    ack: Ack
+    taken: int
 
 
 class StoreWatch:
@@ -100,7 +109,7 @@ class Marks:
         self._due = asyncio.Event()
         self._overdue: set[RecordClass] = set()
         self._unread: set[RecordClass] = set()  # classes of which the bridge could not read the latest
-        self._unproven: dict[RecordClass, Ack] = {}
+        self._unproven: dict[RecordClass, _Unproven] = {}
         self.unread_records: Counter[RecordClass] = Counter()
         """Records that the bridge holds as dead letters, since the start."""
         self.conflicts: dict[RecordClass, int] = {}
@@ -170,7 +179,7 @@ class Marks:
             return
         self._note_conflicts(name, ack)
         if self._delivery.needs_proof(name, ack) or self._delivery.is_ahead(name, ack):
-            self._unproven[name] = ack
+            self._unproven[name] = _Unproven(ack, self._delivery.taken_to(name))
         else:
             self._unproven.pop(name, None)
             self._take_mark(name, ack)
@@ -233,24 +242,36 @@ class Marks:
     async def prove(self) -> None:
         """Look into marks of rows that this run has not sent, before anything is let go or sent."""
         for name in list(self._unproven):
-            ack = self._unproven[name]
+            unproven = self._unproven[name]
+            ack = unproven.ack
             try:
                 if self._delivery.is_ahead(name, ack):
                     verdict = "other"
                 else:
-                    sent = self._delivery.sent_or_confirmed(name)
-                    verdict = await asyncio.to_thread(self._withholding.verdict, name, ack.mark, ack.digest, sent)
+                    known = self._delivery.taken_or_confirmed(name)
+                    verdict = await asyncio.to_thread(self._withholding.verdict, name, ack.mark, ack.digest, known)
             except OutboxError as error:
                 # Not believed then: the rows are sent, and what the bridge has already it knows by their numbers.
                 self._watch.away(error)
                 verdict = "unsent"
+            if verdict == "other" and self._delivery.was_sent(name, ack.mark):
+                verdict = "unsent"  # ours are on their way, and must keep their numbers
             if verdict == "other" and not await self._follow(name, ack):
                 continue
             self._delivery.heard(name)
-            if self._unproven.get(name) is ack:
+            if self._unproven.get(name) is unproven:
                 del self._unproven[name]
             if verdict == "same":
                 self._take_mark(name, ack)
+            elif verdict == "unsent":
+                self._take_reached(name, unproven)
+
+    def _take_reached(self, name: RecordClass, unproven: _Unproven) -> None:
+        epoch = unproven.ack.epoch
+        mark = self._delivery.reached(name, epoch, unproven.taken, self._monotonic_ns())
+        if mark is not None:
+            self._custody.marked(name, mark)
+            self._let_go(name, epoch, mark)
 
     async def _follow(self, name: RecordClass, ack: Ack) -> bool:
         """Hand a mark over that speaks of rows which are not ours; False: the store does not answer, ask it again."""

@@ -85,21 +85,22 @@ class Withholding:
             load = load_of(replace(run, rows=(self._withhold(run, run.rows[0], "too-large"),)), limit_bytes)
         return load
 
-    def verdict(self, record_class: RecordClass, seq: int, digest: str, sent: int) -> Verdict:
+    def verdict(self, record_class: RecordClass, seq: int, digest: str, known: int) -> Verdict:
         """Compare the row of a number with the one that the bridge has.
 
-        "same" also where it is not here and no row between `sent` and it is: then nothing goes that was not sent.
-        "unsent" where it is not here and such rows are: what the bridge has under their numbers is not known.
+        "same" also where it is not here and no row between `known` and it is: then nothing goes that was not sent.
+        "unsent" where such rows are here and there is nothing to compare, because that row is not here or the bridge
+        does not know its digest any more: what the bridge has under their numbers is not known.
 
         Raises:
             OutboxError: the store cannot be read.
         """
         run = self._store.read(record_class, seq - 1, 1, 1)
-        if run is None or not run.rows or run.rows[0].seq != seq:
-            before = self._store.read(record_class, sent, 1, 1)
-            return "unsent" if before is not None and before.rows and before.rows[0].seq < seq else "same"
-        (row,) = self._replaced(run)
-        return "same" if not digest or record_digest(row.kind, row.body, row.blob) == digest else "other"
+        if digest and run is not None and run.rows and run.rows[0].seq == seq:
+            (row,) = self._replaced(run)
+            return "same" if record_digest(row.kind, row.body, row.blob) == digest else "other"
+        first = self._store.read(record_class, known, 1, 1)
+        return "unsent" if first is not None and first.rows and first.rows[0].seq <= seq else "same"
 
     def _replaced(self, run: StoredRun) -> tuple[Stored, ...]:
         """Return the rows with what cannot travel replaced; the very same tuple if nothing is.

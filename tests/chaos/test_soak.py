@@ -97,6 +97,13 @@ class Watch:
                 found[f"{name} {figure}"] = f"{trend.low:.4g} a second at least: {month:.4g} in 30 days, {trend}"
         return found
 
+    def thinned(self, count: int = 120) -> dict[str, list[float]]:
+        """Return the figures themselves, a choice of them: what a slope looks like tells what makes it."""
+        return {
+            f"{name} {figure}": series.values[:: max(1, len(series.values) // count)]
+            for (name, figure), series in self.series.items()
+        }
+
     def trends(self) -> dict[str, Any]:
         """Return all trends, for the log."""
         return {f"{name} {figure}": series.trend() for (name, figure), series in self.series.items()}
@@ -122,6 +129,7 @@ def test_soak_at_twenty_times_the_rate_nothing_grows(experiment: Experiment) -> 
             f"only {rate:.1f} records a second: not the load that was meant"
         )
         assert size / committed <= RECORD_BYTES, f"{size / committed:.0f} bytes a record in the bridge"
+        experiment.log("series", **watch.thinned())
         leaks = watch.leaks(long=experiment.long)
         assert not leaks, "\n".join(f"{name}: {words}" for name, words in leaks.items())
         stand.settle(least=int(committed / 4))

@@ -3,6 +3,10 @@
 The method of CrashMonkey (Mohan et al., OSDI 2018) and of Linux's dm-log-writes, on the log of a `FuseDisk`. Sectors
 of 512 bytes are written whole or not at all, and in any order until the next flush: no disk may do more harm than
 that, unless it lies about flushes, which only a real plug shows (`gateway qualify-storage`).
+
+The first page is an exception: it is written as a whole or not at all. The superblock of ext4 is two sectors of it,
+with one checksum, and is written outside the journal. Where a cut tears it nothing mounts the file system any more, and
+one of this size has no copies of it (from 128 MiB on there are, and `e2fsck -y` takes one of them).
 """
 
 import mmap
@@ -122,11 +126,14 @@ class PowerCut:
             if step.kind != WRITE:
                 continue
             data = self._log.payload(step)
-            for at in range(0, len(data), unit):
+            at = 0
+            while at < len(data):
+                end = at + unit if step.offset + at >= PAGE else PAGE - step.offset
                 if chance.random() < share:
-                    survived.append((step.offset + at, data[at : at + unit]))
+                    survived.append((step.offset + at, data[at:end]))
                 else:
-                    lost += len(data[at : at + unit]) // SECTOR
+                    lost += len(data[at:end]) // SECTOR
+                at = end
         return survived, lost
 
 

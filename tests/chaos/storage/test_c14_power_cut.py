@@ -7,8 +7,8 @@ from tests.chaos.experiment import Experiment
 from tests.chaos.storage import outbox_oracle
 from tests.chaos.storage.campaign import bridge_judge, cut_everywhere, outbox_judge, record
 from tests.chaos.storage.conftest import MakeDisk
-from tests.chaos.storage.cuts import DiskLog, PowerCut, mounted, workplace
-from tests.chaos.storage.fusedisk import MARK
+from tests.chaos.storage.cuts import PAGE, DiskLog, PowerCut, Step, mounted, workplace
+from tests.chaos.storage.fusedisk import MARK, WRITE
 from tests.chaos.storage.outbox_oracle import Verdict
 from tests.chaos.storage.outbox_victim import SETTINGS
 
@@ -110,3 +110,26 @@ def test_c14_the_replayed_disk_holds_what_was_synced_and_may_miss_what_was_not(
                 assert (mountpoint / "synced").read_bytes() == b"a" * 10_000
                 kept.append((mountpoint / "later").exists())
     assert kept == [False, True]
+
+
+class OneWrite:
+    """A disk to which two pages were written at once, and that was not flushed after."""
+
+    def __init__(self) -> None:
+        self.steps = [Step(WRITE, 0, 0, 2 * PAGE)]
+
+    def payload(self, _step: Step) -> bytes:
+        return b"\xff" * 2 * PAGE
+
+
+def test_c14_any_page_may_be_torn_but_for_the_first_which_holds_the_superblock(experiment: Experiment) -> None:
+    base, image = experiment.directory / "base.img", experiment.directory / "cut.img"
+    base.write_bytes(bytes(2 * PAGE))
+    firsts, seconds = set[int](), set[int]()
+    for _ in range(200):
+        PowerCut(base, OneWrite()).image(1, image, experiment.random)
+        content = image.read_bytes()
+        firsts.add(content[:PAGE].count(0xFF))
+        seconds.add(content[PAGE:].count(0xFF))
+    assert firsts == {0, PAGE}
+    assert len(seconds) > 2

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+from structlog.testing import capture_logs
+
 from gateway.outbox.ballast import Ballast
+from gateway.outbox.damage import side
+from tests.gateway.outbox.outbox_kit import opened, settings, until
 
 SIZE = 1 << 20
 
@@ -74,3 +78,25 @@ def test_a_directory_in_its_place_is_no_reserve_and_no_reason_to_stop(tmp_path: 
     assert not ballast.restore()
     assert not ballast.give()
     assert not ballast.become(tmp_path / "other")
+
+
+def test_a_reserve_that_cannot_be_made_is_told_once_and_so_is_its_end(file: Path) -> None:
+    file.parent.mkdir()
+    obstacle = side(file, ".ballast")
+    obstacle.mkdir()
+    with capture_logs() as logs, opened(file, settings(ballast_bytes=SIZE)) as outbox:
+
+        def told() -> list[str]:
+            return [each["event"] for each in logs if each["event"].startswith("ballast_")]
+
+        until(told)
+        obstacle.rmdir()
+        until(lambda: outbox.stats().ballast)
+        until(lambda: len(told()) > 1)
+        assert told() == ["ballast_not_made", "ballast_made"]
+
+
+def test_control_a_reserve_that_is_made_at_once_is_no_news(file: Path) -> None:
+    with capture_logs() as logs, opened(file, settings(ballast_bytes=SIZE)) as outbox:
+        until(lambda: outbox.stats().ballast)
+    assert not [each for each in logs if each["event"].startswith("ballast_")]

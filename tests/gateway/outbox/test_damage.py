@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.outbox.damage import quarantined_name, side
+from gateway.outbox.damage import side
 from gateway.outbox.opening import LOST_WAL_JUMP
+from gateway.outbox.quarantine import quarantined_name
 from gateway.outbox.store import Outbox
 from gateway.wire.messages import Notice, decode
 from tests.gateway.outbox.outbox_kit import event, numbers, opened, picture, rows, settings, until

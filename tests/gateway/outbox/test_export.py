@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gateway.errors import OutboxError
-from gateway.outbox.damage import quarantined_name
 from gateway.outbox.export import Exported, NdjsonFile, ParquetFile, export
 from gateway.outbox.inspect import chunks_of
+from gateway.outbox.quarantine import quarantined_name
 from gateway.outbox.store import Outbox
 from gateway.wire.messages import CLASSES, RecordClass, encode
 from tests.gateway.outbox.outbox_kit import event, opened, picture

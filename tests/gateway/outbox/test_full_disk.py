@@ -11,13 +11,13 @@ import pytest
 
 from gateway.config import ClassQuota
 from gateway.config import Outbox as OutboxSettings
-from gateway.errors import OutboxFullError
+from gateway.errors import OutboxError, OutboxFullError
 from gateway.outbox.damage import side
 from gateway.outbox.faults import StoreFullError
 from gateway.outbox.store import Outbox
 from gateway.values import Receipt
-from gateway.wire.messages import CLASSES, RecordClass
-from tests.gateway.outbox.outbox_kit import MIB, event, evictions, numbers, picture, settings, until
+from gateway.wire.messages import CLASSES, Notice, RecordClass, decode
+from tests.gateway.outbox.outbox_kit import MIB, event, evictions, numbers, picture, rows, settings, until
 
 
 @pytest.fixture
@@ -264,6 +264,67 @@ def test_more_than_the_log_holds_at_once_is_stored_in_smaller_parts(small_disk: 
         outbox.submit([picture(n, 60_000, "event")], receipts.extend)
     until(lambda: len(receipts) == 30, 60)
     assert [receipt.seq for receipt in receipts] == list(range(61, 91))
+    outbox.close()
+
+
+def damaged_and_full(place: Path) -> Path:
+    """A store that is refused, on a disk without a free block and without its ballast."""
+    file = closed_store(place, settings(ballast_bytes=0))
+    with file.open("r+b") as stream:
+        stream.write(b"garbage garbage")
+    fill(place)
+    return file
+
+
+def test_a_damaged_store_on_a_full_disk_begins_as_failed_and_goes_on_when_there_is_room(small_disk: Path) -> None:
+    file = damaged_and_full(small_disk)
+    outbox = Outbox.open(file, WITH_BALLAST, patient=True)
+    stats = outbox.stats()
+    assert (stats.failed, stats.epoch, {each.rows for each in stats.classes.values()}) == (True, "", {0})
+    assert "no room" in str(stats.failure)
+    assert (outbox.acknowledge("event", "ab" * 8, 60), outbox.follow("event", "ab" * 8, 60)) == (0, False)
+    for asked in (outbox.heads, lambda: outbox.epoch, lambda: outbox.read("event", 0, 1, 1)):
+        with pytest.raises(OutboxError, match="not opened yet"):
+            asked()
+    with pytest.raises(OutboxError, match="has failed"):
+        outbox.submit([event(1)])
+    with pytest.raises(StoreFullError):
+        outbox.reopen()
+    (small_disk / "other").unlink()
+    outbox.reopen()
+    assert outbox.put([event(1)])[0].seq == 1
+    notices = [decode(row.body, Notice) for row in rows(outbox, "critical") if row.kind == "notice"]
+    assert sorted(notice.code for notice in notices) == ["store_failed", "store_quarantined"]
+    assert (outbox.stats().failed, outbox.stats().quarantined) == (False, 1)
+    outbox.close()
+
+
+def test_an_outbox_that_never_opened_can_be_closed_and_leaves_the_notice_to_the_next(small_disk: Path) -> None:
+    file = damaged_and_full(small_disk)
+    Outbox.open(file, WITH_BALLAST, patient=True).close()
+    (small_disk / "other").unlink()
+    outbox = Outbox.open(file, WITH_BALLAST)  # the lock is free
+    assert [decode(row.body, Notice).code for row in rows(outbox, "critical")] == ["store_quarantined"]
+    outbox.close()
+
+
+def test_control_without_patience_a_damaged_store_on_a_full_disk_does_not_open(small_disk: Path) -> None:
+    with pytest.raises(StoreFullError):
+        Outbox.open(damaged_and_full(small_disk), WITH_BALLAST)
+
+
+def test_a_damaged_store_on_a_full_disk_is_replaced_in_the_room_of_the_ballast(small_disk: Path) -> None:
+    file = small_disk / "state" / "outbox.db"
+    outbox = Outbox.open(file, WITH_BALLAST)
+    until(lambda: outbox.stats().ballast)
+    outbox.put([event(1)])
+    outbox.close()
+    with file.open("r+b") as stream:
+        stream.write(b"garbage garbage")
+    fill(small_disk)
+    outbox = Outbox.open(file, WITH_BALLAST)
+    assert outbox.put([event(1)], timeout=30)[0].seq == 1
+    assert outbox.stats().quarantined == 1
     outbox.close()
 
 

@@ -168,6 +168,36 @@ def test_after_a_restart_a_retained_mark_saves_what_was_already_committed() -> N
     assert send(delivery)[0].after_seq == 400
 
 
+@pytest.mark.parametrize("digest", ["ab" * 32, ""])
+def test_a_mark_of_rows_that_this_run_has_not_sent_needs_a_proof_with_and_without_a_digest(digest: str) -> None:
+    delivery = begun(high=500, batch_records=200)
+    message = Ack(epoch=EPOCH, mark=400, at="", digest=digest)
+    assert delivery.needs_proof("event", message)
+    for _ in range(2):
+        _, ticket = send(delivery)
+        assert delivery.needs_proof("event", message), "what is on its way may be lost with the connection"
+        delivery.taken("event", ticket, 0)
+    assert not delivery.needs_proof("event", message), "the broker has all of it"
+    delivery.acknowledged("event", message, 1)
+    assert not delivery.needs_proof("event", message)
+
+
+def test_a_mark_beyond_what_was_sent_confirms_what_the_broker_had_taken_by_then() -> None:
+    delivery = begun(high=500)
+    assert delivery.taken_to("event") == 0
+    _, first = send(delivery)
+    _, second = send(delivery)
+    delivery.taken("event", second, 1)
+    assert delivery.taken_to("event") == 0
+    delivery.taken("event", first, 1)
+    assert delivery.taken_to("event") == 160
+    assert delivery.reached("event", OTHER, 160, 2) is None
+    assert delivery.reached("event", EPOCH, 160, 2) == 160
+    assert delivery.reached("event", EPOCH, 160, 2) is None
+    assert not delivery.has_met("event")
+    assert send(delivery)[0].after_seq == 160
+
+
 def test_after_a_restart_a_mark_for_an_empty_class_does_no_harm() -> None:
     delivery = Delivery(Limits())
     delivery.begin(EPOCH, {})

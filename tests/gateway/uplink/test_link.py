@@ -4,6 +4,7 @@ import threading
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import MQTTErrorCode
+from structlog.testing import capture_logs
 
 from gateway.config import Broker
 from gateway.uplink.exchange import ConnectionLostError, ConnectOptions, Ending, Incoming, Outgoing, Terms
@@ -53,6 +54,29 @@ async def test_a_refused_subscription_is_told() -> None:
         client.subscribe("a/#", lambda _: None)
         async with running(client.run()):
             await until(lambda: "subscription refused: a/#" in client.state.reason)
+
+
+async def test_a_link_is_called_connected_only_once_the_subscriptions_are_granted() -> None:
+    """Who publishes for us as soon as we say that we are there must be heard."""
+    async with ScriptedBroker(Script(suback=None)) as broker:
+        client = client_for(owner := Owner(), broker)
+        client.subscribe("a/#", lambda _: None)
+        async with running(client.run()):
+            await until(lambda: owner.ups and broker.subscriptions)
+            await client.publish(Outgoing("b", b"1"))
+            assert (client.state.state, client.terms is not None) == ("connecting", True)
+            assert "not granted the subscriptions" in client.state.reason
+            broker.script.suback = 1
+            broker.cut()
+            await until(lambda: client.state.state == "connected" and not client.state.reason)
+
+
+async def test_a_link_without_subscriptions_is_connected_as_soon_as_the_broker_says_so() -> None:
+    async with ScriptedBroker(Script(suback=None)) as broker:
+        client = client_for(owner := Owner(), broker)
+        async with running(client.run()):
+            await until(lambda: owner.ups)
+            assert client.state.state == "connected"
 
 
 async def test_publishing_without_a_connection_fails_at_once() -> None:
@@ -123,6 +147,25 @@ async def test_a_network_thread_that_hangs_is_left_behind(monkeypatch: pytest.Mo
             hang.set()
             assert not (await client.publish(Outgoing("a", b"1"))).failed
         assert "hangs" in owner.downs[0].reason
+
+
+async def test_why_a_broker_is_away_is_logged_when_it_begins_and_when_it_changes_not_at_each_try() -> None:
+    owner = Owner()
+    async with ScriptedBroker(Script(connack=0x88)) as broker:
+        client = client_for(owner, broker)
+        with capture_logs() as logs:
+            async with running(client.run()):
+                await until(lambda: len(broker.connect_times) >= 3, 30.0)
+                broker.script.connack = 0x97
+                await until(lambda: sum(each["event"] == "mqtt_not_connected" for each in logs) == 2, 30.0)
+                broker.script.connack = 0
+                await until(lambda: owner.ups, 30.0)
+                broker.cut()
+                await until(lambda: len(owner.ups) == 2, 30.0)
+    told = [each["event"] for each in logs if each["event"] in ("mqtt_not_connected", "mqtt_connected")]
+    away, back = "mqtt_not_connected", "mqtt_connected"
+    assert told[:6] == [away, away, back, away, back, away][: len(told)]
+    assert told.count(back) == 2
 
 
 async def test_a_name_that_does_not_resolve_is_told_and_tried_again() -> None:

@@ -9,10 +9,12 @@ from structlog.testing import capture_logs
 
 from gateway.config import Broker, Cloud
 from gateway.errors import ConfigError
+from gateway.uplink.delivery import Delivery
 from gateway.uplink.status import Partition
 from gateway.uplink.uplink import Uplink
+from gateway.uplink.withholding import Withholding
 from gateway.wire.batch import unpack
-from gateway.wire.messages import Availability, Event, ModelRef, RecordClass, Withheld, decode
+from gateway.wire.messages import Availability, Event, ModelRef, RecordClass, Withheld, decode, record_digest
 from tests.gateway.uplink.waiting import running, until
 from tests.simulators import scripted_broker as wire
 from tests.simulators.record_store import MemoryStore
@@ -448,18 +450,75 @@ def clones() -> tuple[MemoryStore, MemoryStore]:
     return one, other
 
 
-@pytest.mark.parametrize("digest", [True, False])
-async def test_the_mark_of_a_clone_lets_nothing_go_that_was_not_sent(digest: bool) -> None:
-    """Without the digest in the mark, the rows of the second device would go unsent."""
+async def sent_by_the_second_of_two_clones(*, digests: bool) -> int:
+    """Have one clone deliver, then the other; return how many batches the other has sent."""
     one, other = clones()
     async with bridge() as broker:
-        broker.script.tell_digests = digest
+        broker.script.tell_digests = digests
         async with running(uplink_for(one, broker).run()):
             await until(lambda: one.empty)
         sent = len(broker.payloads("records/event"))
         async with running(uplink_for(other, broker).run()):
             await until(lambda: other.empty)
-        assert (len(broker.payloads("records/event")) > sent) == digest
+        return len(broker.payloads("records/event")) - sent
+
+
+@pytest.mark.parametrize("digests", [True, False])
+async def test_the_mark_of_a_clone_lets_nothing_go_that_was_not_sent(digests: bool) -> None:
+    """Also where the bridge does not know any more what it has under that number."""
+    assert await sent_by_the_second_of_two_clones(digests=digests) > 0
+
+
+@pytest.mark.parametrize("digests", [True, False])
+async def test_control_a_mark_that_is_not_looked_into_lets_unsent_rows_go(
+    monkeypatch: pytest.MonkeyPatch, digests: bool
+) -> None:
+    monkeypatch.setattr(Withholding, "verdict", lambda *_: "same")
+    assert await sent_by_the_second_of_two_clones(digests=digests) == 0
+
+
+async def left_under_the_mark_of_another(*, digest: str) -> int:
+    """Have a mark come for rows that were sent and never answered; return how many are in the store after it."""
+    store = MemoryStore()
+    store.put("event", 5)
+    async with ScriptedBroker(Script(withhold_pubacks=True)) as broker:
+        uplink = uplink_for(store, broker)
+        async with running(uplink.run()):
+            await until(lambda: broker.payloads("records/event"))
+            broker.digests["gw", EPOCH, "event", 5] = digest
+            broker.acknowledge("gw", EPOCH, "event", 5)
+            await asyncio.sleep(0.3)
+            return store.left("event")
+
+
+async def test_rows_on_their_way_stay_under_the_mark_of_a_clone_and_go_under_their_own() -> None:
+    """A clone that takes the session over may have had its rows committed while ours are lost in the old connection."""
+    store = MemoryStore()
+    store.put("event", 5)
+    (row,) = store.read("event", 4, 1, 1).rows  # type: ignore[union-attr]
+    assert await left_under_the_mark_of_another(digest="00") == 5
+    assert await left_under_the_mark_of_another(digest="") == 5
+    assert await left_under_the_mark_of_another(digest=record_digest(row.kind, row.body, row.blob)) == 0
+
+
+async def test_control_a_mark_that_needs_no_proof_frees_rows_that_no_broker_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Delivery, "needs_proof", lambda *_: False)
+    assert await left_under_the_mark_of_another(digest="00") == 0
+
+
+async def test_a_long_backlog_under_a_mark_without_a_digest_is_sent_once_and_without_pauses() -> None:
+    store = MemoryStore()
+    store.put("event", 4000)
+    async with bridge(tell_digests=False) as broker:
+        broker.acknowledge("gw", EPOCH, "event", 3999)
+        broker.marks["gw", EPOCH, "event"] = 3999
+        uplink = uplink_for(store, broker, ack_timeout_seconds=30.0)
+        async with running(uplink.run()):
+            await until(lambda: store.empty, 20.0)
+            assert uplink.status().classes["event"].resent_batches == 0
+        assert committed(broker, "event") == list(range(1, 4001))
 
 
 async def test_a_conflict_is_told_once_and_shown() -> None:
@@ -566,6 +625,9 @@ async def test_retained_acks_save_sending_what_is_already_committed() -> None:
     store = MemoryStore()
     store.put("event", 100)
     async with bridge() as broker:
+        last = store.read("event", 89, 1, 1)
+        assert last is not None
+        broker.digests["gw", EPOCH, "event", 90] = record_digest(last.rows[0].kind, last.rows[0].body, b"")
         broker.acknowledge("gw", EPOCH, "event", 90)
         broker.marks["gw", EPOCH, "event"] = 90
         async with running(uplink_for(store, broker).run()):
