@@ -122,7 +122,7 @@ class ControlServer:
         try:
             question = msgspec.json.decode(line, type=Question)
             return await asyncio.to_thread(answer, self._store, self._root, question)
-        except (BridgeError, msgspec.DecodeError, ValueError) as error:
+        except (BridgeError, msgspec.DecodeError, ValueError, OverflowError) as error:
             return Answer(error=str(error))
 
 

@@ -88,6 +88,8 @@ class _ImpatientHttp(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # The certificate that a client has shown, for applications that look at it: `request.state.peer_certificate`.
+        self.app_state = {**self.app_state, "peer_certificate": transport.get_extra_info("peercert")}
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -46,11 +46,25 @@ class Arrival:
     kept: tuple[Kept, ...] = ()  # numbers that the device was told are in dead letters
 
 
+REASONS: Final = (
+    "bad-body",
+    "bad-payload",
+    "bad-topic",
+    "conflict",
+    "refused-by-store",
+    "unknown-class",
+    "unknown-kind",
+    "withheld",
+)
+"""Why a dead letter is one."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """Something received that could not be used, kept for a person. `payload` may be the first part alone.
 
-    `sender` is the gateway and the class of a message of records of which nothing could be used.
+    `sender` is the gateway and the class of a message of records of which nothing could be used. `retained`: a broker
+    hands it over at each connection, so that it says nothing to come again.
     """
 
     reason: str
@@ -61,6 +75,7 @@ class DeadLetter:
     key: StreamKey | None = None
     seq: int | None = None
     sender: tuple[str, str] | None = None
+    retained: bool = field(default=False, compare=False)
 
     @property
     def is_custody(self) -> bool:

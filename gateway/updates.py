@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ import structlog
 
 from gateway.config import Config, Ota
 from gateway.config import Pipeline as PipelineSettings
-from gateway.errors import ConfigError, OutboxError, WeightsWithheldError
+from gateway.errors import AcceleratorLostError, ConfigError, OutboxError, WeightsWithheldError
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.metering.meter import Meter
-from gateway.ota.agent import Around, OtaAgent, Severity
+from gateway.ota.agent import Around, OtaAgent, Severity, System
 from gateway.ota.bay import Bay, Host
 from gateway.ota.effective import came_over_the_air
 from gateway.ota.errors import OtaError
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_NO_FAULT_OF_A_MODEL = (AcceleratorLostError, ConfigError, JournalError, OutboxError, WeightsWithheldError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -53,6 +56,7 @@ class Parts:
     registry: "CollectorRegistry"
     load: Callable[[PipelineSettings], Model]
     note: Callable[[str, Severity, str], None]  # from any thread
+    system: System | None = None  # updates of the system itself, where there are any
 
 
 class Updates:
@@ -97,6 +101,7 @@ class Updates:
                 renew=self._renew,
                 note=parts.note,
                 metrics=OtaMetrics(parts.registry),
+                system=parts.system,
             ),
         )
         self._bays: dict[str, Bay] = {}
@@ -125,8 +130,12 @@ class Updates:
 
     def ended(self, name: str, error: BaseException | None) -> None:
         """Note the end of a run; only what a model may be guilty of counts against one on trial."""
-        if error is None or isinstance(error, ConfigError | JournalError | OutboxError | WeightsWithheldError):
+        if error is None or isinstance(error, _NO_FAULT_OF_A_MODEL):
             self._agent.run_ended(name)
+
+    def exchanging(self, name: str) -> AbstractContextManager[object]:
+        """Return what is held while the model of a pipeline is exchanged, so that no update does it meanwhile."""
+        return self._bays[name].lock
 
     async def run(self) -> None:
         """Work until cancelled."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from cloud_bridge.commands.options import FAILED, NOT_ALL, Cursor, Place, Time, placed, put, tell_more
+from cloud_bridge.commands.options import FAILED, MAX_NUMBER, NOT_ALL, Cursor, Place, Time, placed, put, tell_more
 from cloud_bridge.commands.words import letter_line, letter_plain
 from cloud_bridge.control import Question
 from cloud_bridge.cursors import cursor_of
-from cloud_bridge.values import LetterPlace, StoredLetter
+from cloud_bridge.values import REASONS, LetterPlace, StoredLetter
 
 _PAGE = 100  # payloads may be large
 
@@ -22,12 +22,12 @@ def deadletters() -> None:
 
 @deadletters.command("list")
 @placed
-@click.option("--reason", help="With this reason only, e.g. bad-payload.")
+@click.option("--reason", type=click.Choice(REASONS), help="With this reason only.")
 @click.option("--gateway", help="Of records of this gateway only.")
 @click.option("--since", type=Time(), help="Come since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
 @click.option("--until", type=Time(), help="Come last before then.")
 @click.option("--before", type=Cursor(LetterPlace), help="Go on from where a page ended; it tells how.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The latest so many.")
+@click.option("--limit", type=click.IntRange(1, MAX_NUMBER), default=50, show_default=True, help="The latest so many.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each.")
 def list_(
     file: Path | None,
@@ -53,7 +53,7 @@ def list_(
 
 @deadletters.command()
 @placed
-@click.argument("number", type=int)
+@click.argument("number", type=click.IntRange(1, MAX_NUMBER))
 @click.option("--raw", is_flag=True, help="The payload alone, as it came.")
 def show(file: Path | None, store_url: str | None, *, number: int, raw: bool) -> None:
     """Show one dead letter with its payload."""
@@ -71,9 +71,9 @@ def show(file: Path | None, store_url: str | None, *, number: int, raw: bool) ->
 def _chosen(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="One line of JSON for each."),
-        click.option("--reason", help="With --all: with this reason only."),
+        click.option("--reason", type=click.Choice(REASONS), help="With --all: with this reason only."),
         click.option("--all", "everything", is_flag=True, help="All of them."),
-        click.argument("numbers", type=int, nargs=-1),
+        click.argument("numbers", type=click.IntRange(1, MAX_NUMBER), nargs=-1),
     ):
         command = option(command)
     return placed(command)

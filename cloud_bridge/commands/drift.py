@@ -4,20 +4,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
 from prometheus_client import CollectorRegistry
 
-from cloud_bridge.commands.options import Place, Time, placed, put
+from cloud_bridge.commands.options import MAX_NUMBER, Place, Time, placed, put
 from cloud_bridge.config import Config
 from cloud_bridge.drift import book
-from cloud_bridge.drift.book import DriftEvent, Finding, Proposal
+from cloud_bridge.drift.book import Finding, Proposal
 from cloud_bridge.drift.component import open_watch
 from cloud_bridge.drift.evaluation import ACCEPTED, reference_of
 from cloud_bridge.drift.judging import ORDER, worst
 from cloud_bridge.drift.metrics import DriftMetrics
+from cloud_bridge.drift.plain import event_plain, finding_plain, proposal_plain
 from cloud_bridge.drift.watch import open_database, told, window_of
 from cloud_bridge.errors import ConfigError
 from cloud_bridge.identity.database import Transaction
@@ -86,7 +85,7 @@ def status(
 @drift.command()
 @placed
 @click.option("--since", type=Time(), default=0, help="Since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The latest so many.")
+@click.option("--limit", type=click.IntRange(1, MAX_NUMBER), default=50, show_default=True, help="The latest so many.")
 @_as_json
 def history(file: Path | None, store_url: str | None, *, since: int, limit: int, as_json: bool) -> None:
     """Show which levels were reached when, and what followed, in the order of time."""
@@ -108,7 +107,7 @@ def proposals(file: Path | None, store_url: str | None, *, as_json: bool) -> Non
         found = book.proposals(tx)
     for one in found:
         if as_json:
-            put({**msgspec.to_builtins(one), "at": rfc3339(one.at_ns)})
+            put(proposal_plain(one))
         else:
             click.echo(proposal_line(one))
 
@@ -165,26 +164,10 @@ def look(file: Path | None, store_url: str | None) -> None:
     click.echo(f"{len(found.findings)} comparisons, {len(found.changed)} with another level than before")
 
 
-def finding_plain(one: Finding) -> dict[str, Any]:
-    """Put a finding for JSON."""
-    return {
-        **msgspec.to_builtins(one.key),
-        "level": one.standing.level,
-        "since": rfc3339(one.standing.since_ns),
-        "looked_at": rfc3339(one.looked_ns),
-        "comparison": msgspec.to_builtins(one.comparison),
-    }
-
-
 def finding_line(one: Finding) -> str:
     """Put a finding for people."""
     key = one.key
     return f"{one.standing.level:8} {key.model} {key.version} {key.scope} {key.subject} {told(one)}"
-
-
-def event_plain(one: DriftEvent) -> dict[str, Any]:
-    """Put an event for JSON."""
-    return {**msgspec.to_builtins(one), "at": rfc3339(one.at_ns)}
 
 
 def proposal_line(one: Proposal) -> str:

@@ -12,6 +12,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from cloud_bridge.commands.carriage import Carriage, Claimed
 from cloud_bridge.commands.identity_words import (
     claim_plain,
     device_line,
@@ -21,7 +22,7 @@ from cloud_bridge.commands.identity_words import (
     key_plain,
     state_plain,
 )
-from cloud_bridge.commands.options import Place, placed, put
+from cloud_bridge.commands.options import MAX_NUMBER, Place, placed, put
 from cloud_bridge.identity.approvals import Approval, approve, disapprove, list_approvals
 from cloud_bridge.identity.attestation import key_digest
 from cloud_bridge.identity.claims import Claim, add_claim, drop_claims, id_of_ek, id_of_token, list_claims, new_token
@@ -204,7 +205,7 @@ def revoke(file: Path | None, store_url: str | None, *, gateway: str, why: str, 
 @identity.command()
 @placed
 @click.option("--gateway", type=_Gateway(), help="Of this device only.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The latest so many.")
+@click.option("--limit", type=click.IntRange(1, MAX_NUMBER), default=50, show_default=True, help="The latest so many.")
 @_as_json
 def events(file: Path | None, store_url: str | None, *, gateway: str | None, limit: int, as_json: bool) -> None:
     """List what happened: enrolments, refusals, revocations; the latest first."""
@@ -235,6 +236,14 @@ def token() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="No secret: the TPM with this endorsement certificate (PEM or DER) may enrol. Needs identity.ek_roots.",
 )
+@click.option("--claim-file", type=click.Path(dir_okay=False, path_type=Path), help="Write a claim file, mode 0600.")
+@click.option("--qr", metavar="FILE|-", help="The claim as a QR code: FILE.svg, FILE.png, or `-` for this terminal.")
+@click.option("--identity-url", help="How the device reaches this listener; default: the first of identity.names.")
+@click.option("--broker", "brokers", multiple=True, help="Broker of the device, mqtts://…; may be given again.")
+@click.option("--registry-url", help="Where the device gets releases, https://…; brings the repository's root along.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of the device; may be given again.")
+@click.option("--with", "template", type=click.Path(exists=True, path_type=Path), help="YAML: more keys of the claim.")
+@click.option("--reset-code", is_flag=True, help="Also make a code with which a stick may reset the device.")
 @_as_json
 def token_create(
     file: Path | None,
@@ -244,10 +253,22 @@ def token_create(
     valid: int,
     replace: bool,
     ek_certificate: Path | None,
+    claim_file: Path | None,
+    qr: str | None,
+    identity_url: str | None,
+    brokers: tuple[str, ...],
+    registry_url: str | None,
+    labels: tuple[str, ...],
+    template: Path | None,
+    reset_code: bool,
     as_json: bool,
 ) -> None:
     """Let a device enrol as GATEWAY. Prints the code to give it: the secret, and whom it must trust."""
+    config = Place(file, store_url).config()
+    more = Carriage(claim_file, qr, identity_url, brokers, registry_url, labels, template, reset_code)
+    more.check()
     secret = None if ek_certificate is not None else new_token()
+    root = more.registry_root((file, store_url), config)
     with _desk(file, store_url) as desk:
         if secret is None:
             assert ek_certificate is not None
@@ -257,18 +278,30 @@ def token_create(
         else:
             claim_id, kind = id_of_token(secret), "token"
         expires_ns = desk.now_ns + valid * 1_000_000_000
+        fingerprint = desk.identities.ca.services_fingerprint
+        code = None if secret is None else ClaimCode(token=secret, fingerprint=fingerprint).text()
+        # Written before the claim counts: what cannot be carried must not leave a claim that nobody has.
+        claimed = Claimed(gateway, code, fingerprint, rfc3339(expires_ns))
+        ready = more.prepare(root, config, desk.identities.ca.services_pem, claimed)
         add_claim(desk.tx, Claim(claim_id, gateway, kind, replace, desk.now_ns, expires_ns, None))
         desk.note(gateway, "claim-created", f"{kind}, until {rfc3339(expires_ns)}{', replaces' if replace else ''}")
-        fingerprint = desk.identities.ca.services_fingerprint
-    code = None if secret is None else ClaimCode(token=secret, fingerprint=fingerprint).text()
+        ready.write()
+    plain: dict[str, Any] = {
+        "gateway": gateway,
+        "kind": kind,
+        "expires_at": rfc3339(expires_ns),
+        "fingerprint": fingerprint,
+        **ready.plain(),
+    }
     if as_json:
-        plain = {"gateway": gateway, "kind": kind, "expires_at": rfc3339(expires_ns), "fingerprint": fingerprint}
         put(plain if code is None else {**plain, "code": code})
-    elif code is not None:
+        return
+    if code is not None and not ready.on_terminal:
         click.echo(code)
         click.echo(f"for {gateway}, once, until {rfc3339(expires_ns)}; it is shown here only", err=True)
-    else:
+    elif code is None:
         click.echo(f"the TPM of {ek_certificate} may enrol as {gateway} until {rfc3339(expires_ns)}", err=True)
+    ready.tell()
 
 
 @token.command("list")

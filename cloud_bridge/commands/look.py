@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from cloud_bridge.commands.options import Cursor, Place, Time, filtered, placed, put, tell_more, wanted
+from cloud_bridge.commands.options import MAX_NUMBER, Cursor, Place, Time, filtered, placed, put, tell_more, wanted
 from cloud_bridge.commands.words import (
     event_line,
     event_plain,
@@ -42,8 +42,8 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
 @click.command()
 @placed
 @filtered
-@click.option("--before", type=click.IntRange(1), help="Go on from where a page ended; it tells how.")
-@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="The latest so many.")
+@click.option("--before", type=click.IntRange(1, MAX_NUMBER), help="Go on from where a page ended; it tells how.")
+@click.option("--limit", type=click.IntRange(0, MAX_NUMBER), default=20, show_default=True, help="The latest so many.")
 @click.option("--follow", is_flag=True, help="Go on with what comes, until interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each record, as `import` reads them.")
 def records(
@@ -93,8 +93,8 @@ def _following(store: Reader, chosen: RecordFilter) -> Iterator[StoredRecord]:
 @click.option("--label", help="With this label only.")
 @click.option("--since", type=Time(), help="Changed since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
 @click.option("--until", type=Time(), help="Changed last before then.")
-@click.option("--before", type=click.IntRange(1), help="Go on from where a page ended; it tells how.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The latest so many.")
+@click.option("--before", type=click.IntRange(1, MAX_NUMBER), help="Go on from where a page ended; it tells how.")
+@click.option("--limit", type=click.IntRange(1, MAX_NUMBER), default=20, show_default=True, help="The latest so many.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each event.")
 def events(
     file: Path | None,
@@ -126,7 +126,7 @@ def events(
 @click.option("--since", type=Time(), help="Noted since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
 @click.option("--until", type=Time(), help="Noted before then.")
 @click.option("--before", type=Cursor(GapPlace), help="Go on from where a page ended; it tells how.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="The latest so many.")
+@click.option("--limit", type=click.IntRange(1, MAX_NUMBER), default=100, show_default=True, help="The latest so many.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each gap.")
 def gaps(
     file: Path | None,

@@ -19,12 +19,14 @@ from cloud_bridge.transfer import chunks, export_ndjson, export_parquet
 from gateway.wire.times import rfc3339
 
 _NS_PER_SECOND: Final = 1_000_000_000
+_NAMED: Final = {".parquet": "parquet", ".ndjson": "ndjson", ".jsonl": "ndjson"}
+_FOREIGN: Final = frozenset({".csv", ".tsv", ".xlsx", ".gz", ".zip", ".zst"})
 
 
 @click.command()
 @placed
 @filtered
-@click.option("--format", "form", type=click.Choice(["ndjson", "parquet"]), default="ndjson", show_default=True)
+@click.option("--format", "form", type=click.Choice(["ndjson", "parquet"]), help="Default: as the file's name says.")
 @click.option(
     "--rollups",
     "by",
@@ -33,19 +35,23 @@ _NS_PER_SECOND: Final = 1_000_000_000
     type=click.Choice(list(GRAINS)),
     help="Sums by hour (or day) of capture instead of records, as Parquet.",
 )
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; default: standard output.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="A file; default, and `-`: standard output."
+)
 @click.option("--json", "as_json", is_flag=True, help="Say as JSON what was written; needs --output.")
 def export(
     file: Path | None,
     store_url: str | None,
     *,
-    form: str,
+    form: str | None,
     by: str | None,
     output: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Write records to a file, for `import` (NDJSON) or for analysis elsewhere (Parquet)."""
+    output = None if output == Path("-") else output
+    form = _format(form if by is None else "parquet", output)
     if by is not None:
         _export_rollups(Place(file, store_url), by, output, options, as_json=as_json)
         return
@@ -68,6 +74,17 @@ def export(
         put({"records": count, "file": str(output)})
     else:
         click.echo(f"{count} records written to {output}")
+
+
+def _format(asked: str | None, output: Path | None) -> str:
+    """Return the format: what was asked for, or what the name of the file says; the two must not contradict."""
+    suffix = output.suffix.lower() if output is not None else ""
+    if suffix in _FOREIGN:
+        raise click.UsageError(f"{suffix} is not written; name the file .ndjson or .parquet")
+    named = _NAMED.get(suffix)
+    if asked is not None and named is not None and asked != named:
+        raise click.UsageError(f"{output} would hold {asked}; name it .{asked}")
+    return asked or named or "ndjson"
 
 
 def _export_rollups(place: Place, by: str, output: Path | None, options: dict[str, Any], *, as_json: bool) -> None:

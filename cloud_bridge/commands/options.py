@@ -27,6 +27,9 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 NOT_ALL: Final = 3
 
+MAX_NUMBER: Final = 2**62
+"""Of anything that is counted or numbered: what databases can hold, and one more."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _AGO: Final = re.compile(r"(\d{1,9})([smhd])")
@@ -121,9 +124,11 @@ class Time(click.ParamType[int]):
             else:
                 at = datetime.fromisoformat(value)
                 at = at if at.tzinfo else at.replace(tzinfo=UTC)
-            return int(at.timestamp() * 1e9)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is neither like 2026-01-31T12:00:00Z nor like 15m, 6h or 2d", param, ctx)
+        if not 1970 <= at.year <= 2200:
+            self.fail(f"{value!r} is not between 1970 and 2200", param, ctx)
+        return int(at.timestamp() * 1e9)
 
 
 class Cursor(click.ParamType[GapPlace | LetterPlace | RollupPlace]):

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,21 @@ from typing import Any, Final, Literal
 import click
 import msgspec
 
-from cloud_bridge.commands.options import Place, placed, put
-from cloud_bridge.commands.rollout_words import report_lines, report_plain, rollout_line, rollout_plain
+from cloud_bridge.commands.options import MAX_NUMBER, Place, placed, put
+from cloud_bridge.commands.rollout_words import report_lines, rollout_line
 from cloud_bridge.config import Config
 from cloud_bridge.rollout.comparison import compare
 from cloud_bridge.rollout.errors import RolloutError
+from cloud_bridge.rollout.plain import report_plain, rollout_plain
 from cloud_bridge.rollout.plan import Arm
 from cloud_bridge.rollout.registered import open_releases
-from cloud_bridge.rollout.releases import release_of
+from cloud_bridge.rollout.releases import Release, release_of
 from cloud_bridge.rollout.service import Deed, RolloutDesk, plan_from, thresholds_from
 from cloud_bridge.rollout.waves import labels_of, waves_of
 from cloud_bridge.store.base import Reader
 from cloud_bridge.store.opening import open_reader
 from cloud_bridge.twins.database import open_fleet
+from gateway.wire.messages import os_pipeline
 from gateway.wire.topics import NAME
 
 _PERIOD: Final = re.compile(r"(\d{1,6})([smhd])")
@@ -74,7 +76,9 @@ def rollout() -> None:
 @rollout.command()
 @placed
 @click.option("--model", metavar="NAME@VERSION", help="The release.")
-@click.option("--pipeline", required=True, help="The pipeline that is to run it.")
+@click.option("--pipeline", help="The pipeline that is to run it.")
+@click.option("--os", "os_version", metavar="VERSION", help="Not a model but an image of the system; with --target.")
+@click.option("--target", metavar="COMPATIBLE", help="With --os: which devices it is for, as in sluice-uefi-amd64.")
 @click.option(
     "--waves",
     default="1, 10%, rest",
@@ -99,9 +103,7 @@ def rollout() -> None:
 @_as_json
 def create(file: Path | None, store_url: str | None, *, as_json: bool, **options: Any) -> None:
     """Begin a rollout. The running bridge gives out the first wave."""
-    pipeline = options["pipeline"]
-    if NAME.fullmatch(pipeline) is None:
-        raise RolloutError(f"{pipeline!r} is no name of a pipeline")
+    pipeline, release = _what(options)
     with _opened(file, store_url) as work:
         if not work.config.gives_rollouts:
             raise RolloutError(
@@ -115,7 +117,7 @@ def create(file: Path | None, store_url: str | None, *, as_json: bool, **options
         plan = plan_from(
             work.config.rollout,
             pipeline=pipeline,
-            release=None if options["model"] is None else release_of(options["model"]),
+            release=release,
             waves=waves_of(options["waves"]),
             baseline=None if options["baseline"] is None else release_of(options["baseline"]),
             arms=[_arm(text) for text in options["arms"]],
@@ -129,7 +131,7 @@ def create(file: Path | None, store_url: str | None, *, as_json: bool, **options
 
 @rollout.command("list")
 @placed
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The latest so many.")
+@click.option("--limit", type=click.IntRange(1, MAX_NUMBER), default=20, show_default=True, help="The latest so many.")
 @_as_json
 def list_(file: Path | None, store_url: str | None, *, limit: int, as_json: bool) -> None:
     """Show rollouts, the latest first."""
@@ -172,6 +174,19 @@ def _deed(deed: Deed, words: str) -> None:
 _deed("pause", "Begin no further wave; the present one is watched on.")
 _deed("resume", "Go on after a pause; after a halt, give the wave out again.")
 _deed("abort", "End a rollout and give every device back what it ran before.")
+
+
+def _what(options: Mapping[str, Any]) -> tuple[str, Release | None]:
+    """Return what stands for the pipeline, and the release: of a model, or of the system."""
+    version, target = options["os_version"], options["target"]
+    if version is None and target is None:
+        pipeline, model = options["pipeline"], options["model"]
+        if pipeline is None or NAME.fullmatch(pipeline) is None:
+            raise RolloutError(f"{pipeline!r} is no name of a pipeline; give --pipeline, or --os with --target")
+        return pipeline, None if model is None else release_of(model)
+    if version is None or target is None or any(options[name] for name in ("pipeline", "model", "arms")):
+        raise RolloutError("an image of the system is given by --os VERSION --target COMPATIBLE, without a model")
+    return os_pipeline(target), release_of(f"{target}@{version}")
 
 
 def _arm(text: str) -> Arm:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cloud_bridge.commands.options import Cursor, Place, Time, placed, put, tell_more
+from cloud_bridge.commands.options import MAX_NUMBER, Cursor, Place, Time, placed, put, tell_more
 from cloud_bridge.commands.words import rollup_line, rollup_plain
 from cloud_bridge.cursors import cursor_of
 from cloud_bridge.store.base import RollupFilter, RollupPlace
@@ -24,7 +24,7 @@ _NS_PER_SECOND = 1_000_000_000
 @click.option("--since", type=Time(), help="Captured since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
 @click.option("--until", type=Time(), help="Captured before then.")
 @click.option("--before", type=Cursor(RollupPlace), help="Go on from where a page ended; it tells how.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="The latest so many.")
+@click.option("--limit", type=click.IntRange(1, MAX_NUMBER), default=50, show_default=True, help="The latest so many.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON for each.")
 def rollups(
     file: Path | None,

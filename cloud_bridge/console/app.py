@@ -27,6 +27,7 @@ from cloud_bridge.console.rendering import Pages
 from cloud_bridge.console.rollouts import RolloutPages
 from cloud_bridge.console.sessions import Gatekeeper
 from cloud_bridge.console.settings import ConsoleSettings, access_of
+from cloud_bridge.console.watch_api import drift_api, rollout_api
 from cloud_bridge.errors import StoreError
 from cloud_bridge.identity.database import Database
 from cloud_bridge.rollout.service import RolloutDesk
@@ -75,8 +76,11 @@ def create_app(
     if gatekeeper is not None:
         middleware.append(Middleware(TokenCheck, gatekeeper=gatekeeper))
         login = login_routes(pages, gatekeeper)
-    given = [] if rollouts is None else RolloutPages(rollouts, pages, has_token=gatekeeper is not None).routes()
-    moved = [] if drift is None else DriftPages(drift, pages, has_login=gatekeeper is not None).routes()
+    given, moved = [], []
+    if rollouts is not None:
+        given = [*RolloutPages(rollouts, pages, has_token=gatekeeper is not None).routes(), *rollout_api(rollouts)]
+    if drift is not None:
+        moved = [*DriftPages(drift, pages, has_login=gatekeeper is not None).routes(), *drift_api(drift)]
     return Starlette(
         routes=[
             *looks.routes(),

@@ -114,6 +114,10 @@ class Query:
         """Return who told of a gap."""
         return self._one_of("source", GAP_SOURCES)
 
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
+        """Return one of some words."""
+        return self._one_of(name, allowed)
+
     def _time_ns(self, name: str) -> int | None:
         value = self._values.get(name, "")
         if not value:

@@ -15,6 +15,7 @@ from cloud_bridge.console.rendering import Context, Pages
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.records import Rollout
 from cloud_bridge.rollout.service import DEEDS, Deed, Report, RolloutDesk
+from gateway.wire.messages import kind_of
 
 log: Final = structlog.get_logger()
 
@@ -103,4 +104,5 @@ class RolloutPages:
 
 def _row(one: Rollout) -> dict[str, object]:
     releases = ([str(one.plan.release)] if one.plan.release else []) + [str(arm.release) for arm in one.plan.arms]
-    return {"rollout": one, "releases": releases, "at_wave": f"{one.wave + 1} of {len(one.plan.waves)}"}
+    at_wave = f"{one.wave + 1} of {len(one.plan.waves)}"
+    return {"rollout": one, "kind": kind_of(one.plan.pipeline), "releases": releases, "at_wave": at_wave}

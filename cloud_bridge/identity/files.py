@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,26 @@ def write_file(path: Path, data: bytes, mode: int) -> None:
         sync_directory(path.parent)
     except OSError as error:
         raise IdentityError(f"{path}: {error.strerror or error}; the bridge must be able to write here") from error
+
+
+def copy_file(source: Path, path: Path, mode: int) -> None:
+    """Replace a file by a copy of another one; after a power cut it is the old one or the new one.
+
+    Raises:
+        IdentityError: it cannot be written.
+        OSError: the source cannot be read.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with source.open("rb") as original, temporary.open("xb") as copy:
+            temporary.chmod(mode)
+            shutil.copyfileobj(original, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
 
 
 def create_file(path: Path, data: bytes, mode: int = PRIVATE) -> bool:

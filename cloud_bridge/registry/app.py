@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -17,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from cloud_bridge.errors import BridgeError
 from cloud_bridge.identity.limits import RateLimit, side_of
-from cloud_bridge.registry.errors import NotFoundError
+from cloud_bridge.registry.admission import Peer, peer_of
+from cloud_bridge.registry.errors import ForbiddenError, NotFoundError
 from cloud_bridge.registry.metrics import RegistryMetrics
 from cloud_bridge.registry.ranges import Part, UnsatisfiableError, part_of
 from cloud_bridge.registry.repository import TIMESTAMP_FILE
@@ -44,11 +46,28 @@ class Files(Protocol):
         ...
 
 
+Refusal = Callable[[Peer | None], Awaitable[str]]
+"""Says why a client gets no answer, "" if it does; see `Admission`."""
+
+
+async def anybody(_peer: Peer | None) -> str:
+    """Refuse nobody."""
+    return ""
+
+
 class _Sending(Response):
     """A file, or a part of it, read block by block while it is sent."""
 
     def __init__(
-        self, files: Files, path: str, part: Part, *, headers: dict[str, str], status: int, sent: Callable[[int], None]
+        self,
+        files: Files,
+        path: str,
+        part: Part,
+        *,
+        headers: dict[str, str],
+        status: int,
+        sent: Callable[[int], None],
+        refusal: Callable[[], Awaitable[str]],
     ) -> None:
         super().__init__(None, status, headers, media_type=_media_type(path))
         self.headers["content-length"] = str(part.length)
@@ -56,6 +75,7 @@ class _Sending(Response):
         self._path = path
         self._part = part
         self._sent = sent
+        self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -66,6 +86,8 @@ class _Sending(Response):
             block = await asyncio.to_thread(self._files.read, self._path, at, min(BLOCK_BYTES, end - at))
             if not block:
                 raise NotFoundError(f"{self._path} became shorter while it was sent")  # the server cuts the connection
+            if why := await self._refusal():
+                raise ForbiddenError(f"{self._path} was not sent to its end: {why}")
             at += len(block)
             async with asyncio.timeout(_STALL_SECONDS):
                 await send({"type": "http.response.body", "body": block, "more_body": at < end})
@@ -76,11 +98,17 @@ class _Sending(Response):
 
 class _Endpoint:
     def __init__(
-        self, files: Files, metrics: RegistryMetrics, requests_per_minute: float, monotonic: Callable[[], float]
+        self,
+        files: Files,
+        metrics: RegistryMetrics,
+        requests_per_minute: float,
+        monotonic: Callable[[], float],
+        refusal: Refusal,
     ) -> None:
         self._files = files
         self._metrics = metrics
         self._monotonic = monotonic
+        self._refusal = refusal
         self._by_side = RateLimit(requests_per_minute)
         self._open: Counter[str] = Counter()
         self._failing = False
@@ -109,8 +137,11 @@ class _Endpoint:
         if wait or self._open[side] > _AT_ONCE:
             return _refusal(429, "too many requests", {"retry-after": str(max(1, round(wait)))})
         path = request.url.path.removeprefix("/")
+        peer = peer_of(getattr(request.state, "peer_certificate", None))
+        if why := await self._refusal(peer):
+            return _refusal(403, why, {"connection": "close"})
         try:
-            answer = await self._found(path, request.headers)
+            answer = await self._found(path, request.headers, partial(self._refusal, peer))
             self._fares(None)
         except NotFoundError:
             self._fares(None)
@@ -120,7 +151,7 @@ class _Endpoint:
             return _refusal(503, "unavailable", {"retry-after": str(_RETRY_SECONDS)})
         return answer
 
-    async def _found(self, path: str, wanted: Headers) -> Response:
+    async def _found(self, path: str, wanted: Headers, refusal: Callable[[], Awaitable[str]]) -> Response:
         size = await asyncio.to_thread(self._files.size, path)
         etag = await self._etag(path)
         headers = {"etag": etag, "accept-ranges": "bytes", "x-content-type-options": "nosniff"}
@@ -134,10 +165,17 @@ class _Endpoint:
                 part = part_of(wanted.get("range"), size)
             except UnsatisfiableError:
                 return _refusal(416, "no such range", {**headers, "content-range": f"bytes */{size}"})
-        if part is None:
-            return _Sending(self._files, path, Part(0, size), headers=headers, status=200, sent=self._metrics.sent.inc)
-        headers["content-range"] = f"bytes {part.offset}-{part.offset + part.length - 1}/{size}"
-        return _Sending(self._files, path, part, headers=headers, status=206, sent=self._metrics.sent.inc)
+        if part is not None:
+            headers["content-range"] = f"bytes {part.offset}-{part.offset + part.length - 1}/{size}"
+        return _Sending(
+            self._files,
+            path,
+            part or Part(0, size),
+            headers=headers,
+            status=200 if part is None else 206,
+            sent=self._metrics.sent.inc,
+            refusal=refusal,
+        )
 
     async def _etag(self, path: str) -> str:
         """Return what changes when the file does: names hold versions or digests, but for one."""
@@ -171,6 +209,7 @@ def create_app(
     *,
     requests_per_minute: float,
     monotonic: Callable[[], float] = time.monotonic,
+    refusal: Refusal = anybody,
 ) -> Starlette:
     """Make the application.
 
@@ -179,6 +218,7 @@ def create_app(
         metrics: what is counted.
         requests_per_minute: from one address.
         monotonic: seconds of a steady clock.
+        refusal: asked before each answer, and within long ones.
     """
-    endpoint = _Endpoint(files, metrics, requests_per_minute, monotonic)
+    endpoint = _Endpoint(files, metrics, requests_per_minute, monotonic, refusal)
     return Starlette(routes=[Route("/{path:path}", endpoint, methods=["GET", "HEAD"])])

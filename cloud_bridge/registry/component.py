@@ -12,6 +12,7 @@ from cloud_bridge.config import Registry as Settings
 from cloud_bridge.errors import ConfigError
 from cloud_bridge.identity.component import Identities, ListenerCertificate, open_identities
 from cloud_bridge.identity.database import Clock
+from cloud_bridge.registry.admission import Admission
 from cloud_bridge.registry.app import create_app
 from cloud_bridge.registry.keeper import RegistryKeeper
 from cloud_bridge.registry.metrics import RegistryMetrics
@@ -81,7 +82,12 @@ class RegistryComponent:
             certificate = ListenerCertificate(identities, "registry")
             ask_for_certificates(certificate.context, identities, self._settings.host)
             keeper = RegistryKeeper(registry, self._metrics, self._clock, certificate.renew)
-            app = create_app(registry, self._metrics, requests_per_minute=self._settings.requests_per_minute)
+            app = create_app(
+                registry,
+                self._metrics,
+                requests_per_minute=self._settings.requests_per_minute,
+                refusal=Admission(identities.database, self._clock).refusal,
+            )
             self._server = HttpServer(
                 "registry", app, self._settings.host, self._settings.port, tls=certificate.context
             )

@@ -18,6 +18,10 @@ class NotFoundError(RegistryError):
     """There is no such file, or no such release."""
 
 
+class ForbiddenError(RegistryError):
+    """Who asks is not answered any more: the certificate was revoked, or has ended."""
+
+
 class StorageError(BridgeError):
     """What keeps the releases cannot be read or written now; the same call may succeed later."""
 

@@ -12,6 +12,7 @@ from tuf.api.metadata import Metadata, Targets
 from cloud_bridge.config import Registry as Settings
 from cloud_bridge.identity.component import Identities
 from cloud_bridge.identity.database import Clock
+from cloud_bridge.osbundles.ledger import BundleLedger
 from cloud_bridge.registry.errors import DistrustedError, NotFoundError, RegistryError
 from cloud_bridge.registry.keys import KeyDirectory
 from cloud_bridge.registry.ledger import Ledger
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 _PATH: Final = re.compile(
     r"metadata/(timestamp|[1-9]\d{0,9}\.(root|snapshot|targets))\.json"
+    r"|targets/os/[a-z0-9][a-z0-9-]{0,62}/[0-9A-Za-z][0-9A-Za-z.-]{0,127}/[0-9a-f]{64}\.bundle\.raucb"
     r"|targets/models/[a-z0-9][a-z0-9-]{0,62}/[0-9A-Za-z][0-9A-Za-z.-]{0,127}/[0-9a-f]{64}\.[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}"
 )
 """What may be asked for: metadata and targets by their exact form. No segment can begin with a dot."""
@@ -70,6 +72,7 @@ class Registry:
             clock=clock,
             lock=lock(self.ledger, self.keys.lock_file),
         )
+        self._bundles = BundleLedger(identities.database, clock)
         self._content_keys = identities.keys
         self._publisher = Publisher(
             settings,
@@ -257,6 +260,8 @@ class Registry:
         current = self.repository.load()
         count = 0
         paths = [file.place for files in listed_releases(current.targets).values() for file in files]
+        bundles = [path for path in current.targets.signed.targets if path.startswith("os/")]
+        paths += [self._place(path, current.targets.signed.targets[path].hashes["sha256"]) for path in bundles]
         paths += [f"metadata/{version}.root.json" for version in range(1, current.root.signed.version + 1)]
         paths += [f"metadata/{current.snapshot.signed.meta['targets.json'].version}.targets.json"]
         paths += [f"metadata/{current.timestamp.signed.snapshot_meta.version}.snapshot.json"]
@@ -268,7 +273,13 @@ class Registry:
             count += len(content)
         return count
 
+    @staticmethod
+    def _place(path: str, sha256: str) -> str:
+        directory, _, name = path.rpartition("/")
+        return f"targets/{directory}/{sha256}.{name}"
+
     def _settle(self, targets: Metadata[Targets]) -> list[ReleaseEntry]:
+        self._bundles.settle(targets.signed.targets)
         listed = listed_releases(targets)
         known = {(one.name, one.version) for one in self.ledger.releases()}
         unknown = [release for release in listed if release not in known]

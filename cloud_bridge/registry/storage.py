@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cloud_bridge.errors import ConfigError
 from cloud_bridge.identity.errors import IdentityError
-from cloud_bridge.identity.files import PUBLIC, write_file
+from cloud_bridge.identity.files import PUBLIC, copy_file, write_file
 from cloud_bridge.registry import directories
 from cloud_bridge.registry.directories import make_directory
 from cloud_bridge.registry.errors import NotFoundError, RegistryError, StorageError
@@ -81,6 +81,22 @@ class Storage:
                 write_file(Path(place), content, PUBLIC)
             else:
                 self._fs.pipe_file(place, content)
+        except (OSError, IdentityError, RegistryError) as error:
+            raise StorageError(f"{self.url}: {path} cannot be written: {error}") from error
+
+    def write_from(self, path: str, file: Path) -> None:
+        """Replace a file by a copy of one on this host, which need not fit into memory; as `write`.
+
+        Raises:
+            StorageError: it cannot be written now, or the file cannot be read.
+        """
+        place = self._at(path)
+        try:
+            if self._is_local:
+                make_directory(Path(place).parent, directories.PUBLIC)
+                copy_file(file, Path(place), PUBLIC)
+            else:
+                self._fs.put_file(str(file), place)
         except (OSError, IdentityError, RegistryError) as error:
             raise StorageError(f"{self.url}: {path} cannot be written: {error}") from error
 

@@ -58,6 +58,10 @@ class Releases(Protocol):
         """Return what a release is now."""
         ...
 
+    def before(self, release: Release) -> Release | None:
+        """Return the newest approved release of the same name with a lower version, None if there is none."""
+        ...
+
 
 class BridgeStore(Records, FleetStates, Protocol):
     """The part of the store that rollouts read."""
@@ -261,10 +265,11 @@ class Campaign:
             if not one.returned and (rollout.plan.on_halt == "all" or one.wave == rollout.wave)
         ]
         reason = f"{halt.code}: {halt.reason}"
+        ways = ways_back(self._releases, back)
         with self._database.transaction() as tx:
-            give_back(tx, rollout, back, now_ns)
+            returned = give_back(tx, rollout, back, ways, now_ns)
             after = replace(rollout, phase="halted", updated_ns=now_ns, reason=reason)
-            move(tx, rollout, after, "halted", detail=f"{reason}; {words_of(back)}")
+            move(tx, rollout, after, "halted", detail=f"{reason}; {words_of(back, returned)}")
         self._metrics.halts.labels(halt.code).inc()
         failing = [one.member.gateway for one in stands if one.standing == "failing"]
         self._tell("halted", rollout, gate=halt.code, reason=halt.reason, taken_back=len(back), failing=failing[:10])
@@ -295,25 +300,54 @@ def release_for(plan: Plan, fleet: Fleet, gateway: str) -> Release:
     return release
 
 
-def words_of(back: Sequence[Member]) -> str:
-    """Say what becomes of devices whose release is taken back."""
-    lost = [one.gateway for one in back if one.previous is None]
-    words = f"{len(back) - len(lost)} devices get back what they had"
-    if lost:
-        words += f"; {len(lost)} had told of no release before, and keep this one (give --baseline): {lost[0]}"
+Ways = Mapping[Release, Release | None]
+"""What devices get instead of releases that they ran before and that were taken out of the registry since."""
+
+
+def ways_back(releases: Releases | None, back: Sequence[Member]) -> Ways:
+    """Look up what to give instead of releases that were taken back meanwhile: the newest good one before each.
+
+    Raises:
+        StoreError: the registry cannot be asked now.
+    """
+    if releases is None:
+        return {}
+    had = {one.previous for one in back if one.previous is not None}
+    return {release: releases.before(release) for release in had if releases.state_of(release) == "yanked"}
+
+
+def words_of(back: Sequence[Member], returned: Sequence[Member]) -> str:
+    """Say what becomes of devices whose release is taken back; `returned` are the same, as `give_back` left them."""
+    after = {one.gateway: one.previous for one in returned}
+    silent = [one.gateway for one in back if one.previous is None]
+    changed = Counter(
+        (one.previous, after[one.gateway]) for one in back if one.previous not in (None, after[one.gateway])
+    )
+    words = f"{len(back) - len(silent) - changed.total()} devices get back what they had"
+    if silent:
+        words += f"; {len(silent)} had told of no release before, and keep this one (give --baseline): {silent[0]}"
+    for (had, gets), count in sorted(changed.items(), key=str):
+        instead = "there is none before it, so they keep this one" if gets is None else f"they get {gets}"
+        words += f"; {count} had {had}, which was taken out of the registry: {instead}"
     return words
 
 
-def give_back(tx: Transaction, rollout: Rollout, back: Sequence[Member], now_ns: int) -> None:
-    """Give devices what they ran before, under a new and higher token; at once, for a bad release runs there."""
+def give_back(tx: Transaction, rollout: Rollout, back: Sequence[Member], ways: Ways, now_ns: int) -> Sequence[Member]:
+    """Give devices what they ran before, under a new and higher token; at once, for a bad release runs there.
+
+    Returns the members as they are then; `previous` is what each gets, None where nothing is left to give.
+    """
     if not back:
-        return
+        return ()
+    returned = [replace(one, previous=ways.get(one.previous, one.previous) if one.previous else None) for one in back]
     changes = [
         Change(one.gateway, rollout.plan.pipeline, None if one.previous is None else one.previous.ref, now_ns)
-        for one in back
+        for one in returned
     ]
     token = apply_changes(tx, changes, now_ns)
-    put_members(tx, rollout, [replace(one, token=token, due_ns=now_ns, returned=True) for one in back])
+    returned = [replace(one, token=token, due_ns=now_ns, returned=True) for one in returned]
+    put_members(tx, rollout, returned)
+    return returned
 
 
 def _highest_reported(fleet: Fleet, gateways: Sequence[str], now_ns: int) -> int:

@@ -5,8 +5,11 @@ from typing import Protocol
 
 from cloud_bridge.config import Config
 from cloud_bridge.identity.database import open_database
+from cloud_bridge.osbundles.known import ModelsAndSystems
+from cloud_bridge.osbundles.ledger import BundleEntry, BundleLedger
 from cloud_bridge.registry.ledger import Ledger
 from cloud_bridge.registry.release import ReleaseEntry
+from cloud_bridge.registry.versions import version_key
 from cloud_bridge.rollout.campaign import Releases, ReleaseState
 from cloud_bridge.rollout.releases import Release
 
@@ -16,6 +19,10 @@ class Entries(Protocol):
 
     def find(self, name: str, version: str) -> ReleaseEntry | None:
         """Return one release."""
+        ...
+
+    def releases(self) -> list[ReleaseEntry]:
+        """Return all releases, by name and ascending version."""
         ...
 
 
@@ -37,6 +44,20 @@ class RegisteredReleases:
         # An offline key may not have signed the withdrawal yet: that it was asked for is enough.
         return "yanked" if entry.yanked_ns is not None or entry.yanked_why else entry.state
 
+    def before(self, release: Release) -> Release | None:
+        """Return the newest approved release of the same name with a lower version, None if there is none.
+
+        Raises:
+            StoreError: the tables cannot be read now.
+        """
+        highest = version_key(release.version)
+        found = [
+            Release(entry.name, entry.version)
+            for entry in self._entries.releases()
+            if entry.name == release.name and version_key(entry.version) < highest
+        ]
+        return next((one for one in reversed(found) if self.state_of(one) == "approved"), None)
+
 
 class _Lazily:
     """Opens the tables when they are asked for the first time: a bridge starts without its database too."""
@@ -45,11 +66,23 @@ class _Lazily:
         assert config.identity is not None
         self._database = open_database(config.store, config.identity.home())
         self._ledger: Ledger | None = None
+        self._bundles: BundleLedger | None = None
 
     def find(self, name: str, version: str) -> ReleaseEntry | None:
+        return self._opened().find(name, version)
+
+    def releases(self) -> list[ReleaseEntry]:
+        return self._opened().releases()
+
+    def bundles(self) -> list[BundleEntry]:
+        if self._bundles is None:
+            self._bundles = BundleLedger(self._database, time.time_ns)
+        return self._bundles.bundles()
+
+    def _opened(self) -> Ledger:
         if self._ledger is None:
             self._ledger = Ledger(self._database, time.time_ns)
-        return self._ledger.find(name, version)
+        return self._ledger
 
 
 def open_releases(config: Config) -> Releases | None:
@@ -60,4 +93,5 @@ def open_releases(config: Config) -> Releases | None:
     """
     if config.registry is None or config.identity is None:
         return None
-    return RegisteredReleases(_Lazily(config))
+    tables = _Lazily(config)
+    return ModelsAndSystems(RegisteredReleases(tables), tables)

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from cloud_bridge.config import Rollout as Defaults
 from cloud_bridge.identity.database import Database, Transaction
-from cloud_bridge.rollout.campaign import BridgeStore, Releases, give_back, words_of
+from cloud_bridge.rollout.campaign import BridgeStore, Releases, Ways, give_back, ways_back, words_of
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.gates import Thresholds
@@ -152,6 +152,7 @@ class RolloutDesk:
             RolloutError: there is no such rollout, or it is not in a state for that.
         """
         now_ns = self._clock()
+        ways = self._ways_back(rollout_id) if deed == "abort" else {}
         with self._database.transaction() as tx:
             before = find_rollout(tx, rollout_id)
             if deed == "pause" and before.phase == "running":
@@ -164,11 +165,17 @@ class RolloutDesk:
                 return move(tx, before, after, "resumed", who=who)
             if deed == "abort" and before.phase in {"running", "paused", "halted"}:
                 back = [one for one in list_members(tx, before.id) if not one.returned]
-                give_back(tx, before, back, now_ns)
+                returned = give_back(tx, before, back, ways, now_ns)
                 after = replace(before, phase="aborted", updated_ns=now_ns, reason=reason or "aborted")
-                detail = f"{after.reason}; {words_of(back)}"
+                detail = f"{after.reason}; {words_of(back, returned)}"
                 return move(tx, before, after, "aborted", who=who, detail=detail)
         raise RolloutError(f"rollout {before.id} is {before.phase}; it cannot be {_PAST[deed]}")
+
+    def _ways_back(self, rollout_id: str) -> Ways:
+        """Ask the registry before the transaction: nobody waits there for another database."""
+        with self._database.transaction(durable=False) as tx:
+            known = list_members(tx, find_rollout(tx, rollout_id).id)
+        return ways_back(self._releases, [one for one in known if not one.returned])
 
     def list(self, limit: int = 100) -> list[Rollout]:
         """Return rollouts, the latest first."""

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from cloud_bridge.identity.database import Transaction
-from gateway.wire.messages import Assignment, ModelRef, Twin
+from gateway.wire.messages import Assignment, ModelRef, Twin, kind_of
 from gateway.wire.times import rfc3339
 
 _MS_NS: Final = 1_000_000
@@ -96,13 +96,17 @@ def due_tokens(tx: Transaction, now_ns: int) -> dict[str, int]:
 
 
 def apply_changes(tx: Transaction, changes: Iterable[Change], now_ns: int, above: int = 0) -> int:
-    """Change desired twins under one new token, which is returned. What is said about other pipelines stays."""
+    """Change desired twins under one new token, which is returned. What is said about other pipelines stays.
+
+    A twin is told as a whole. While the device has not taken what it was given before, a change that may take its time
+    does not put that off: a release that is given back for one pipeline never waits for the rollout of another.
+    """
     token = next_token(tx, now_ns, above)
     for change in changes:
         known = one_desired(tx, change.gateway) or Desired(change.gateway, 0, 0, now_ns, now_ns)
         kept = [one for one in known.assignments if one.pipeline != change.pipeline]
         if change.model is not None:
-            kept.append(Assignment(pipeline=change.pipeline, model=change.model))
+            kept.append(Assignment(pipeline=change.pipeline, model=change.model, kind=kind_of(change.pipeline)))
         _put(
             tx,
             replace(
@@ -110,11 +114,17 @@ def apply_changes(tx: Transaction, changes: Iterable[Change], now_ns: int, above
                 version=known.version + 1,
                 token=token,
                 at_ns=now_ns,
-                due_ns=change.due_ns,
+                due_ns=_due_ns(tx, known, change),
                 assignments=tuple(kept),
             ),
         )
     return token
+
+
+def _due_ns(tx: Transaction, known: Desired, change: Change) -> int:
+    reported = tx.rows("SELECT token FROM fleet_reported WHERE gateway = ?", (change.gateway,))
+    is_taken = bool(reported) and int(reported[0][0]) >= known.token
+    return change.due_ns if is_taken or not known.token else min(known.due_ns, change.due_ns)
 
 
 def set_features(tx: Transaction, gateways: Iterable[str], features: Mapping[str, bool | None], now_ns: int) -> int:

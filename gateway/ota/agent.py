@@ -26,7 +26,7 @@ from gateway.intake import same_source
 from gateway.ota import slots
 from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError
-from gateway.ota.errors import BudgetError, OtaError, StoppedError, TrustError
+from gateway.ota.errors import BudgetError, NoRootError, OtaError, StoppedError, TrustError
 from gateway.ota.figures import OtaMetrics
 from gateway.ota.install import (
     DamagedReleaseError,
@@ -72,6 +72,18 @@ class Repository(Source, Protocol):
     def stale_since_ns(self) -> int | None: ...
 
 
+class System(Protocol):
+    """Updates of the system itself (`gateway.osupdate`), which come and are told in the same twins."""
+
+    def wish(self, twin: Twin) -> None:
+        """Take what a desired twin, whose fence was looked at, says of the system; durable. Raises OtaError."""
+        ...
+
+    def report(self, twin: Twin) -> Twin:
+        """Add what is to be said of the system to a reported twin."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
     """What updates need of the program around them. Everything may be called from any thread."""
@@ -82,6 +94,7 @@ class Around:
     renew: Callable[[], None]  # asks for content keys, and the certificate, now
     note: Callable[[str, Severity, str], None]  # code, severity, words, for the cloud
     metrics: OtaMetrics
+    system: System | None = None  # None: what is assigned of kind `os` is refused as a pipeline that is not here
     wall_ns: Callable[[], int] = time.time_ns
     monotonic: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
@@ -197,7 +210,7 @@ class OtaAgent:
             serving=self._serving(),
             stale_since=rfc3339(stale) if stale is not None else None,
             repository_problem=self._repository_problem,
-            journal_problem=next(iter(self._journal_problems.values()), ""),
+            journal_problem=next(filter(None, self._journal_problems.values()), ""),
             damage=self._journal.damage,
             history=book.history,
         )
@@ -279,8 +292,9 @@ class OtaAgent:
 
     def tick(self) -> None:
         """Do what was asked for, judge what is on trial, and say what has changed."""
-        work = (self._carry_out, *(partial(self._judge, pipeline) for pipeline in self._bays), self._journal.flush)
-        problems = [self._tried(each) for each in work]
+        problems = [self._tried(self._carry_out)]
+        problems += [self._tried(partial(self._judge, pipeline)) for pipeline in self._bays]
+        problems += [self._tried(self._journal.flush)]
         self._journal_fares("trial", next(filter(None, problems), ""))
         self._watch_repository()
         connects = self._around.connects()
@@ -311,10 +325,18 @@ class OtaAgent:
         except MalformedMessageError as error:
             self._refuse_twin("malformed", str(error))
             return
-        ruling = judge_twin(self._journal.book, twin, [*self._bays], self._serving(), self._at())
+        system = self._around.system
+        models = twin if system is None else _without_system(twin)
+        ruling = judge_twin(self._journal.book, models, [*self._bays], self._serving(), self._at())
         if ruling.refused:
             self._refuse_twin(ruling.code, ruling.refused)
             return
+        if system is not None:
+            try:
+                system.wish(twin)  # first: what is accepted here is not looked at again
+            except OtaError as error:
+                self._refuse_twin(error.code, str(error))
+                return
         self._twin_refused = ""
         if ruling.known:
             self._reported = b""  # whoever hands it over again may have lost what we said
@@ -377,7 +399,11 @@ class OtaAgent:
 
     def _repository_failed(self, error: OtaError) -> None:
         if self._repository_problem != error.code and not isinstance(error, StoppedError):
-            log.warning("ota_repository_fails", code=error.code, error=str(error))
+            if isinstance(error, NoRootError):
+                log.error("ota_disabled", code=error.code, error=str(error), consequence="pipelines run what they have")
+                self._around.note("ota_disabled", "error", str(error))
+            else:
+                log.warning("ota_repository_fails", code=error.code, error=str(error))
             if isinstance(error, TrustError):
                 self._around.note("ota_untrusted", "error", str(error))
         self._repository_problem = error.code
@@ -691,6 +717,8 @@ class OtaAgent:
 
     def _report(self) -> None:
         twin = reported(self._journal.book, self._serving(), "", [*self._strangers.values()])
+        if self._around.system is not None:
+            twin = self._around.system.report(twin)
         payload = encode(twin)
         if payload != self._reported:
             self._reported = payload
@@ -769,6 +797,10 @@ class OtaAgent:
 
     def _at(self) -> str:
         return rfc3339(self._around.wall_ns())
+
+
+def _without_system(twin: Twin) -> Twin:
+    return msgspec.structs.replace(twin, assignments=[each for each in twin.assignments if each.kind != "os"])
 
 
 class _Later(OtaError):

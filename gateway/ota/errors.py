@@ -135,3 +135,9 @@ class StorageError(OtaError):
     """The disk cannot take or give what is needed; the message says what to do."""
 
     code = "storage"
+
+
+class NoRootError(StorageError):
+    """`ota.root_file` is not there or cannot be read: until it can be, nothing of the repository is believed."""
+
+    code = "no-root"

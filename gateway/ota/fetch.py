@@ -19,12 +19,12 @@ import msgspec
 import structlog
 
 from gateway.config import Ota
-from gateway.errors import ConfigError
 from gateway.ota.clock import FlooredClock
 from gateway.ota.errors import (
     BadReleaseError,
     ExpiredError,
     MismatchError,
+    NoRootError,
     NotOfferedError,
     NotThereError,
     TooLongError,
@@ -84,7 +84,6 @@ class Repository:
             built_ns: time that has passed for certain; by default the age of this program.
 
         Raises:
-            ConfigError: `ota.root_file` cannot be read.
             StorageError: the floors cannot be read.
         """
         self._settings = settings
@@ -98,7 +97,7 @@ class Repository:
         self._files = files or MetadataFiles(home / "metadata", home / "floors.json")
         self._manifests = home / "manifests"
         self._imported = home / "imported"
-        self._anchor = _anchor(settings.root_file)
+        self._kept_anchor: bytes | None = None  # as it was when it could be read first
         self._floors = self._files.read_floors()
         self._clock.learn(self._floors.fresh_ns)
         self._began_ns = self._clock.now_ns()
@@ -166,7 +165,13 @@ class Repository:
         return since if now >= since else now if self._held_back else None
 
     def _begin(self) -> Trust:
-        return Trust(self._anchor, self._floors, self._clock.now_ns())
+        return Trust(self._anchor(), self._floors, self._clock.now_ns())
+
+    def _anchor(self) -> bytes:
+        """Read the first root; a medium that comes later, or a file that is put there, counts from then on."""
+        if self._kept_anchor is None:
+            self._kept_anchor = _read_anchor(self._settings.root_file)
+        return self._kept_anchor
 
     def _update(self, trust: Trust) -> None:
         self._follow_roots(trust)
@@ -181,7 +186,7 @@ class Repository:
 
     def _follow_roots(self, trust: Trust) -> None:
         """Follow the chain (§5.3): what is kept of it first, then what the source has."""
-        newest = self._anchor
+        newest = self._anchor()
         try:
             for _ in range(MAX_ROOTS):
                 version = trust.root_version + 1
@@ -375,6 +380,11 @@ class Repository:
             raise NotOfferedError(f"{path[:200]}: not in the signed list")
         return offered(path, found)
 
+    def targets(self, directory: str) -> list[OfferedFile]:
+        """Return the files of the signed list below a directory, such as `os/`, by path. Raises TrustError."""
+        found = self._cached().files
+        return [offered(path, found[path]) for path in sorted(found) if path.startswith(directory)]
+
     def _get(self, trust: Trust, file: OfferedFile, to: Path, progress: Callable[[int], None]) -> Path:
         directory, _, name = file.path.rpartition("/")
         name = f"{file.sha256}.{name}" if trust.consistent else name  # TUF §6.2
@@ -386,16 +396,17 @@ class Repository:
         return Download(wanted, to, pace=pace, meter=self._meter, stop=self._stop, progress=progress)
 
 
-def _anchor(root_file: Path) -> bytes:
+def _read_anchor(root_file: Path) -> bytes:
     try:
         with root_file.open("rb") as source:
             content = source.read(MAX_BYTES["root"] + 1)
     except OSError as error:
-        raise ConfigError(
-            f"ota.root_file {root_file}: {error.strerror or error}; copy the first root.json of the repository there"
+        raise NoRootError(
+            f"ota.root_file {root_file}: {error.strerror or error}; there are no updates until it can be read: "
+            "copy the first root.json of the repository there"
         ) from error
     if len(content) > MAX_BYTES["root"]:
-        raise ConfigError(f"ota.root_file {root_file}: longer than {MAX_BYTES['root']} bytes: this is no root.json")
+        raise NoRootError(f"ota.root_file {root_file}: longer than {MAX_BYTES['root']} bytes: this is no root.json")
     return content
 
 

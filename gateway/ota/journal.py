@@ -9,11 +9,12 @@ document that names a release which lies there whole: the old one, or the new on
 release back (`Journal.insist`): that must not wait for a disk that is full.
 """
 
+import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -32,6 +33,7 @@ FENCE: Final = "fence"
 VERDICTS: Final = "verdicts.json"
 MAX_HISTORY: Final = 100
 _MAX_BYTES: Final = 4 << 20
+_MAX_ASIDE: Final = 8
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 """Errors of the process or the machine, not of the file: a journal is not put aside for these."""
 
@@ -295,7 +297,7 @@ class Journal:
         log.error("ota_journal_lost", file=str(self._file), verdicts_known=self._verdicts is not None)
 
     def _put_aside(self, reason: str) -> None:
-        aside = self._file.with_name(f"{FILE}.damaged")
+        aside = _free_name(self._file)
         kept = "" if self._verdicts is not None else ", and which releases were blocked is not known any more"
         self.damage = (
             f"{self._file} cannot be read ({reason}): kept as {aside.name}, pipelines run what is pinned or "
@@ -318,6 +320,12 @@ class Journal:
             return 0
 
 
+def _free_name(file: Path) -> Path:
+    """Return where a damaged file is kept; what was kept before stays, within reason."""
+    names = [f"{file.name}.damaged", *(f"{file.name}.damaged-{number}" for number in range(2, _MAX_ASIDE + 1))]
+    return next((name for name in map(file.with_name, names) if not name.exists()), file.with_name(names[-1]))
+
+
 def read_book(file: Path) -> Book:
     """Read a document.
 
@@ -326,6 +334,42 @@ def read_book(file: Path) -> Book:
     """
     with file.open("rb") as opened:
         return msgspec.json.decode(opened.read(_MAX_BYTES), type=Book)
+
+
+class Seen(NamedTuple):
+    """What a journal says to one who only looks, and what is wrong with it; empty: nothing."""
+
+    book: Book
+    damage: str
+
+
+def look(state_directory: Path) -> Seen:
+    """Read what a gateway that starts now would begin with, and change nothing: what is damaged is its to put aside.
+
+    Raises:
+        JournalError: whoever looks may not read it, or it cannot be read now, though that may pass.
+    """
+    directory = state_directory / DIRECTORY
+    file = directory / FILE
+    verdicts = _verdicts_in(directory / VERDICTS)
+    book, damage = Book() if verdicts is None else verdicts.book(), ""
+    try:
+        book = read_book(file)
+    except FileNotFoundError:
+        if verdicts is not None:
+            damage = f"{file} is gone: pipelines run what is pinned or configured"
+    except PermissionError as error:
+        raise JournalError(
+            f"{file}: {error.strerror}; look as the user whom the gateway runs as, or as root"
+        ) from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise JournalError(f"{file} cannot be read now: {error.strerror}") from error
+        damage = f"{file} cannot be read ({error}): the gateway puts it aside, and tells so, when it starts next"
+    with contextlib.suppress(OSError, ValueError):  # the gateway that starts tells of a fence that cannot be read
+        token = int((directory / FENCE).read_text(encoding="ascii"))
+        book = msgspec.structs.replace(book, fencing_token=max(book.fencing_token, token))
+    return Seen(book, damage)
 
 
 def peek(state_directory: Path) -> Book:

@@ -13,6 +13,7 @@ import httpx
 
 from gateway.errors import ConfigError, GatewayError
 from gateway.ota.errors import NotThereError, RangeIgnoredError, UnreachableError
+from gateway.shown import shown
 
 STEP_SECONDS: Final = 20.0
 """For connecting until the headers are there, and then for each piece."""
@@ -49,7 +50,7 @@ class HttpsWay:
         """
         parts = urlsplit(url)
         if parts.scheme not in schemes or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigError(f"ota.url {url!r} is not understood; write https://host:8472")
+            raise ConfigError(f"ota.url {shown(url)!r} is not understood; write https://host:8472")
         self.url = url.rstrip("/")
         self._context = context
         self._monotonic_ns = monotonic_ns

@@ -1,6 +1,9 @@
 """The commands on a store, with no bridge running; test_app.py has them beside a running one."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from cloud_bridge.cli import main
 from cloud_bridge.ingest.decoding import intake_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.store.sqlite import SqliteStore
+from cloud_bridge.values import REASONS
 from gateway.wire.messages import Availability, encode
 from tests.simulators.samples import AT, batch, event, eviction, measure, record
 
@@ -178,3 +182,63 @@ def test_a_configuration_is_validated_and_its_schema_printed(tmp_path: Path) -> 
     assert result.exit_code == 2
     assert json.loads(result.stdout)["problems"][0]["line"] == 1
     assert json.loads(CliRunner().invoke(main, ["config", "schema"]).stdout)["title"]
+
+
+def test_the_name_of_a_file_decides_its_format(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"x.parquet": b"PAR1", "X.PARQUET": b"PAR1", "x.ndjson": b"{", "x": b"{"}
+    for name, begins in named.items():
+        assert call(path, "export", "--output", name).exit_code == 0
+        assert (tmp_path / name).read_bytes().startswith(begins), name
+    for options in (["--output", "x.csv"], ["--format", "ndjson", "--output", "y.parquet"], ["--rollups", "day",
+                    "--output", "y.ndjson"]):  # fmt: skip
+        refused = call(path, "export", *options)
+        assert refused.exit_code == 2, options
+    assert not (tmp_path / "y.parquet").exists()
+
+
+def test_a_dash_is_standard_output(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = call(path, "export", "--output", "-")
+    assert written.exit_code == 0
+    assert len(written.stdout.splitlines()) == 6  # the records and the seal around them
+    assert not (tmp_path / "-").exists()
+    assert call(path, "export", "--format", "parquet", "--output", "-").exit_code == 2
+
+
+def test_reasons_that_are_none_are_refused_and_every_one_is_known(path: Path) -> None:
+    for command in (["list"], ["replay", "--all"], ["discard", "--all"]):
+        refused = call(path, "deadletters", *command, "--reason", "nix")
+        assert refused.exit_code == 2
+        assert "bad-payload" in refused.stderr
+    assert {one["reason"] for one in lines(call(path, "deadletters", "list", "--json"))} <= set(REASONS)
+    assert lines(call(path, "deadletters", "list", "--reason", "bad-body", "--json"))
+
+
+def _shell(path: Path, words: str) -> "subprocess.CompletedProcess[str]":
+    command = ["bash", "-c", f'exec "$0" -m cloud_bridge {words}', sys.executable]
+    environment = {**os.environ, "STORE": f"sqlite:///{path}"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("records --store $STORE >/dev/full", 1, "standard output: No space left"),
+        ("export --store $STORE >/dev/full", 1, "standard output: No space left"),
+        ("--help >/dev/full", 1, "standard output: No space left"),
+        ("records --store $STORE >&-", 1, "standard output is closed"),
+        ("records --store $STORE --gateway $'\\xff'", 2, r"'\udcff' is no text in UTF-8"),
+    ],
+)
+def test_a_shells_mistakes_end_in_one_line(path: Path, words: str, status: int, said: str) -> None:
+    run = _shell(path, words)
+    assert run.returncode == status, run.stderr
+    assert said in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_the_control_a_sound_standard_output_takes_everything(path: Path) -> None:
+    run = _shell(path, "records --store $STORE")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout

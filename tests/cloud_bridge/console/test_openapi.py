@@ -11,11 +11,14 @@ import pytest
 
 from cloud_bridge.console.api import api_routes
 from cloud_bridge.console.query import DEFAULT_LIMIT, MAX_LIMIT
+from cloud_bridge.console.watch_api import drift_api, rollout_api
+from cloud_bridge.identity.database import Database
+from cloud_bridge.rollout.service import RolloutDesk
 from gateway.wire.messages import Event, PipelineStatus, json_schema
 from tests.simulators.bridge_data import BridgeData
 
 DOCUMENT: dict[str, Any] = json.loads(files("cloud_bridge.console").joinpath("openapi.json").read_bytes())
-EXAMPLES = {"gateway": "plant-a", "event_id": "ev-1", "evidence_id": "pic-1"}
+EXAMPLES = {"gateway": "plant-a", "event_id": "ev-1", "evidence_id": "pic-1", "rollout": "a1b2"}
 PATHS = sorted(DOCUMENT["paths"])
 
 
@@ -66,8 +69,9 @@ def test_the_document_is_openapi_and_hangs_together() -> None:
         assert in_path == set(re.findall(r"\{(\w+)\}", path))
 
 
-def test_every_route_is_described_and_nothing_else() -> None:
-    routes = {re.sub(r":path\}", "}", route.path) for route in api_routes(BridgeData())}
+def test_every_route_is_described_and_nothing_else(rollouts: RolloutDesk, drift: Database) -> None:
+    found = [*api_routes(BridgeData()), *rollout_api(rollouts), *drift_api(drift)]
+    routes = {re.sub(r":path\}", "}", route.path) for route in found}
     assert routes | {"/healthz", "/metrics"} == set(PATHS)
 
 

@@ -100,6 +100,8 @@ async def test_what_is_not_there_is_said(stage: Stage, token_file: Path) -> None
         assert (await client.post("/rollouts/nothing/dance")).status_code == 404
 
 
-async def test_a_bridge_without_rollouts_has_no_page_of_them(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/rollouts")).status_code == 404
-    assert "/rollouts" not in (await client.get("/")).text
+async def test_a_bridge_without_rollouts_has_no_page_of_them() -> None:
+    app = create_app(a_fleet(), ConsoleSettings(), metrics_text)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8470") as client:
+        assert (await client.get("/rollouts")).status_code == 404
+        assert "/rollouts" not in (await client.get("/")).text

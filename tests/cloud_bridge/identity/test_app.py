@@ -69,6 +69,14 @@ def test_asking_under_one_name_is_limited_by_itself_and_does_not_keep_others_out
         assert desk.request("POST", PATH_CHALLENGE, b'{"gateway":"dock-8"}').status_code == 404
 
 
+def test_control_without_a_limit_by_name_one_name_takes_the_turns_of_all(tmp_path: Path) -> None:
+    """Then only the side counts, and devices behind one address share it."""
+    with desk_at(tmp_path, requests_per_minute=4) as desk:
+        codes = [desk.request("POST", PATH_CHALLENGE, ASK).status_code for _ in range(4)]
+        assert codes == [404, 404, 404, 404]
+        assert desk.request("POST", PATH_CHALLENGE, b'{"gateway":"dock-8"}').status_code == 429
+
+
 def test_a_limit_forgets_the_keys_longest_unused_and_never_grows_without_end() -> None:
     limit = RateLimit(60)
     for number in range(50_000):

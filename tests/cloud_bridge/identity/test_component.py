@@ -253,6 +253,21 @@ def test_a_bridge_with_other_authorities_on_the_same_database_is_refused(tmp_pat
         open_identities(config, clock)
 
 
+def test_control_without_that_look_devices_would_get_certificates_of_two_authorities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_bridge.identity.component._agree", lambda *_: None)
+    clock = Clock()
+    config = config_at(tmp_path)
+    first = open_identities(config, clock)
+    first.database.close()
+    for name in ("devices-ca-key.pem", "devices-ca.pem"):
+        (tmp_path / "id" / name).unlink()
+    second = open_identities(config, clock)
+    second.database.close()
+    assert first.ca.bundle_pem != second.ca.bundle_pem
+
+
 def test_without_the_section_there_is_nothing_to_open() -> None:
     with pytest.raises(ConfigError, match="trust_domain"):
         open_identities(Config(), Clock())

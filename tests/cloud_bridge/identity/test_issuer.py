@@ -1,6 +1,8 @@
 """Certificates as SPIFFE wants them, and authorities that are made once and kept."""
 
+import os
 import subprocess
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -118,6 +120,20 @@ def test_an_authority_that_others_may_read_or_of_another_domain_is_refused(tmp_p
     key.write_bytes(b"junk")
     with pytest.raises(IdentityError, match="PEM key"):
         LocalCa.open(tmp_path, "sluice.test", NOW)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to read as somebody else")
+def test_control_a_key_that_is_not_private_is_read_by_any_user_of_the_machine() -> None:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat"]
+    with tempfile.TemporaryDirectory() as name:  # not below the test's own, which nobody else may enter
+        home = Path(name)
+        home.chmod(0o755)
+        LocalCa.open(home, "sluice.test", NOW)
+        key = home / "devices-ca-key.pem"
+        home.chmod(0o755)
+        assert subprocess.run([*command, key], capture_output=True, check=False).returncode != 0
+        key.chmod(0o644)
+        assert b"PRIVATE KEY" in subprocess.run([*command, key], capture_output=True, check=True).stdout
 
 
 def test_an_intermediate_of_an_organisation_can_take_the_place(tmp_path: Path) -> None:

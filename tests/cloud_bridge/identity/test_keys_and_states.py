@@ -31,6 +31,9 @@ def test_a_copy_of_the_database_without_the_key_file_opens_nothing(desk: Desk, t
     thief = ContentKeys(desk.db, tmp_path / "other.key", lease_seconds=60, clock=desk.clock)
     with pytest.raises(IdentityError, match="cannot be decrypted"):
         thief.all()
+    # The control: with the key file beside it the copy opens, so it is that file which must not be copied.
+    with_key = ContentKeys(desk.db, tmp_path / "content-keys.key", lease_seconds=60, clock=desk.clock)
+    assert [key.release for key in with_key.all()] == ["person/1"]
 
 
 def test_a_sealed_key_cannot_be_put_under_another_release_or_digest(desk: Desk) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,10 +17,15 @@ from prometheus_client import CollectorRegistry
 from cloud_bridge.config import Config
 from cloud_bridge.config import Registry as Settings
 from cloud_bridge.configload import load
-from cloud_bridge.errors import ConfigError
+from cloud_bridge.errors import ConfigError, StoreError
 from cloud_bridge.identity.component import ListenerCertificate
+from cloud_bridge.identity.devices import note_certificate, revoke_certificates
 from cloud_bridge.identity.issuer import key_pem, life_from, utc
+from cloud_bridge.registry import admission
+from cloud_bridge.registry.admission import Peer
+from cloud_bridge.registry.app import BLOCK_BYTES, anybody, create_app
 from cloud_bridge.registry.component import RegistryComponent, ask_for_certificates, is_loopback
+from cloud_bridge.registry.errors import ForbiddenError
 from cloud_bridge.registry.keeper import RegistryKeeper
 from cloud_bridge.registry.metrics import RegistryMetrics
 from tests.cloud_bridge.registry.kit import Site, release
@@ -52,6 +59,18 @@ def trusting(site: Site) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=site.identities.ca.services_pem.decode())
 
 
+def certified(site: Site, directory: Path) -> ssl.SSLContext:
+    """A device with a certificate of the hour, as the identity service gives them out."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issued = site.identities.ca.device("dock-7", key.public_key(), life_from(utc(site.clock()), seconds=3600))
+    with site.db.transaction() as tx:
+        note_certificate(tx, "dock-7", issued, site.clock())
+    (directory / "device.pem").write_bytes(issued.chain_pem + key_pem(key))
+    context = trusting(site)
+    context.load_cert_chain(directory / "device.pem")
+    return context
+
+
 async def test_the_repository_is_served_with_a_certificate_of_the_bridge(site: Site, tmp_path: Path) -> None:
     site.publish(release(tmp_path))
     async with running(site) as url, httpx.AsyncClient(verify=trusting(site)) as http:
@@ -64,17 +83,111 @@ async def test_the_repository_is_served_with_a_certificate_of_the_bridge(site: S
 async def test_over_the_network_only_devices_with_a_certificate_of_the_hour_are_let_in(
     site: Site, tmp_path: Path
 ) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    issued = site.identities.ca.device("dock-7", key.public_key(), life_from(utc(site.clock()), seconds=3600))
-    (tmp_path / "device.pem").write_bytes(issued.chain_pem + key_pem(key))
-    device = trusting(site)
-    device.load_cert_chain(tmp_path / "device.pem")
+    device = certified(site, tmp_path)
     async with running(site, "0.0.0.0") as url:  # the control is the test above: on loopback nobody is asked
         async with httpx.AsyncClient(verify=device) as http:
             assert (await http.get(f"{url}/metadata/timestamp.json")).status_code == 200
         async with httpx.AsyncClient(verify=trusting(site)) as http:
             with pytest.raises(httpx.TransportError):
                 await http.get(f"{url}/metadata/timestamp.json")
+
+
+async def answers(http: httpx.AsyncClient, url: str, wanted: int, seconds: float = 10.0) -> bool:
+    """Ask until the answer has a status."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (await http.get(url)).status_code == wanted:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["as it is", "the control: nobody asks"])
+async def test_a_revoked_certificate_is_refused_soon_on_an_open_connection_and_on_a_new_one(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, protected: bool
+) -> None:
+    assert admission.FRESH_SECONDS <= 30, "within a minute, as at the broker"
+    monkeypatch.setattr(admission, "FRESH_SECONDS", 0.2)
+    if not protected:
+        monkeypatch.setattr(admission.Admission, "refusal", staticmethod(anybody))
+    device = certified(site, tmp_path)
+    async with running(site, "0.0.0.0") as url, httpx.AsyncClient(verify=device) as http:
+        file = f"{url}/metadata/timestamp.json"
+        assert (await http.get(file)).status_code == 200
+        with site.db.transaction() as tx:
+            assert revoke_certificates(tx, "dock-7", site.clock()) == 1
+        assert await answers(http, file, 403, 10.0 if protected else 1.0) is protected
+        async with httpx.AsyncClient(verify=device) as another:
+            assert (await another.get(file)).status_code == (403 if protected else 200)
+
+
+async def test_a_certificate_that_ends_while_its_connection_is_open_must_be_shown_anew(
+    site: Site, tmp_path: Path
+) -> None:
+    async with running(site, "0.0.0.0") as url, httpx.AsyncClient(verify=certified(site, tmp_path)) as http:
+        assert (await http.get(f"{url}/metadata/timestamp.json")).status_code == 200
+        site.clock.pass_days(1 / 12)
+        answer = await http.get(f"{url}/metadata/timestamp.json")
+    assert (answer.status_code, answer.headers["connection"]) == (403, "close")
+
+
+async def test_an_answer_under_way_ends_when_its_certificate_is_revoked(site: Site, tmp_path: Path) -> None:
+    refusing = False
+
+    async def refusal(_peer: Peer | None) -> str:
+        return "it was revoked" if refusing else ""
+
+    place = "targets/models/m/1.0.0/" + "0" * 64 + ".large"
+    site.registry.storage.write(place, bytes(4 * BLOCK_BYTES))
+    app = create_app(site.registry, RegistryMetrics(CollectorRegistry()), requests_per_minute=100, refusal=refusal)
+    sent: list[int] = []
+
+    async def send(message: Any) -> None:
+        nonlocal refusing
+        sent.append(len(message.get("body", b"")))
+        refusing = len(sent) > 2
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": f"/{place}", "headers": [], "query_string": b"", "state": {}}
+    with pytest.raises(ForbiddenError, match="revoked"):
+        await app({**scope, "client": ("192.0.2.1", 1)}, receive, send)
+    assert sum(sent) == 2 * BLOCK_BYTES
+
+
+async def test_while_the_database_is_away_the_last_known_list_counts(site: Site) -> None:
+    class Away:
+        away = False
+
+        def transaction(self, *, durable: bool = True) -> Any:
+            if self.away:
+                raise StoreError("away")
+            return site.db.transaction(durable=durable)
+
+        def close(self) -> None:
+            pass
+
+    database, now = Away(), [0.0]
+    key = ec.generate_private_key(ec.SECP256R1())
+    issued = site.identities.ca.device("dock-7", key.public_key(), life_from(utc(site.clock()), seconds=3600))
+    with site.db.transaction() as tx:
+        note_certificate(tx, "dock-7", issued, site.clock())
+        revoke_certificates(tx, "dock-7", site.clock())
+    one = admission.Admission(database, site.clock, monotonic=lambda: now[0])
+    peer = Peer(int(issued.serial, 16), site.clock() + 10**9)
+    with structlog.testing.capture_logs() as logs:
+        assert await one.refusal(peer)
+        database.away = True
+        for _ in range(3):
+            now[0] += 60
+            assert await one.refusal(peer)
+        database.away = False
+        now[0] += 60
+        assert await one.refusal(peer)
+    assert [log["event"] for log in logs] == [
+        "registry_refuses_revoked", "registry_revocations_unknown", "registry_revocations_known_again",
+    ]  # fmt: skip
 
 
 def test_the_listener_has_a_certificate_of_its_own(site: Site) -> None:

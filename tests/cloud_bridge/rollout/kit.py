@@ -38,6 +38,10 @@ class Registered:
     def state_of(self, release: Release) -> ReleaseState:
         return self.states.get(release, "unknown")
 
+    def before(self, release: Release) -> Release | None:
+        found = [one for one, state in self.states.items() if state == "approved" and one < release]
+        return max(found, default=None)
+
 
 class Stage:
     """Everything but the network. `delivers` says which devices can be reached."""

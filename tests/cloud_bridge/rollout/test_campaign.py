@@ -8,7 +8,9 @@ import pytest
 from cloud_bridge.identity.database import Database
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.plan import Arm
+from cloud_bridge.rollout.records import Rollout
 from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.service import RolloutDesk
 from cloud_bridge.rollout.waves import labels_of
 from cloud_bridge.twins.desired import find_desired, one_desired
 from cloud_bridge.twins.labels import set_labels
@@ -443,3 +445,55 @@ def test_tokens_only_rise_and_a_rollback_has_a_higher_one(stage: Stage) -> None:
     assert back.token > there.token
     assert back.version > there.version
     assert back.model_of("camera") == OLD.ref
+
+
+OLDER = Release("detector", "0.9.0")
+
+
+def given(stage: Stage, *, halt: bool) -> Rollout:
+    """Give a release to a fleet and take it back again: the rollout is aborted, or halts."""
+    devices = stage.add(4)
+    made = stage.desk.create(stage.plan("rest", soak_seconds=7200, silent_minutes=5.0))
+    stage.turn()
+    assert len(stage.running(NEW)) == 4
+    assert isinstance(stage.releases, Registered)
+    stage.releases.states[OLD] = "yanked"
+    if halt:
+        for device in devices:
+            stage.store.see(device.name, state="offline", seen_ns=stage.now_ns)
+        for _ in range(20):
+            stage.turn()
+        assert stage.rollout(made.id).phase == "halted"
+    else:
+        stage.desk.act(made.id, "abort")
+        stage.turn()
+    return stage.rollout(made.id)
+
+
+@pytest.mark.parametrize("halt", [False, True], ids=["aborted", "halted"])
+def test_what_was_taken_out_of_the_registry_since_is_not_given_back_but_the_newest_before_it(
+    database: Database, *, halt: bool
+) -> None:
+    states = {NEW: "approved", OLD: "approved", OLDER: "approved", Release("detector", "0.8.0"): "approved"}
+    stage = Stage(database, Registered({**states, Release("detector", "0.9.5"): "candidate"}))  # type: ignore[dict-item]
+    made = given(stage, halt=halt)
+    stage.turn()
+    assert len(stage.running(OLDER)) == 4
+    told = stage.desk.report(made.id).history[-1].detail
+    assert "4 had detector@1.0.0, which was taken out of the registry: they get detector@0.9.0" in told
+    assert stage.desk.report(made.id).recovered == 4
+
+
+def test_where_nothing_before_it_is_left_devices_keep_what_they_have_and_that_is_said(stage: Stage) -> None:
+    stage = Stage(stage.database, Registered({NEW: "approved", OLD: "approved"}))
+    made = given(stage, halt=False)
+    assert len(stage.running(NEW)) == 4
+    assert "there is none before it, so they keep this one" in stage.desk.report(made.id).history[-1].detail
+
+
+def test_without_a_registry_that_is_asked_the_yanked_release_would_come_back(stage: Stage) -> None:
+    """The control."""
+    stage = Stage(stage.database, Registered({NEW: "approved", OLD: "approved", OLDER: "approved"}))
+    stage.desk = RolloutDesk(stage.database, stage.store, lambda: stage.now_ns)
+    given(stage, halt=False)
+    assert len(stage.running(OLD)) == 4

@@ -7,10 +7,12 @@ import pytest
 
 from cloud_bridge.config import Broker, Config, Ingest, Registry, Rollout, Store
 from cloud_bridge.metrics import Metrics
+from cloud_bridge.registry.release import ReleaseEntry
 from cloud_bridge.rollout.component import RolloutComponent, links_of
 from cloud_bridge.rollout.registered import RegisteredReleases, open_releases
 from cloud_bridge.rollout.releases import Release
 from gateway.wire.topics import filter_for
+from tests.cloud_bridge.registry.kit import Site, release
 from tests.simulators.fleet_store import FleetStore
 
 
@@ -66,4 +68,20 @@ def test_a_release_that_the_registry_does_not_have_is_unknown() -> None:
         def find(self, name: str, version: str) -> None:
             return None
 
+        def releases(self) -> list[ReleaseEntry]:
+            return []
+
     assert RegisteredReleases(Nothing()).state_of(Release("m", "1.0.0")) == "unknown"
+    assert RegisteredReleases(Nothing()).before(Release("m", "1.0.0")) is None
+
+
+def test_before_a_release_is_the_newest_lower_version_that_is_approved_and_not_taken_back(tmp_path: Path) -> None:
+    site = Site(tmp_path).begin()
+    for version in ("1.2.0", "1.9.0", "1.10.0", "1.11.0", "2.0.0"):
+        site.publish(release(tmp_path, version), candidate=version == "1.11.0")
+    site.registry.yank("detector", "1.10.0", "it was bad")
+    known = RegisteredReleases(site.registry.ledger)
+    assert known.before(Release("detector", "2.0.0")) == Release("detector", "1.9.0")
+    assert known.before(Release("detector", "1.9.0")) == Release("detector", "1.2.0")
+    assert known.before(Release("detector", "1.2.0")) is None
+    site.db.close()

@@ -186,6 +186,15 @@ def test_the_same_poison_again_and_again_is_one_row_with_a_count(store: Store) -
     assert store.dead_letters(reason="bad-topic") == []
 
 
+def test_retained_poison_is_one_letter_however_often_the_bridge_connects(store: Store) -> None:
+    kept = DeadLetter("bad-payload", "sluice/v1/dock/availability/gateway", "no JSON", b"junk", 4, retained=True)
+    live = DeadLetter("bad-payload", "sluice/v1/dock/availability/gateway", "no JSON", b"other", 5)
+    for now_ns in (1, 2, 3):
+        store.ingest(Intake(now_ns, dead_letters=(kept, kept, live)))
+    found = {one.letter.payload: (one.count, one.first_at_ns, one.last_at_ns) for one in store.dead_letters()}
+    assert found == {b"junk": (1, 1, 1), b"other": (3, 1, 3)}, "what is not retained counts: that is the control"
+
+
 def test_a_dead_letter_is_settled_together_with_what_was_made_of_it(store: Store) -> None:
     letter = DeadLetter("bad-payload", "t", "d", b"x", 1, KEY, 3)
     store.ingest(Intake(1, dead_letters=(letter,)))

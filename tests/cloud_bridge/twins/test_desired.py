@@ -16,6 +16,7 @@ from cloud_bridge.twins.desired import (
     overtake,
     set_features,
 )
+from cloud_bridge.twins.reported import put_report
 from gateway.wire.messages import Assignment, ModelRef, Twin, encode
 from tests.simulators.ota_device import OtaDevice
 
@@ -135,3 +136,26 @@ def test_a_token_beyond_belief_uses_up_nothing(database: Database) -> None:
 def test_a_device_with_no_twin_of_ours_is_left_alone(database: Database) -> None:
     with database.transaction() as tx:
         assert overtake(tx, "stranger", 2**52, NOW_NS) is None
+
+
+def due_of(tx: Transaction, *, taken: bool) -> int:
+    """Give one pipeline something now, and another one in an hour; return when the twin is told."""
+    token = give(tx, V1, pipeline="camera")
+    if taken:
+        put_report(tx, "gw", b"{}", Twin(version=1, fencing_token=token, at=""), NOW_NS)
+    apply_changes(tx, [Change("gw", "motor", V2, NOW_NS + 3600 * 10**9)], NOW_NS)
+    known = one_desired(tx, "gw")
+    assert known is not None
+    assert known.model_of("camera") == V1
+    return known.due_ns - NOW_NS
+
+
+def test_what_must_be_told_now_does_not_wait_for_what_another_pipeline_gets_later(database: Database) -> None:
+    with database.transaction() as tx:
+        assert due_of(tx, taken=False) == 0
+
+
+def test_once_the_device_has_taken_it_the_other_is_told_in_its_time(database: Database) -> None:
+    """The control: the hour counts where nothing is outstanding."""
+    with database.transaction() as tx:
+        assert due_of(tx, taken=True) == 3600 * 10**9

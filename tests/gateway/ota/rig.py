@@ -1,6 +1,8 @@
 """One device for updates: a vault, a store, a real pipeline over a simulated sensor, the agent, a repository."""
 
+import contextlib
 import hashlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +24,10 @@ from gateway.inference.model import Model
 from gateway.inference.select import load_model
 from gateway.ota.agent import Around, OtaAgent
 from gateway.ota.bay import Bay
+from gateway.ota.effective import came_over_the_air
 from gateway.ota.figures import OtaMetrics
 from gateway.ota.install import Installer
-from gateway.ota.journal import Installed, Journal, Slot
+from gateway.ota.journal import FILE, Installed, Journal, Slot
 from gateway.ota.watch import Watch
 from gateway.pipeline import Pipeline, Surroundings
 from gateway.preprocess.preparation import preparation_for
@@ -114,11 +117,12 @@ class Device:
         self.vault.initialise()
         self.models = SealedModels(self.vault)
         self.grants = True
+        self.knows_what_came = True  # False: as if releases in the store had no mark
         self._threads: list[threading.Thread] = []
         self._make()
 
     def _make(self) -> None:
-        self.journal = Journal(self.state)
+        self.journal = Journal(self.state, came=came_over_the_air(self.store()) if self.knows_what_came else ())
         self.metrics = CollectorRegistry()
         ota = Ota(root_file=Path("root.json"), trial=self.trial, refresh_seconds=3600.0)
         installer = Installer(
@@ -228,6 +232,22 @@ class Device:
             raise AssertionError(f"{error}; it is {self.phase()}: {self.slot}") from error
 
     @property
+    def journal_file(self) -> Path:
+        """Where the journal lies."""
+        return self.state / "ota" / FILE
+
+    def fill_disk(self) -> None:
+        """Let the disk refuse every write of the journal."""
+        part = self.state / "ota" / f".{FILE}.part"
+        while not part.is_dir():
+            with contextlib.suppress(FileExistsError):  # a write is under way
+                part.mkdir()
+
+    def free_disk(self) -> None:
+        """Let it take them again."""
+        (self.state / "ota" / f".{FILE}.part").rmdir()
+
+    @property
     def slot(self) -> Slot:
         """Of the pipeline."""
         return self.journal.book.slot("motor")
@@ -241,6 +261,11 @@ class Device:
     def metric(self, name: str, **labels: str) -> float:
         """Return a metric of updates."""
         return self.metrics.get_sample_value(name, labels) or 0.0
+
+    def remove(self, version: str) -> None:
+        """Remove a release from the disk, wherever it lies."""
+        shutil.rmtree(self.releases / NAME / version, ignore_errors=True)
+        self.vault.remove(NAME, version)
 
     # ---- what is around -----------------------------------------------------------------------------
 

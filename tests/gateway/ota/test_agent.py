@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Trial
-from gateway.ota.errors import UnreachableError
+from gateway.ota.errors import NoRootError, UnreachableError
 from tests.gateway.ota.releases import release, scorer
 from tests.gateway.ota.rig import Device, digest, installed
 from tests.simulators.bad_models import not_a_number
@@ -41,6 +41,7 @@ def test_a_better_release_is_fetched_swapped_in_and_kept(device: Device) -> None
     assert device.serving == "2.0.0"
     device.reaches("running", "2.0.0")
     wait_for(lambda: device.reports[-1].updates and device.reports[-1].updates[0].swap_gap_ms is not None)
+    wait_for(lambda: device.reports[-1].updates[0].phase == "running")
     (update,) = device.reports[-1].updates
     assert (update.phase, update.fencing_token, update.attempt) == ("running", 1, 2)  # once without its key
     assert 0 < update.fetched_bytes <= update.full_bytes
@@ -49,6 +50,19 @@ def test_a_better_release_is_fetched_swapped_in_and_kept(device: Device) -> None
     assert device.metric("model_updates_total", pipeline="motor", outcome="proven") == 1
     windows = device.record.sequences
     assert windows == [*range(windows[0], windows[0] + len(windows))], "every window has exactly one answer"
+
+
+def test_without_the_first_root_updates_are_off_and_said_to_be_and_the_pipeline_runs(device: Device) -> None:
+    device.repository.failing = NoRootError("ota.root_file /nowhere: No such file or directory")
+    device.start()
+    wait_for(lambda: device.agent.status().repository_problem == "no-root")
+    assert [code for code, _ in device.notices] == ["ota_disabled"]
+    assert device.serving == "1.0.0"
+    publish(device, "2.0.0", scorer(1.0))
+    device.repository.failing = None
+    device.agent.refresh_soon()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
 
 
 def test_after_a_restart_it_is_still_the_new_one_though_the_configuration_names_the_old(device: Device) -> None:
@@ -183,7 +197,7 @@ def test_an_older_release_is_given_again_at_once_with_a_higher_token(device: Dev
     device.desire("2.0.0", token=1, number=9)
     wait_for(lambda: any(code == "twin_refused" for code, _ in device.notices))
     assert device.serving == "1.0.0"
-    assert device.reports[-1].fencing_token == 2
+    wait_for(lambda: device.reports[-1].fencing_token == 2)
 
 
 def test_people_pin_go_back_and_unpin(device: Device) -> None:

@@ -1,13 +1,28 @@
 """What pipelines run, written down before it is done."""
 
+import resource
 from pathlib import Path
 
 import pytest
 
 from gateway.ota import slots
-from gateway.ota.journal import FENCE, FILE, Book, Installed, Journal, JournalError, Reference, Slot
+from gateway.ota.journal import (
+    FENCE,
+    FILE,
+    VERDICTS,
+    Blocked,
+    Book,
+    Installed,
+    Journal,
+    JournalError,
+    Reference,
+    Slot,
+    look,
+    peek,
+)
 
 ONE, TWO = Installed(name="m", version="1.0.0"), Installed(name="m", version="2.0.0")
+FOUR = Blocked(model=Installed(name="m", version="4.0.0"), code="latency", reason="slow", at="now")
 THERE = [("m", "1.0.0"), ("m", "2.0.0")]
 
 
@@ -43,6 +58,81 @@ def test_without_the_second_copy_of_the_fence_it_would_be_forgotten(tmp_path: Pa
     assert Journal(tmp_path).book.fencing_token == 0
 
 
+def judged(book: Book) -> Book:
+    return slots.pin("q", ONE, "now")(slots.take_back("p", "latency", "slow", "now")(trial(book)))
+
+
+@pytest.mark.parametrize("damaged", [True, False], ids=["damaged", "gone"])
+def test_what_was_blocked_and_pinned_outlives_the_journal(tmp_path: Path, *, damaged: bool) -> None:
+    Journal(tmp_path).change(judged)
+    file = tmp_path / "ota" / FILE
+    file.unlink()
+    if damaged:
+        file.write_bytes(b'{"format": 1')
+    assert peek(tmp_path).slot("q").pinned == ONE
+    after = Journal(tmp_path)
+    assert ("kept as" if damaged else "is gone") in after.damage
+    assert "not known" not in after.damage
+    assert after.book.slot("p").is_blocked(TWO) is not None
+    assert after.book.slot("q").pinned == ONE
+    after.flush()
+    assert Journal(tmp_path).damage == "", "told once: now there is a journal again"
+
+
+def test_without_the_second_copy_of_verdicts_they_would_be_forgotten(tmp_path: Path) -> None:
+    Journal(tmp_path).change(judged)
+    (tmp_path / "ota" / FILE).write_bytes(b"{")
+    (tmp_path / "ota" / VERDICTS).unlink()
+    after = Journal(tmp_path)
+    assert after.book.pipelines == {}
+    assert "not known any more" in after.damage
+
+
+def test_a_first_start_that_is_killed_after_any_write_is_no_loss(tmp_path: Path) -> None:
+    assert Journal(tmp_path).damage == ""
+    for part in (FENCE, VERDICTS):
+        (tmp_path / "ota" / f".{part}.part").mkdir()
+        journal = Journal(tmp_path)
+        with pytest.raises(JournalError):
+            journal.change(lambda book: judged(fenced(7)(book)))
+        (tmp_path / "ota" / f".{part}.part").rmdir()
+        after = Journal(tmp_path)
+        assert after.damage == ""
+        assert after.book.pipelines == {}
+
+
+def test_a_journal_that_cannot_be_opened_for_now_is_not_put_aside(tmp_path: Path) -> None:
+    Journal(tmp_path).change(trial)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+    try:
+        with pytest.raises(JournalError):
+            Journal(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert Journal(tmp_path).book.slot("p").active == TWO
+
+
+def test_releases_that_are_marked_in_the_store_are_known_to_have_come_over_the_air(tmp_path: Path) -> None:
+    assert slots.model_for(Journal(tmp_path, came=[TWO]).book, "p", "m", THERE) == "m@1.0.0"
+    assert slots.model_for(Journal(tmp_path).book, "p", "m", THERE) == "m@2.0.0", "the control: nobody knows"
+
+
+def test_what_is_insisted_on_counts_at_once_and_is_written_when_the_disk_allows(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.change(trial)
+    (tmp_path / "ota" / f".{FILE}.part").mkdir()
+    journal.insist(slots.take_back("p", "latency", "slow", "now"))
+    assert journal.book.slot("p").active == ONE
+    with pytest.raises(JournalError):
+        journal.flush()
+    assert peek(tmp_path).slot("p").active == TWO, "a start now would judge it anew"
+    (tmp_path / "ota" / f".{FILE}.part").rmdir()
+    journal.flush()
+    assert journal.is_written
+    assert peek(tmp_path).slot("p").active == ONE
+
+
 def test_a_disk_that_refuses_changes_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     (tmp_path / "ota" / f".{FILE}.part").mkdir()
@@ -60,12 +150,17 @@ def test_a_disk_that_refuses_changes_nothing(tmp_path: Path) -> None:
         (Slot(active=TWO, pinned=ONE), "m", THERE, "m@1.0.0"),
         (Slot(active=TWO, previous=ONE), "m", THERE[:1], "m@1.0.0"),
         (Slot(active=TWO), "m", [], "m"),
+        (Slot(), "m", [("m", "3.0.0"), ("m", "4.0.0")], "m@4.0.0"),
+        (Slot(blocked=(FOUR,)), "m", [("m", "3.0.0"), ("m", "4.0.0")], "m@3.0.0"),
+        (Slot(blocked=(FOUR,)), "m", [("m", "4.0.0")], "m"),
+        (Slot(), "m@1.0.0", [("m", "4.0.0")], "m@1.0.0"),
     ],
 )
 def test_a_pin_wins_over_an_assignment_and_that_over_the_configuration(
     slot: Slot, configured: str, there: list[tuple[str, str]], expected: str
 ) -> None:
-    assert slots.model_for(Book(pipelines={"p": slot}), "p", configured, there) == expected
+    came = (Installed(name="m", version="3.0.0"), FOUR.model)
+    assert slots.model_for(Book(pipelines={"p": slot}, installed=came), "p", configured, there) == expected
 
 
 def test_what_came_over_the_air_is_not_the_newest_of_the_configuration() -> None:
@@ -88,3 +183,35 @@ def test_going_back_blocks_what_was_tried_and_keeps_what_is_needed() -> None:
     assert (slot.active, slot.previous, slot.trial) == (ONE, None, None)
     assert slot.is_blocked(TWO) is not None
     assert slots.kept(book) == {ONE}
+
+
+def _tree(directory: Path) -> dict[str, tuple[int, bytes]]:
+    files = [each for each in directory.rglob("*") if each.is_file()]
+    return {each.name: (each.stat().st_mtime_ns, each.read_bytes()) for each in files}
+
+
+def test_who_only_looks_changes_nothing_so_that_the_gateway_tells_of_the_damage(tmp_path: Path) -> None:
+    Journal(tmp_path).change(fenced(7))
+    (tmp_path / "ota" / FILE).write_bytes(b"garb")
+    (tmp_path / "ota" / ".journal.json.x.part").write_bytes(b"half")
+    before = _tree(tmp_path)
+    seen = look(tmp_path)
+    assert "cannot be read" in seen.damage
+    assert seen.book.fencing_token == 7
+    assert _tree(tmp_path) == before
+    assert "kept as" in Journal(tmp_path).damage
+    assert _tree(tmp_path) != before, "the control: who opens it to write puts it aside"
+
+
+def test_looking_where_nothing_is_makes_nothing(tmp_path: Path) -> None:
+    assert look(tmp_path) == (Book(), "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_damage_does_not_take_the_place_of_the_first(tmp_path: Path) -> None:
+    Journal(tmp_path).change(fenced(7))
+    for content in (b"first", b"second"):
+        (tmp_path / "ota" / FILE).write_bytes(content)
+        Journal(tmp_path).flush()
+    kept = sorted(each.read_bytes() for each in (tmp_path / "ota").glob(f"{FILE}.damaged*"))
+    assert kept == [b"first", b"second"]

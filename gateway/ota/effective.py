@@ -1,0 +1,34 @@
+"""Which release each pipeline would begin with if the gateway were started now, for those who only look."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from gateway.config import Config
+from gateway.inference.bundle import ReleaseStore
+from gateway.ota.journal import Installed, peek
+from gateway.ota.slots import model_for
+
+
+def came_over_the_air(releases: ReleaseStore) -> list[Installed]:
+    """Return the releases that are marked in the store as having come over the air."""
+    return [Installed(name=each.name, version=each.version) for each in releases.releases() if each.over_the_air]
+
+
+def effective_models(config: Config, releases: ReleaseStore) -> Mapping[str, str]:
+    """Return the `name@version`, or the name alone, that each pipeline really loads.
+
+    What has been assigned over the air wins over the configuration, so a check of the configuration must look at the
+    manifest of that. Reads the journal, and changes nothing.
+
+    Args:
+        config: of the gateway.
+        releases: all that are on this device.
+    """
+    if config.ota is None:
+        return {name: pipeline.model for name, pipeline in config.pipelines.items()}
+    book = peek(config.gateway.state_directory)
+    missing = [each for each in came_over_the_air(releases) if each not in book.installed]
+    book = msgspec.structs.replace(book, installed=(*book.installed, *missing))
+    there = [(each.name, each.version) for each in releases.releases()]
+    return {name: model_for(book, name, pipeline.model, there) for name, pipeline in config.pipelines.items()}
