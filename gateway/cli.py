@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
+from gateway.commands.stdout import not_text, require_output, told_nowhere
 from gateway.errors import ConfigError, ControlError, GatewayError
 from gateway.version import program_version
 
@@ -46,6 +47,12 @@ class Commands(click.Group):
         ),
         "models": ("gateway.commands.models", "List and check model releases."),
         "ota": ("gateway.commands.ota", "Models over the air: what runs, what was tried, how to go back."),
+        "appliance": ("gateway.commands.appliance", "Provision, judge and reset an appliance."),
+        "support-bundle": (
+            "gateway.commands.supportbundle",
+            "Collect what support needs into one file, without secrets.",
+        ),
+        "os": ("gateway.commands.os", "Updates of the system: what runs, what was tried, install a bundle."),
         "vault": ("gateway.commands.vault", "Look after the key that protects model weights."),
         "schema": ("gateway.commands.schema", "Print the JSON schemas of the messages."),
     }
@@ -70,10 +77,26 @@ class Commands(click.Group):
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         """Run a command; errors of this program become one message and an exit status."""
         try:
+            if list(sys.argv[1:] if args is None else args)[:1] != ["run"]:  # which says nothing there
+                require_output()
             return super().main(args, *more, **extra)
         except GatewayError as error:
-            click.echo(f"gateway: {error}", err=True)
-            sys.exit(exit_status(error))
+            _fail(error)
+        except OSError as error:
+            told = told_nowhere(error)
+            if told is None:
+                raise
+            _fail(told)
+        except UnicodeEncodeError as error:
+            told = not_text(error)
+            if told is None:
+                raise
+            _fail(told)
+
+
+def _fail(error: GatewayError) -> NoReturn:
+    click.echo(f"gateway: {error}", err=True)
+    sys.exit(exit_status(error))
 
 
 def exit_status(error: GatewayError) -> int:

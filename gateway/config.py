@@ -43,6 +43,7 @@ class CameraSource(_Section, frozen=True, kw_only=True, tag="camera"):
     height: Count | None = None
     username: str | None = None
     password_file: Path | None = None
+    query_file: Path | None = None  # holds what follows the `?` of the address, e.g. token=…
     timeout_seconds: Seconds = 5.0
     frozen_after_seconds: Seconds = 10.0  # the same picture for so long is a fault
 
@@ -65,7 +66,7 @@ class ReplaySource(_Section, frozen=True, kw_only=True, tag="replay"):
 class IioSource(_Section, frozen=True, kw_only=True, tag="iio"):
     """A Linux Industrial I/O sensor: polled through sysfs, or by its triggered buffer for high rates."""
 
-    device: str  # the sysfs name or the path, e.g. `adxl345` or `/sys/bus/iio/devices/iio:device0`
+    device: str  # its name, label or path, e.g. `adxl345` or `/dev/sluice/iio-adxl345-1-0053`
     channels: list[str]  # e.g. [in_accel_x, in_accel_y, in_accel_z]
     rate_hz: Annotated[float, msgspec.Meta(gt=0)]
     buffered: bool = False
@@ -417,6 +418,27 @@ class Ota(_Section, frozen=True, kw_only=True):
     trial: Trial = Trial()
 
 
+class Os(_Section, frozen=True, kw_only=True):
+    """Updates of the system itself, through RAUC, on an appliance.
+
+    Bundles come from the repository of `ota`, when the bridge assigns one, or from a medium. The device is restarted
+    only while a window is open.
+    """
+
+    enabled: Literal["auto", "yes", "no"] = "auto"  # auto: where /usr/lib/sluice/appliance is
+    windows: list[LinkWindow] = []  # when the device may be restarted; none: at any time
+    flush_seconds: Annotated[float, msgspec.Meta(ge=0)] = 600.0  # a restart waits so long for an empty outbox
+    delivery: Literal["auto", "download", "stream"] = "auto"  # auto: streams adaptive bundles, and what has no room
+    directory: Path | None = None  # of fetched bundles; default: <state_directory>/os/bundles
+    media: Literal["offer", "install", "off"] = "offer"  # what becomes of newer bundles on media that are plugged in
+    media_directories: list[Path] = msgspec.field(
+        default_factory=lambda: [Path("/media"), Path("/run/media"), Path("/run/sluice-media"), Path("/mnt")]
+    )
+    refresh_seconds: Seconds = 60.0  # between two looks at the slots while nothing is under way
+    rauc: tuple[str, ...] = ("rauc",)  # the command
+    release_file: Path = msgspec.field(default_factory=lambda: Path("/usr/lib/sluice/release.json"))  # what runs
+
+
 class Vault(_Section, frozen=True, kw_only=True):
     """Where the key lives that protects model weights: they run from the sealed store alone.
 
@@ -443,6 +465,7 @@ class Config(_Section, frozen=True, kw_only=True):
     vault: Vault
     identity: Identity | None = None
     ota: Ota | None = None
+    os: Os = msgspec.field(default_factory=Os)
     cloud: Cloud = Cloud()
     metering: Metering = Metering()
     local: Local = Local()

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -17,9 +18,10 @@ import structlog
 from gateway.config import Config, MqttSource
 from gateway.config import Pipeline as PipelineSettings
 from gateway.control import Command, ControlServer, Handler, socket_path
-from gateway.errors import ConfigError, GatewayError, OutboxError, WeightsWithheldError
+from gateway.errors import AcceleratorLostError, ConfigError, GatewayError, OutboxError, WeightsWithheldError
 from gateway.health.metrics import Metrics
 from gateway.health.probes import kernel_clock_state
+from gateway.hotplug import HotPlug
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.inference.select import load_model
@@ -28,6 +30,9 @@ from gateway.metering.ledger import FILE_NAME as LEDGER_NAME
 from gateway.metering.ledger import Ledger
 from gateway.metering.meter import Meter
 from gateway.modelwatch import fingerprint
+from gateway.moments import happens
+from gateway.moving import Mover
+from gateway.osupdate.surroundings import is_wanted
 from gateway.outbox.store import Outbox
 from gateway.pipeline import Nobody, Pipeline, Surroundings
 from gateway.preprocess.preparation import preparation_for
@@ -35,6 +40,7 @@ from gateway.recorder import Recorder, outbox_file
 from gateway.sealing import KeyWatch, SealedModels, Severity, VaultView, open_vault
 from gateway.snapshots import Parts, Snapshots
 from gateway.sources.base import open_source
+from gateway.sources.presence import local_device
 from gateway.statedir import locked_state
 from gateway.supervisor import RestartPolicy, supervise
 from gateway.threads import Leave, in_thread
@@ -51,6 +57,7 @@ from gateway.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from gateway.enrolment import Enrolment
+    from gateway.osupdate.service import OsUpdates
     from gateway.updates import Updates
 
 log = structlog.get_logger()
@@ -61,6 +68,8 @@ _SAVE_USAGE_EVERY_SECONDS = 300.0
 _STOPPING_PAUSE_SECONDS = 1.0
 _PIPELINE_STALLS_AFTER_SECONDS = 60.0
 _LOOK_AT_VAULT_EVERY_SECONDS = 30.0
+_LOOK_FOR_MODEL_EVERY_SECONDS = 1.0
+_AFTER_ACCELERATOR_LOSS_SECONDS = 0.5
 _KEY_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0)
 """Between two tries to get a key: soon enough after the TPM is back, and little work for one that is not."""
 _WELL_AFTER_SECONDS = 3.0
@@ -106,6 +115,7 @@ class Daemon:
         self._uplink = self._make_uplink()
         self._announcer = self._make_announcer()
         self._leave_runs = {name: Leave() for name in config.pipelines}
+        self._system = self._make_system_updates()
         self._updates = self._make_updates()
         self._leaves = Leaves(self._announcer.subscribe_holding) if self._announcer is not None else None
         self._pipelines = {
@@ -114,6 +124,10 @@ class Daemon:
         }
         if self._updates is not None:
             self._updates.join(self._pipelines)
+        mover = Mover(self._pipelines, config.pipelines, self._opened, self._exchanging)
+        wanted = {name: settings.device for name, settings in config.pipelines.items()}
+        self._hotplug = HotPlug(self._pipelines, wanted, mover.move)
+        self._arrivals_before: dict[str, int] = {}  # of accelerators, at the beginning of each pipeline's last try
         self._finished: set[str] = set()
         self._snapshots = Snapshots(
             Parts(
@@ -141,6 +155,7 @@ class Daemon:
             outbox_file(self._config.outbox.file, self._state_directory),
             self._config.outbox,
             on_commit=self._committed,
+            patient=True,  # a full disk is no reason not to watch: `_keep` opens it again
         )
 
     def _committed(self, classes: Collection[RecordClass]) -> None:
@@ -202,6 +217,25 @@ class Daemon:
             on_conflict=self._in_conflict,
         )
 
+    def _make_system_updates(self) -> "OsUpdates | None":
+        if not is_wanted(self._config):
+            return None
+        from gateway.osupdate.service import OsUpdates  # noqa: PLC0415  # TUF: only on an appliance
+        from gateway.osupdate.service import Parts as SystemParts  # noqa: PLC0415
+
+        return OsUpdates(
+            SystemParts(
+                config=self._config,
+                vault=self._vault,
+                meter=self._meter,
+                enrolment=self._enrolment,
+                registry=self._metrics.registry,
+                flushed=lambda: self._uplink is None or self._recorder.empty,
+                connects=lambda: self._uplink.status().connects if self._uplink is not None else 0,
+                note=self._note_from_thread,
+            )
+        )
+
     def _make_updates(self) -> "Updates | None":
         if self._config.ota is None:
             return None
@@ -220,6 +254,7 @@ class Daemon:
                 registry=self._metrics.registry,
                 load=self._opened,
                 note=self._note_from_thread,
+                system=self._system,
             ),
         )
 
@@ -298,6 +333,7 @@ class Daemon:
             max_held=self._announcer.max_held // self._leaf_pipelines() if place and self._announcer else 0,
             spectator=self._updates.watch(name, settings) if self._updates is not None else Nobody(),
             leave=self._leave_runs[name],
+            device=local_device(source),
         )
 
     def _may_keep(self, size_bytes: int) -> bool:
@@ -324,6 +360,9 @@ class Daemon:
         releases = ReleaseStore(self._config.models.directories, sealed=self._models.directory)
         return load_model(releases, settings, preparation_for, self._models.open)
 
+    def _exchanging(self, name: str) -> AbstractContextManager[object]:
+        return self._updates.exchanging(name) if self._updates is not None else nullcontext()
+
     # ---- running ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -343,6 +382,7 @@ class Daemon:
                 start("keeper", self._keep),
                 start("metrics", self._serve),
                 start("vault", self._watch_vault),
+                start("hotplug", self._hotplug.run),
             ]
             if self._enrolment is not None:
                 services.append(start("identity", self._enrolment.run))
@@ -350,6 +390,8 @@ class Daemon:
                 services.append(start("uplink", self._uplink.run))
             if self._updates is not None:
                 services.append(start("updates", self._updates.run))
+            if self._system is not None:
+                services.append(start("system-updates", self._system.run))
             if self._announcer is not None:
                 services.append(start("announcer", self._announcer.run))
             workers = [
@@ -363,7 +405,7 @@ class Daemon:
             self._notifier.stopping()
             for pipeline in self._pipelines.values():
                 pipeline.stop()
-            _, late = await asyncio.wait(workers, timeout=10.0)
+            late = (await asyncio.wait(workers, timeout=10.0))[1] if workers else ()
             for task in late:
                 log.warning("pipeline_hangs", task=task.get_name())
                 task.cancel()
@@ -388,11 +430,16 @@ class Daemon:
                 return {}
 
             requests |= {"identity": lambda: msgspec.to_builtins(enrolment.status()), "renew-identity": renew}
-        return requests | (self._updates.handlers() if self._updates is not None else {})
+        for part in (self._updates, self._system):
+            requests |= part.handlers() if part is not None else {}
+        return requests
 
     def _commands(self) -> dict[str, Command]:
         """Return what may be told over the control socket."""
-        return self._updates.commands() if self._updates is not None else {}
+        commands: dict[str, Command] = {}
+        for part in (self._updates, self._system):
+            commands |= part.commands() if part is not None else {}
+        return commands
 
     async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         def failed(error: BaseException) -> None:
@@ -406,21 +453,19 @@ class Daemon:
             finally:
                 well.cancel()
 
-        pause = self._pause_for_model if name.startswith("pipeline-") else self._pause
+        of_pipeline = name.startswith("pipeline-")
+        pause = partial(self._pause_for_model, name.removeprefix("pipeline-")) if of_pipeline else self._pause
         await supervise(name, attempt, _PATIENT, time.monotonic, pause, on_failure=failed)
         self._components.pop(name, None)
 
     async def _pause(self, seconds: float) -> None:
         """Wait before a restart, but not for long when the gateway stops meanwhile."""
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except TimeoutError:
-            return
-        # A real wait even then: what fails at once, again and again, must leave the loop time to end it.
-        await asyncio.sleep(min(seconds, _STOPPING_PAUSE_SECONDS))
+        if await happens(self._stop, seconds):
+            # A real wait even then: what fails at once, again and again, must leave the loop time to end it.
+            await asyncio.sleep(min(seconds, _STOPPING_PAUSE_SECONDS))
 
-    async def _pause_for_model(self, seconds: float) -> None:
-        """Wait before a pipeline is tried again; not any longer once something about models or keys has changed."""
+    async def _pause_for_model(self, name: str, seconds: float) -> None:
+        """Wait before a pipeline is tried again; not any longer once a model, a key or an accelerator has come."""
         directories = [
             *self._config.models.directories,
             self._models.directory,
@@ -429,9 +474,12 @@ class Daemon:
         ]
         before = await asyncio.to_thread(fingerprint, directories)
         deadline = time.monotonic() + seconds
+        looks = itertools.count(1)
         while (left := deadline - time.monotonic()) > 0 and not self._stop.is_set():
-            await self._pause(min(left, 1.0))
-            if await asyncio.to_thread(fingerprint, directories) != before:
+            await self._pause(min(left, _LOOK_FOR_MODEL_EVERY_SECONDS / 4))
+            if self._hotplug.arrivals != self._arrivals_before.get(name, 0):
+                return
+            if next(looks) % 4 == 0 and await asyncio.to_thread(fingerprint, directories) != before:
                 return
 
     async def _run_pipeline(self, pipeline: Pipeline) -> None:
@@ -440,15 +488,20 @@ class Daemon:
         pauses = itertools.chain(_KEY_PAUSES_SECONDS, itertools.repeat(_KEY_PAUSES_SECONDS[-1]))
         while not self._stop.is_set():
             self._progress.expect(f"pipeline-{pipeline.name}", _PIPELINE_STALLS_AFTER_SECONDS)
+            self._arrivals_before[pipeline.name] = self._hotplug.arrivals
             try:
                 await self._run_once(pipeline)
                 break
             except WeightsWithheldError:
                 pass  # no failure: `KeyWatch` has told it, and it is tried until the key is given out
+            except AcceleratorLostError as error:  # no failure either: another may be there, or the CPU will do
+                log.warning("pipeline_lost_accelerator", pipeline=pipeline.name, error=str(error))
+                await self._pause(_AFTER_ACCELERATOR_LOSS_SECONDS)
+                continue
             finally:
                 self._progress.forget(f"pipeline-{pipeline.name}")
                 self._announce_status()
-            await self._pause_for_model(next(pauses))
+            await self._pause_for_model(pipeline.name, next(pauses))
         self._finished.add(pipeline.name)
 
     async def _run_once(self, pipeline: Pipeline) -> None:
@@ -468,10 +521,7 @@ class Daemon:
         while True:
             self._vault_changed.clear()
             self._vault_view.take(await in_thread("vault", self._models.look))
-            try:
-                await asyncio.wait_for(self._vault_changed.wait(), _LOOK_AT_VAULT_EVERY_SECONDS)
-            except TimeoutError:
-                continue
+            await happens(self._vault_changed, _LOOK_AT_VAULT_EVERY_SECONDS)
 
     async def _serve(self) -> None:
         """Serve the metrics until cancelled."""

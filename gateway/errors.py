@@ -17,6 +17,10 @@ class BackendUnavailableError(GatewayError):
     """An accelerator or its runtime is not there; another backend may serve."""
 
 
+class AcceleratorLostError(BackendUnavailableError):
+    """An accelerator went away while it was in use; no model is to blame."""
+
+
 class ModelError(GatewayError):
     """A model release cannot be run: unreadable, wrong shape, unknown operation, wrong answer on its golden input."""
 

@@ -11,12 +11,12 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from gateway.config import Log
+from gateway.shown import shown
 
 _SECRET_KEY: Final = re.compile(
     r"pass(word|wd|phrase)|secret|token|api_?key|private_?key|credential|authorization", re.I
 )
 _SAFE_KEY: Final = re.compile(r"_(file|path|dir|count|seconds|id)$|^(fencing|deployment)_token$", re.I)
-_URL_CREDENTIALS: Final = re.compile(r"([a-z][a-z0-9+.-]{0,15}://)[^/@\s\"']+@", re.I)
 _REDACTED: Final = "[redacted]"
 _MAX_DEPTH: Final = 6
 
@@ -80,7 +80,7 @@ def is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Blank out values of keys that sound secret, and credentials inside URLs, at any depth."""
+    """Blank out values of keys that sound secret, and what addresses carry besides the way, at any depth."""
     return _clean_mapping(event, 0)
 
 
@@ -98,7 +98,7 @@ def _is_secret(key: str) -> bool:
 def _clean(value: object, depth: int) -> object:
     match value:
         case str():
-            return _URL_CREDENTIALS.sub(r"\1[redacted]@", value) if "://" in value else value
+            return shown(value, hidden=_REDACTED)
         case dict() if depth < _MAX_DEPTH:
             return _clean_mapping(dict(value), depth + 1)
         case list() | tuple() if depth < _MAX_DEPTH:

@@ -21,7 +21,14 @@ from gateway.config import Source as SourceSettings
 from gateway.decide.budget import ByteBudget
 from gateway.decide.decider import Decider, Origin
 from gateway.decide.measures import MeasureAggregator
-from gateway.errors import ConfigError, GatewayError, InferenceError, OutboxError, WeightsWithheldError
+from gateway.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    GatewayError,
+    InferenceError,
+    OutboxError,
+    WeightsWithheldError,
+)
 from gateway.inference.model import Model
 from gateway.inference.slot import ModelSlot
 from gateway.intake import Intake, same_samples, same_source
@@ -32,6 +39,7 @@ from gateway.report import PipelineTotals
 from gateway.sources.base import Source
 from gateway.sources.capture import CaptureThread, SourceState
 from gateway.sources.fresh import guard_for
+from gateway.sources.presence import LocalDevice
 from gateway.sources.slot import Handoff, LatestSlot
 from gateway.sources.still import watch_for
 from gateway.swapgap import SwapGap
@@ -122,6 +130,7 @@ class Surroundings:
     renew: Callable[[], None] = lambda: None  # what an earlier run had in hand may be handed to the source again
     max_held: int = 0  # messages of a leaf sensor that may be held only to fill a window
     spectator: Spectator = Nobody()  # noqa: RUF009 - it has no state
+    device: LocalDevice | None = None  # what the source reads, where it is a device of this machine
     leave: Callable[[GatewayError], None] = lambda _error: None  # has whoever waits for the run wait no longer
 
 
@@ -204,7 +213,7 @@ class Pipeline:
 
     def status(self) -> PipelineStatus:
         """Tell how the pipeline is doing."""
-        source = self._source_state
+        source, capture = self._source_state, self._capture
         state = self._state
         if state == "running" and (self._failing or source.state in ("lost", "frozen")):
             state = "degraded"
@@ -220,7 +229,7 @@ class Pipeline:
             dropped=self.dropped(),
             open_events=self._open_events,
             last_error=self._last_error or source.error or None,
-            waits_for=self._waits_for,
+            waits_for=self._waits_for or ("device" if capture is not None and capture.absent else ""),
         )
 
     @property
@@ -270,15 +279,39 @@ class Pipeline:
         run = self._run
         return run.slot.current if run is not None else None
 
-    def abandon(self, reason: str) -> None:
+    @property
+    def device(self) -> LocalDevice | None:
+        """What its source reads, where it is a device of this machine."""
+        return self._around.device
+
+    @property
+    def backend(self) -> str:
+        """What the present run answers on; empty while there is none."""
+        return self._backend if self._run is not None else ""
+
+    @property
+    def failing(self) -> bool:
+        """Whether the model could not answer the last sample."""
+        return self._failing
+
+    def look_again(self) -> None:
+        """Act at once on a device of the source that may have come or gone; from any thread."""
+        capture = self._capture
+        if capture is not None:
+            capture.look_again()
+
+    def abandon(self, reason: str, error: GatewayError | None = None) -> None:
         """Leave the present run, whose thread hangs in its model: open events end, and `leave` hears of it.
 
-        The thread stays where it is for as long as the model does; its sample is lost and counted.
+        The thread stays where it is for as long as the model does; its sample is lost and counted. `error`: what the
+        run ended with, where it is not the model's fault.
         """
         run = self._run
         if run is None:
             return
         run.abandoned = True
+        self._state, self._last_error = "failed", str(error) if error is not None else reason
+        self._waits_for = _awaited(error) if error is not None else ""
         self._inbox.close()
         # A thread that does not hang comes to its own end.
         if self._looking_ns is not None and run.claim():
@@ -286,7 +319,7 @@ class Pipeline:
             self._errors["hanging-model"] += 1
             self._looking_ns = None
             self._end(run)
-        self._around.leave(InferenceError(f"pipeline {self.name} was left: {reason}"))
+        self._around.leave(error or InferenceError(f"pipeline {self.name} was left: {reason}"))
 
     def _hand_over(self, handover: "Handover") -> None:
         self._inbox.put(handover)
@@ -316,7 +349,7 @@ class Pipeline:
             if error is not None and not isinstance(error, _AbandonedError):
                 withheld = isinstance(error, WeightsWithheldError)
                 self._state, self._last_error = "starting" if withheld else "failed", _told(error)
-                self._waits_for = "key" if withheld else ""
+                self._waits_for = "key" if withheld else _awaited(error)
                 # The source was closed: it does not stream any more, and the next run opens it again.
                 self._source_state = SourceState(self._settings.source, "opening", self._around.wall_ns())
 
@@ -339,6 +372,7 @@ class Pipeline:
             self._on_state,
             guard=guard_for(self._source_settings),
             watch=watch_for(self._source_settings),
+            there=around.device.there if around.device is not None else None,
             wall_clock=around.wall_ns,
         )
         self._capture = capture
@@ -632,6 +666,10 @@ def _settle(sample: Sample | None) -> None:
     """Say that what was decided from a sample is durable, or that it is of no use."""
     if isinstance(sample, Window) and sample.done is not None:
         sample.done()
+
+
+def _awaited(error: BaseException) -> str:
+    return "accelerator" if isinstance(error, BackendUnavailableError) else ""
 
 
 def _told(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from gateway.inference.bundle import ReleaseStore
 from gateway.ota import slots
 from gateway.ota.agent import OtaStatus, check_pin, check_rollback
 from gateway.ota.errors import OtaError
-from gateway.ota.journal import Journal, Slot, installed_from
+from gateway.ota.journal import Journal, Slot, installed_from, look
 from gateway.statedir import locked_state
 from gateway.wire.times import rfc3339
 
@@ -171,15 +171,14 @@ def _status(config: Config) -> OtaStatus:
     """Ask the running gateway, or read its journal."""
     if _is_running(config):
         return msgspec.convert(ask(socket_path(config.gateway), "ota"), OtaStatus)
-    journal = Journal(config.gateway.state_directory)
-    book = journal.book
+    book, damage = look(config.gateway.state_directory)
     return OtaStatus(
         running=False,
         fencing_token=book.fencing_token,
         twin_version=book.twin_version,
         features=book.features,
         pipelines={name: book.slot(name) for name in config.pipelines},
-        damage=journal.damage,
+        damage=damage,
         history=book.history,
     )
 

@@ -111,7 +111,7 @@ def refresh_command(directory: Path | None, config_file: Path) -> None:
 def offered_command(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
     """List the releases of the metadata that are here, verified anew; asks nobody."""
     config, settings = _config(config_file)
-    repository = _repository(config, settings, DirectoryWay(config.gateway.state_directory / "ota"))
+    repository = repository_here(config, settings)
     listed = repository.listed()
     if as_json:
         print_json(listed)
@@ -144,6 +144,11 @@ def _repository(config: Config, settings: Ota, way: Way) -> Repository:
     clock = TrustedClock(IdentityFiles(state).read().floor_ns if config.identity is not None else 0)
     # A person who types this at the device decides about its link.
     return Repository(settings, state, way, meter=Unmetered(), now_ns=clock.now_ns, monotonic_ns=time.monotonic_ns)
+
+
+def repository_here(config: Config, settings: Ota) -> Repository:
+    """Return what is known of the repository already; asks nobody."""
+    return _repository(config, settings, DirectoryWay(config.gateway.state_directory / "ota"))
 
 
 def _asked(config: Config) -> bool:

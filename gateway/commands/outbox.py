@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -74,6 +74,11 @@ def status(config_file: Path, file: Path | None, as_json: bool) -> None:  # noqa
         )
         return
     _show(path, found, running)
+    if config is not None and config.outbox.ballast_bytes and not found.ballast:
+        click.echo(
+            f"ballast: missing, {size(config.outbox.ballast_bytes)} are to be kept back for a full disk: free space on "
+            "its file system, or lower outbox.ballast_bytes"
+        )
     if usage is not None and config is not None:
         zone = ZoneInfo(config.gateway.time_zone)
         show_waiting(usage, {name: each.rows for name, each in found.classes.items()}, zone)
@@ -182,7 +187,7 @@ def export(  # noqa: PLR0917 - click passes by name
     out: Path | None,
     target: Path | None,
 ) -> None:
-    """Write the waiting records to TARGET, NDJSON or (named .parquet) Parquet; to standard output without TARGET.
+    """Write the waiting records to TARGET, NDJSON or (named .parquet) Parquet; `-`, or none, is standard output.
 
     The records stay in the outbox until the cloud has them. `cloud-bridge import` takes the file, once, however often
     it is given, and notices a copy that was cut short.
@@ -197,6 +202,8 @@ def export(  # noqa: PLR0917 - click passes by name
     chosen = classes or CLASSES
     since_ns = _since_ns(since)
     place = out or target
+    if place == Path("-"):
+        place = None
 
     def records() -> Iterator[inspect.Chunk]:
         return inspect.chunks_of(path, chosen, since_ns=since_ns)
@@ -229,6 +236,8 @@ def _export_to(
             os.fsync(stream.fileno())
         part.replace(target)
     except OSError as error:
+        with suppress(OSError):  # it takes room that there is none of, and is no export
+            part.unlink()
         raise OutboxError(f"{target}: {error.strerror or error}; make room there, or choose another place") from error
     return done
 

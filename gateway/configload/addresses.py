@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.config import Broker, CameraSource, Identity, ModbusSource
-from gateway.configload.words import without_credentials
+from gateway.shown import has_secret_query, shown
 
 Finding = tuple[str, str, str]
 """The key, what is wrong with it, and the remedy."""
@@ -32,7 +32,7 @@ def broker_problems(broker: Broker) -> Iterator[Judgement]:
     """Report what is wrong with the URL of a broker, and with the files beside it."""
     url = _split(broker.url)
     if url is None or url.scheme not in ("mqtt", "mqtts") or not url.hostname:
-        message = f'expected mqtt://host:port or mqtts://host:port, found "{without_credentials(broker.url)}"'
+        message = f'expected mqtt://host:port or mqtts://host:port, found "{shown(broker.url)}"'
         yield "url", "error", message, _scheme_remedy(broker.url)
         return
     if url.username is not None or url.password is not None:
@@ -73,7 +73,7 @@ def identity_problems(identity: Identity) -> Iterator[Finding]:
     """Report what is wrong with the address of the bridge's identity listener."""
     url = _split(identity.url)
     if url is None or url.scheme != "https" or not url.hostname:
-        message = f'expected https://host:8471, found "{without_credentials(identity.url)}"'
+        message = f'expected https://host:8471, found "{shown(identity.url)}"'
         yield "url", message, "the listener of `cloud-bridge` has port 8471 unless configured otherwise"
     elif url.path not in ("", "/") or url.query or url.fragment or url.username is not None:
         yield "url", "only host and port belong here", f"write https://{url.netloc.rpartition('@')[2]}"
@@ -83,26 +83,36 @@ def _scheme_remedy(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     near = {"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts", "http": "mqtt", "https": "mqtts"}.get(scheme.lower())
     if separator and near:
-        return f"write {near}://{without_credentials('://' + rest)[3:]}"
+        return f"write {near}://{shown('://' + rest)[3:]}"
     return (
         "write mqtts://host:8883" if separator else f"write mqtts://{url}" if re.match(r"[\w.-]+(:\d+)?$", url) else ""
     )
 
 
-def camera_problems(source: CameraSource) -> Iterator[Finding]:
+def camera_problems(source: CameraSource) -> Iterator[Judgement]:
     """Report what is wrong with the device of a camera."""
     url = _split(source.device)
     if not source.device:
-        yield "device", "the device is empty", "write /dev/video0, rtsp://…, http://… or a video file"
+        yield "device", "error", "the device is empty", "write /dev/video0, rtsp://…, http://… or a video file"
     elif "://" in source.device:
         if url is None or url.scheme not in _CAMERA_SCHEMES or not url.hostname:
-            message = f'cannot open "{without_credentials(source.device)}"'
-            yield "device", message, f"known are {', '.join(f'{scheme}://' for scheme in _CAMERA_SCHEMES)} and files"
+            message = f'cannot open "{shown(source.device)}"'
+            remedy = f"known are {', '.join(f'{scheme}://' for scheme in _CAMERA_SCHEMES)} and files"
+            yield "device", "error", message, remedy
         elif url.password is not None or url.username is not None:
             remedy = "remove them from the URL; give `username` and `password_file`"
-            yield "device", "user names and passwords do not belong into the URL", remedy
+            yield "device", "error", "user names and passwords do not belong into the URL", remedy
+        elif has_secret_query(source.device):
+            message = f'the query of "{shown(source.device)}" holds what looks like a secret, for all to read'
+            remedy = (
+                "move what follows the `?` into a file and name it in `query_file`; or give `username` and "
+                "`password_file`, if the camera takes them"
+            )
+            yield "device", "warning", message, remedy
+    if source.query_file is not None and "://" not in source.device:
+        yield "query_file", "error", "only the address of a camera on the network has a query", "remove `query_file`"
     if source.password_file is not None and source.username is None:
-        yield "password_file", "`password_file` needs `username`", "add `username`"
+        yield "password_file", "error", "`password_file` needs `username`", "add `username`"
 
 
 def modbus_problems(source: ModbusSource) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ from gateway.configload.addresses import (
 )
 from gateway.configload.document import Place
 from gateway.configload.paths import Surroundings
+from gateway.configload.places import outbox_place_problems
 from gateway.configload.problems import Problem, did_you_mean
 
 _NOT_SEEN: Final = (IioSource, ModbusSource, SerialSource, MqttSource, HealthSource)
@@ -118,8 +119,9 @@ def _sources(scope: Scope) -> Iterator[Problem]:
                 if not source.topic or "\0" in source.topic:
                     yield scope.error(f"{path}.topic", "the topic is empty or has a NUL character", "")
             case CameraSource():
-                for key, message, remedy in camera_problems(source):
-                    yield scope.error(f"{path}.{key}", message, remedy)
+                for key, severity, message, remedy in camera_problems(source):
+                    report = scope.error if severity == "error" else scope.warning
+                    yield report(f"{path}.{key}", message, remedy)
             case ModbusSource():
                 for key, message, remedy in modbus_problems(source):
                     yield scope.error(f"{path}.{key}", message, remedy)
@@ -235,6 +237,7 @@ def _metering(scope: Scope) -> Iterator[Problem]:
     metering = scope.config.metering
     windows = [(f"metering.features.{name}", each.windows) for name, each in metering.features.items()]
     windows += [(f"metering.classes.{name}", each.windows) for name, each in metering.classes.items()]
+    windows.append(("os", scope.config.os.windows))
     for path, entries in windows:
         if entries and scope.entire(f"{path}.windows", entries):
             yield from _windows(scope, f"{path}.windows", entries)
@@ -269,6 +272,8 @@ def _outbox(scope: Scope) -> Iterator[Problem]:
         message = "so little does not get a full disk going again: one transaction alone may need more"
         remedy = f"write {_LEAST_BALLAST_BYTES} or more; 0 keeps nothing back"
         yield scope.error("outbox.ballast_bytes", message, remedy)
+    for message, remedy in outbox_place_problems(scope.config, scope.surroundings.file):
+        yield scope.error("outbox.file", message, remedy)
 
 
 def _metrics(scope: Scope) -> Iterator[Problem]:
@@ -279,6 +284,10 @@ def _metrics(scope: Scope) -> Iterator[Problem]:
 
 
 def _files(scope: Scope) -> Iterator[Problem]:
+    ota = scope.config.ota
+    if ota is not None and not _is_readable(ota.root_file):  # a warning: pipelines run all the same
+        message = f"{ota.root_file} is no file that can be read: there are no updates over the air until it is"
+        yield scope.warning("ota.root_file", message, "copy the first root.json of the repository there")
     for path, file in named_files(scope.config):
         key = path.rpartition(".")[2]
         try:
@@ -298,8 +307,15 @@ def _files(scope: Scope) -> Iterator[Problem]:
             yield scope.error(f"models.directories[{at}]", f"there is no directory {directory}", "create it")
 
 
-_SECRET_FILES: Final = frozenset({"password_file", "token_file", "key_file"})
+_SECRET_FILES: Final = frozenset({"password_file", "query_file", "token_file", "key_file"})
 _MUST_EXIST: Final = frozenset({*_SECRET_FILES, "ca_file", "certificate_file", "crl_file", "policy_key_file"})
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        return file.is_file() and _can_read(file)
+    except OSError:
+        return False
 
 
 def _can_read(file: Path) -> bool:

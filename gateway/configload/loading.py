@@ -80,7 +80,8 @@ def read(
         remedy = "`gateway config example` prints one to begin with" if isinstance(error, FileNotFoundError) else ""
         message = f"{file}: {error.strerror or error}"
         raise ConfigError(f"{message}; {remedy}" if remedy else message) from error
-    return interpret(text, Surroundings(file.absolute().parent, environment, require_files, take_stock))
+    place = file.absolute()
+    return interpret(text, Surroundings(place.parent, environment, require_files, take_stock, place))
 
 
 def check(

@@ -22,13 +22,14 @@ class Surroundings:
     """What paths in a file are relative to.
 
     `require_files` tells whether files the configuration names must be there, as when it is about to be run;
-    `take_stock` whether its models and video files are looked for, too.
+    `take_stock` whether its models and video files are looked for, too. `file` is the configuration, where it is one.
     """
 
     directory: Path
     environment: Mapping[str, str]
     require_files: bool = True
     take_stock: bool = False
+    file: Path | None = None
 
     def resolved(self, key: str, text: str) -> str:
         """Return the absolute form of a path that stands under `key`.

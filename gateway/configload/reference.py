@@ -195,7 +195,7 @@ def _default(field: types.Field) -> str:
         return f"`{value}`"
     if value is None:
         return ""
-    return f"`{msgspec.json.encode(value).decode()}`"
+    return f"`{msgspec.json.encode(value, enc_hook=str).decode()}`"
 
 
 def _quota_table() -> str:

@@ -6,6 +6,7 @@ from typing import Final
 from msgspec import inspect
 
 from gateway.configload.document import Mapping, Node, Scalar, Sequence
+from gateway.shown import shown
 
 _NAME: Final = "lower-case letters, digits, `-` and `_`, beginning with a letter or a digit, at most 63 characters"
 
@@ -30,7 +31,6 @@ MISSING: Final = {
 }
 """The remedy for required keys that need more words than their type says."""
 
-_CREDENTIALS_IN_URL: Final = re.compile(r"(://)[^/@\s]+@")
 _SECRET_KEY: Final = re.compile(r"(pass(word|wd|phrase)?|secret|token|api_?key|private_?key|pin|credentials?)$", re.I)
 _MAX_SHOWN: Final = 48
 
@@ -38,11 +38,6 @@ _MAX_SHOWN: Final = 48
 def is_secret(key: str) -> bool:
     """Tell whether a key of this name would hold a secret."""
     return _SECRET_KEY.search(key) is not None
-
-
-def without_credentials(url: str) -> str:
-    """Remove user and password from a URL, for messages."""
-    return _CREDENTIALS_IN_URL.sub(r"\1…@", url)
 
 
 def expected(kind: inspect.Type) -> str:
@@ -107,8 +102,8 @@ def found(node: Node) -> str:
         case Scalar(value=bool() as value):
             return f"`{str(value).lower()}`"
         case Scalar(value=str() as text):
-            shown = without_credentials(text)
-            return f'the text "{shown[:_MAX_SHOWN]}…"' if len(shown) > _MAX_SHOWN else f'the text "{shown}"'
+            told = shown(text)
+            return f'the text "{told[:_MAX_SHOWN]}…"' if len(told) > _MAX_SHOWN else f'the text "{told}"'
         case Scalar(value=value):
-            shown = str(value)
-            return f"the number {shown[:_MAX_SHOWN]}…" if len(shown) > _MAX_SHOWN else f"the number {shown}"
+            told = str(value)
+            return f"the number {told[:_MAX_SHOWN]}…" if len(told) > _MAX_SHOWN else f"the number {told}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from gateway.config import CameraSource, Config
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.errors import GatewayError
+from gateway.shown import shown
 from gateway.sources.base import open_source
 from gateway.values import Frame
 
@@ -31,7 +32,7 @@ def _tried(name: str, settings: CameraSource) -> Diagnosis:
         remedy = "see what `ffplay` or a browser shows at that address, from this machine"
         return Diagnosis(check, "failed", str(error), remedy)
     if not isinstance(frame, Frame):
-        return Diagnosis(check, "failed", f"{settings.device} holds no picture", "choose another file")
+        return Diagnosis(check, "failed", f"{shown(settings.device)} holds no picture", "choose another file")
     height, width = frame.image.shape[:2]
     took = time.monotonic() - began
     return Diagnosis(check, "ok", f"a picture of {width} x {height} after {took:.1f} s")

@@ -22,6 +22,7 @@ from gateway.identity.keys import Attestor
 from gateway.identity.record import IdentityFiles, IdentityRecord, read_claim_file
 from gateway.identity.server import IdentityServer
 from gateway.identity.tls import Svid, fingerprint_of, first_of, fresh_key
+from gateway.moments import happens
 from gateway.threads import in_thread
 from gateway.wire.identity import (
     AttestRequest,
@@ -374,12 +375,9 @@ class IdentityAgent:
         """Wait until the time has come, by the clock that goes on while the machine sleeps, or a new claim has."""
         until_ns = self._monotonic_ns() + int(seconds * 1e9)
         while (left := (until_ns - self._monotonic_ns()) / 1e9) > 0:
-            try:
-                await asyncio.wait_for(self._again.wait(), min(left, _CLAIM_LOOK_SECONDS))
-            except TimeoutError:
-                claim = self._files.read_claim()
-                if claim is not None and claim != self._claim_seen:
-                    break
-            else:
+            if await happens(self._again, min(left, _CLAIM_LOOK_SECONDS)):
+                break
+            claim = self._files.read_claim()
+            if claim is not None and claim != self._claim_seen:
                 break
         self._again.clear()

@@ -25,6 +25,7 @@ from gateway.identity.tls import (
     is_about_time,
     pem_of,
 )
+from gateway.shown import shown
 from gateway.wire.identity import (
     MAX_BODY_BYTES,
     PATH_ATTEST,
@@ -59,7 +60,7 @@ class IdentityServer:
         """
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
-            raise ConfigError(f"identity.url {url!r} is not understood; write https://host:8471")
+            raise ConfigError(f"identity.url {shown(url)!r} is not understood; write https://host:8471")
         self.url = url.rstrip("/")
         self._clock = clock
 

@@ -163,8 +163,10 @@ class ReleaseStore:
         if not fitting:
             there = ", ".join(f"{listed.name}@{listed.version}" for listed in releases) or "nothing"
             searched = ", ".join(str(directory) for directory in self._directories)
+            came = any(each.name == name for each in releases) and not version
+            why = "; what came over the air runs where it is assigned, or by `gateway ota pin`" if came else ""
             raise ModelError(
-                f"model {wanted!r}: not found; there is {there} (searched {searched}). Put a release at "
+                f"model {wanted!r}: not found; there is {there}{why} (searched {searched}). Put a release at "
                 f"<directory>/<name>/<version>/{MANIFEST_FILE} and name the directory under models.directories"
             )
         return self._read(fitting[-1])

@@ -78,8 +78,8 @@ def load_model(
 ) -> Model:
     """Find the release a pipeline names and load it on the best backend there is.
 
-    With `auto`, a backend that fails is passed over for the next; every reason is logged. Call it on the thread that
-    will use the model.
+    With `auto`, a backend that fails is passed over for the next; every reason is logged, or in the error. Call it on
+    the thread that will use the model.
 
     Args:
         store: where releases are.
@@ -98,7 +98,7 @@ def load_model(
     known = default_backends(settings) if backends is None else backends
     choices = choices_for(release.manifest, settings.backend, known)
     reasons = list(choices.passed_over)
-    failed = False
+    failed: list[tuple[Choice, BackendUnavailableError | ModelError]] = []
     for number, choice in enumerate(choices.usable, start=1):
         try:
             model = open_model(
@@ -113,14 +113,19 @@ def load_model(
         except (BackendUnavailableError, ModelError) as error:
             if number == len(choices.usable) and not reasons:
                 raise
-            failed = failed or isinstance(error, ModelError)
+            failed.append((choice, error))
             reasons.append(f"{choice.backend.name}: {error}")
-            log.warning("backend_failed", model=release.label, backend=choice.backend.name, error=str(error))
             continue
+        # Told once there is another in its place: what fails altogether is tried again and again, and the error
+        # names every backend; whoever tries tells when that begins and ends.
+        for passed, why in failed:
+            log.warning("backend_failed", model=release.label, backend=passed.backend.name, error=str(why))
         _tell(release, choice, model, reasons)
         return model
     message = f"model {release.label} cannot run here: " + "; ".join(reasons or [f"no backend {settings.backend!r}"])
-    raise ModelError(message) if failed else BackendUnavailableError(message)
+    if any(isinstance(error, ModelError) for _, error in failed):
+        raise ModelError(message)
+    raise BackendUnavailableError(message)
 
 
 def _tell(release: Release, choice: Choice, model: Model, passed_over: Sequence[str]) -> None:

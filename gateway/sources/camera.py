@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,24 +138,33 @@ class Camera(ClosableSource):
             self._slot.close()
 
 
-def without_credentials(url: str) -> str:
-    """Return a URL fit for logs and messages."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def password_of(name: str, settings: CameraSource) -> str:
     """Read the password file of a camera, at each opening, so that a changed password needs no restart."""
-    if settings.password_file is None:
+    return _secret(name, "password_file", settings.password_file)
+
+
+def address_of(name: str, settings: CameraSource) -> str:
+    """Return the address of a camera with the query out of its file; to be used, never to be shown."""
+    query = _secret(name, "query_file", settings.query_file).removeprefix("?")
+    if not query:
+        return settings.device
+    if not query.isascii() or not query.isprintable() or " " in query:
+        raise ConfigError(
+            f"source {name}: query_file {settings.query_file} holds no query; write one line as it stands in an "
+            "address, e.g. token=…, with anything else than letters and digits as %XX"
+        )
+    address = settings.device.partition("#")[0]
+    return f"{address}{'&' if '?' in address else '?'}{query}"
+
+
+def _secret(name: str, key: str, file: Path | None) -> str:
+    if file is None:
         return ""
     try:
-        return settings.password_file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"source {name}: cannot read password_file {settings.password_file}: {error}; "
-            "create it, readable for the user the gateway runs as"
+            f"source {name}: cannot read {key} {file}: {error}; create it, readable for the user the gateway runs as"
         ) from error
 
 
@@ -167,12 +176,14 @@ def open_camera(name: str, settings: CameraSource) -> Source:
         from gateway.sources.mjpeg import MjpegGrabber  # noqa: PLC0415
 
         grabber: Grabber = MjpegGrabber(
-            settings.device, settings.username, password_of(name, settings), settings.timeout_seconds
+            address_of(name, settings), settings.username, password_of(name, settings), settings.timeout_seconds
         )
     elif scheme in ("rtsp", "rtsps"):
         from gateway.sources.videocapture import RtspGrabber  # noqa: PLC0415
 
-        grabber = RtspGrabber(settings.device, settings.username, password_of(name, settings), settings.timeout_seconds)
+        grabber = RtspGrabber(
+            address_of(name, settings), settings.username, password_of(name, settings), settings.timeout_seconds
+        )
     elif settings.device.startswith("/dev/"):
         from gateway.sources.videocapture import V4l2Grabber  # noqa: PLC0415
 

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 State = Literal["opening", "streaming", "lost", "frozen", "ended"]
 
 STOP_SECONDS = 2.0
+LOOK_EVERY_SECONDS = 1.0
+"""A device that is not there is looked for so often where nobody tells that it has come; looking opens nothing."""
 STEADY_SECONDS = 5.0
 """A source that streamed for so long is well again: its next loss starts with the shortest wait."""
 
@@ -69,6 +71,7 @@ class CaptureThread:
         watch: StillnessWatch | None = None,
         backoff: Backoff | None = None,
         reopen_frozen_after_seconds: float = 60.0,
+        there: Callable[[], bool] | None = None,
         wall_clock: WallClock = time.time_ns,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -82,6 +85,7 @@ class CaptureThread:
             guard: decides which frames are fresh (`fresh.guard_for`); None lets all through.
             backoff: the waits between attempts.
             reopen_frozen_after_seconds: a picture frozen for so long after opening has its device opened again.
+            there: whether the device is there at all; while it is not, it is not opened. None: nobody can tell.
             wall_clock: UTC in nanoseconds.
             chance: random numbers 0..1 for the jitter.
         """
@@ -93,9 +97,13 @@ class CaptureThread:
         self._watch = watch
         self._backoff = backoff or Backoff()
         self._reopen_frozen_ns = round(reopen_frozen_after_seconds * 1e9)
+        self._there = there
         self._wall_clock = wall_clock
         self._chance = chance
         self._stopping = Event()
+        self._called = Event()  # something is to be looked at before the wait is over
+        self._unplugged = False
+        self._absent = False
         self._lock = Lock()
         self._source: Source | None = None
         self._past_drops: Counter[str] = Counter()
@@ -130,6 +138,23 @@ class CaptureThread:
                 counts.update(self._source.drops)
         return dict(counts)
 
+    @property
+    def absent(self) -> bool:
+        """Whether it waits for its device to be there again."""
+        return self._absent
+
+    def look_again(self) -> None:
+        """Act on a device that may have come or gone, at once; from any thread.
+
+        One that has gone is closed, rather than waited for until a driver's time-out. One that has come is opened.
+        """
+        if self._there is not None and not self._there():
+            with self._lock:
+                if self._source is not None:
+                    self._unplugged = True
+                    self._source.close()
+        self._called.set()
+
     def start(self) -> None:
         """Start capturing."""
         self._on_state(self._state)
@@ -138,6 +163,7 @@ class CaptureThread:
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> bool:
         """End the capturing. False if the thread still hangs in its device; it dies with the process."""
         self._stopping.set()
+        self._called.set()
         with self._lock:
             if self._source is not None:
                 self._source.close()
@@ -169,14 +195,27 @@ class CaptureThread:
                 self._lost(f"{type(error).__name__}: {error}")
             well = self._delivered > delivered and time.monotonic() - started >= STEADY_SECONDS
             failures = 1 if well else failures + 1
-            self._stopping.wait(self._backoff.seconds(failures, self._chance()))
+            if self._rest(failures):
+                failures = 0
             self._state = replace(self._state, reopens=self._state.reopens + 1)
+
+    def _rest(self, failures: int) -> bool:
+        """Wait before opening again. True if the device came meanwhile: what failed before says nothing of it."""
+        self._called.clear()
+        if self._there is None or self._there():
+            return self._called.wait(self._backoff.seconds(failures, self._chance()))
+        self._absent = True
+        while not (self._stopping.is_set() or self._there()):
+            self._called.wait(LOOK_EVERY_SECONDS)
+            self._called.clear()
+        self._absent = False
+        return True
 
     def _stream(self) -> None:
         """Open the source and hand on what it gives, until there is nothing more to come."""
         source = self._open()
         with self._lock:
-            self._source = source
+            self._source, self._unplugged = source, False
             if self._stopping.is_set():
                 source.close()
         try:
@@ -186,6 +225,8 @@ class CaptureThread:
                 if self._stopping.is_set():
                     break
                 self._take(capture, base, opened_ns)
+            if self._unplugged and not self._stopping.is_set():
+                raise SourceLostError(f"source {self._name}: its device was unplugged; it goes on when it is back")
         finally:
             source.close()
             with self._lock:

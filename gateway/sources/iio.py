@@ -20,9 +20,9 @@ from gateway.errors import ConfigError, SourceLostError
 from gateway.sources.base import ClosableSource, Source, WallClock, block_size
 from gateway.sources.iio_layout import TIMESTAMP, Layout, layout_of, parse_type
 from gateway.sources.pacing import SECOND_NS, polled_blocks
+from gateway.sources.presence import IIO_DEVICES, find_iio
 from gateway.values import SampleBlock
 
-DEVICES = Path("/sys/bus/iio/devices")
 DEV = Path("/dev")
 SILENT_SECONDS = 5.0
 _POLL_MS = 200
@@ -46,7 +46,7 @@ class _IioDevice(ClosableSource):
         name: str,
         settings: IioSource,
         *,
-        devices: Path = DEVICES,
+        devices: Path = IIO_DEVICES,
         dev: Path = DEV,
         silent_seconds: float = SILENT_SECONDS,
         wall_clock: WallClock = time.time_ns,
@@ -61,16 +61,10 @@ class _IioDevice(ClosableSource):
         self._block = block_size(settings.rate_hz, settings.block_samples)
 
     def _find(self) -> Path:
-        wanted = self._settings.device
-        path = Path(wanted)
-        if path.is_absolute():
-            if path.is_dir():
-                return path
+        device = find_iio(self._devices, self._settings.device)
+        if device is None:
             raise self._lost("is not there")
-        for device in sorted(self._devices.glob("iio:device*")):
-            if device.name == wanted or _read(device / "name", "") == wanted:
-                return device
-        raise self._lost("is not there")
+        return device
 
     def _lost(self, what: str) -> SourceLostError:
         return SourceLostError(

@@ -11,13 +11,15 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from email.message import Message
+from urllib.parse import urlsplit, urlunsplit
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.errors import SourceLostError
-from gateway.sources.camera import GarbageFrameError, checked_picture, checked_size, without_credentials
+from gateway.shown import shown
+from gateway.sources.camera import GarbageFrameError, checked_picture, checked_size
 from gateway.sources.videocapture import silence_opencv
 
 MAX_LINE_BYTES = 8192
@@ -80,7 +82,8 @@ class MjpegGrabber:
     """An HTTP stream of JPEG pictures."""
 
     def __init__(self, url: str, username: str | None, password: str, timeout_seconds: float) -> None:
-        self.device = without_credentials(url)
+        self.device = shown(url)
+        self._url = without_login(url)
         self._username = username
         self._password = password
         self._timeout_seconds = timeout_seconds
@@ -94,13 +97,13 @@ class MjpegGrabber:
         silence_opencv()
         try:
             # Only http:// and https:// come here, and their opener knows no other scheme.
-            response = self._opener().open(self.device, timeout=self._timeout_seconds)
+            response = self._opener().open(self._url, timeout=self._timeout_seconds)
         except urllib.error.HTTPError as error:
             error.close()
             remedy = "check username and password_file" if error.code in (401, 403) else "check the path of the address"
             raise SourceLostError(f"camera {self.device} answers {error.code} {error.reason}; {remedy}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", error)
+            reason = shown(str(getattr(error, "reason", error)))
             raise SourceLostError(
                 f"camera {self.device} cannot be reached: {reason}; check the address, its power and the network"
             ) from error
@@ -128,7 +131,7 @@ class MjpegGrabber:
     def _opener(self) -> urllib.request.OpenerDirector:
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         if self._username is not None:
-            passwords.add_password(None, self.device, self._username, self._password)
+            passwords.add_password(None, self._url, self._username, self._password)
         opener = urllib.request.OpenerDirector()
         for handler in (
             # No proxy handler: cameras are on the site, whatever the environment says about the way outside.
@@ -221,3 +224,9 @@ class MjpegGrabber:
     def _ended(self, error: Exception | None = None) -> SourceLostError:
         what = f"stopped sending: {error}" if error else "ended the stream"
         return SourceLostError(f"camera {self.device} {what}; check its power, its cable and the network")
+
+
+def without_login(url: str) -> str:
+    """Return a URL without user and password, which go into a header; to be used, never to be shown."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from gateway.config import CameraSource
 from gateway.errors import SourceLostError
-from gateway.sources.camera import checked_picture, without_credentials
+from gateway.shown import shown
+from gateway.sources.camera import checked_picture
 
 
 def silence_opencv() -> None:
@@ -53,7 +54,7 @@ class RtspGrabber(_OpenCvGrabber):
 
     def __init__(self, url: str, username: str | None, password: str, timeout_seconds: float) -> None:
         super().__init__()
-        self.device = without_credentials(url)
+        self.device = shown(url)
         self._url = with_credentials(url, username, password)
         self._timeout_ms = round(timeout_seconds * 1000)
 

@@ -162,7 +162,7 @@ class PipelineStatus(Message, frozen=True, kw_only=True):
     dropped: dict[str, int] = {}
     open_events: int = 0
     last_error: str | None = None
-    waits_for: str = ""  # while it cannot start: `key`, when the key of its model is not given out
+    waits_for: str = ""  # while it cannot go on: `key` (of its model), `accelerator`, `device` (of its source)
 
 
 class Eviction(Message, frozen=True, kw_only=True):

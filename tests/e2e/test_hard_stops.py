@@ -110,6 +110,32 @@ def test_a_gateway_killed_and_started_on_a_full_disk_runs_and_keeps_what_was_sto
     assert "Traceback" not in rig.gateway.log.read_text()
 
 
+def test_a_gateway_with_a_damaged_store_on_a_full_disk_starts_and_delivers_once_there_is_room(
+    site: Site, small_disk: Path
+) -> None:
+    rig = on(small_disk, site)
+    rig.start_broker()
+    rig.start_bridge()
+    rig.start_gateway()
+    waits(rig, 20)
+    rig.gateway.kill()
+    store = rig.state_directory / "outbox.db"
+    with store.open("r+b") as file:
+        file.write(b"garbage garbage")
+    store.with_name("outbox.db.ballast").unlink()
+    filler = fill(small_disk)
+    rig.start_gateway()
+    eventually(lambda: status_of(rig)["outbox"]["state"] == "failed", "there is no room for a store")
+    eventually(lambda: statuses(rig)["motor"]["state"] == "running", "inference begins")
+    filler.unlink()
+    eventually(lambda: status_of(rig)["outbox"]["state"] == "open", "the store was made", 30.0)
+    goes_on(rig, "motor", 20)
+    assert len(logged(rig, "store_quarantined")) == len(logged(rig, "outbox_failed")) == 1
+    arrives(rig)
+    assert rig.gateway.stop() == 0
+    assert "Traceback" not in rig.gateway.log.read_text()
+
+
 def test_a_second_gateway_on_the_same_state_refuses_and_leaves_the_first_alone(site: Site, tmp_path: Path) -> None:
     rig = site()
     rig.start()
@@ -142,6 +168,29 @@ def test_a_stop_without_a_cloud_is_in_time_and_keeps_the_backlog(site: Site) -> 
     rig.gateway.stop()
     eventually(lambda: tally_of(rig).lost == 0, "everything arrived")
     assert tally_of(rig).duplicates == 0
+
+
+def test_a_stop_at_any_moment_of_the_first_start_is_in_time(site: Site) -> None:
+    rig = site()
+    rig.start_broker()
+    for seconds in (0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2):
+        shutil.rmtree(rig.state_directory)  # so that the vault is made, and the weights are sealed, meanwhile
+        rig.gateway.log.unlink(missing_ok=True)
+        rig.gateway.start()
+        rig.gateway.wait_until(lambda: "gateway_started" in rig.gateway.tail(), "the gateway starts")
+        end = time.monotonic() + seconds
+        eventually(lambda end=end: time.monotonic() >= end, "the moment has come")  # type: ignore[misc]
+        assert rig.gateway.stop() == 0
+        assert logged(rig, "gateway_stopped") != []
+
+
+def test_a_gateway_without_pipelines_stops_cleanly(site: Site) -> None:
+    rig = site()
+    rig.gateway_settings |= {"sources": {}, "pipelines": {}}
+    rig.write()
+    rig.start_gateway()
+    assert rig.gateway.stop() == 0
+    assert len(logged(rig, "gateway_stopped")) == 1
 
 
 def test_five_kills_at_random_times_lose_nothing_and_store_nothing_twice(site: Site) -> None:

@@ -70,3 +70,19 @@ def test_only_run_pays_for_the_runtimes(arguments: list[str]) -> None:
         [sys.executable, "-c", probe, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert run.stderr.splitlines()[-1] == "[]"
+
+
+def _shell(words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -m gateway {words}', sys.executable], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("words", ["--help", "config reference"])
+def test_what_could_not_be_written_is_told_in_one_line(words: str, where: str) -> None:
+    run = _shell(f"{words} {where}")
+    assert run.returncode == 1
+    assert len(run.stderr.splitlines()) == 1
+    assert run.stderr.startswith("gateway: standard output")
+    assert _shell(f"{words} >/dev/null").returncode == 0, "the control"

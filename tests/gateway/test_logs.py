@@ -60,6 +60,7 @@ def test_secrets_do_not_reach_the_log(form: Any) -> None:
     log.info("a", password=SECRET, nested={"api_key": SECRET, "list": [{"token": SECRET}]})
     log.info("b", url=f"mqtts://me:{SECRET}@broker:8883/", urls=[f"rtsp://me:{SECRET}@cam"])
     log.warning("c", error=f"cannot open rtsp://me:{SECRET}@cam/1")
+    log.warning("c", error=f"camera http://cam/s?token={SECRET}&{SECRET} does not answer")
     logging.getLogger("library").warning("connecting to mqtt://me:%s@h", SECRET, extra={"secret": SECRET})
     try:
         raise OSError(f"no route to mqtt://me:{SECRET}@h")

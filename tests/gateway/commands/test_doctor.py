@@ -41,8 +41,8 @@ def found(config_file: Path | None, root: Path) -> dict[str, Diagnosis]:
 def test_all_checks_are_made(config_file: Path) -> None:
     checks = found(config_file, config_file.parent)
     assert list(checks) == [
-        "clock", "memory", "temperature", "load", "python", "sqlite", "tpm", "configuration", "accelerator",
-        "camera cam", "disk space", "disk writing", "outbox", "vault", "model cat-finder", "brokers",
+        "clock", "memory", "temperature", "load", "python", "sqlite", "tpm", "configuration", "udev rules",
+        "accelerator", "camera cam", "disk space", "disk writing", "outbox", "vault", "model cat-finder", "brokers",
     ]  # fmt: skip
     assert checks["model cat-finder"].verdict == "ok"
     assert checks["camera cam"].verdict == "ok"

@@ -124,3 +124,16 @@ def test_without_the_section_the_command_says_what_to_write(bench: Bench) -> Non
     bench.config.write_text(text[: text.index("ota:")])
     bench.publish()
     assert isinstance(bench.imported().exception, ConfigError)
+
+
+def test_without_the_first_root_nothing_is_believed_until_it_is_there(bench: Bench) -> None:
+    bench.served.add_release("press", "1.0.0", token=1, sealed=b"one")
+    bench.publish()
+    root = bench.config.parent / "root.json"
+    root.unlink()
+    result = bench.imported()
+    assert isinstance(result.exception, OtaError)
+    assert "there are no updates until it can be read" in str(result.exception)
+    assert bench.kept() == 0
+    root.write_bytes(bench.served.anchor)
+    assert bench.imported().exit_code == 0, "the control: with it, there is"

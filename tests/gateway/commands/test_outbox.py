@@ -1,6 +1,8 @@
 """`gateway outbox`, beside a store that is open and one that is closed."""
 
+import errno
 import json
+import os
 from datetime import UTC
 from pathlib import Path
 
@@ -9,10 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli import main
+from gateway.commands import outbox as outbox_command
 from gateway.config import Budget, FeatureMetering, Metering
 from gateway.config import Outbox as OutboxSettings
 from gateway.metering.ledger import Ledger
 from gateway.metering.meter import Meter
+from gateway.outbox.export import Exported
 from gateway.outbox.store import Outbox
 from gateway.values import Entry
 from gateway.wire.messages import Notice, RecordClass
@@ -95,6 +99,30 @@ def test_a_full_stick_is_told(config_file: Path) -> None:
     assert "/proc/records.ndjson" in run.output
 
 
+@pytest.mark.parametrize("name", ["records.ndjson", "records.parquet"])
+def test_an_export_that_finds_no_room_leaves_nothing_of_it_behind(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made: list[bool] = []
+
+    def full(*_: object, **__: object) -> Exported:
+        made.append((tmp_path / f"{name}.part").exists())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(outbox_command, "export_to", full)
+    run = CliRunner().invoke(main, ["outbox", "export", "--config", str(config_file), str(tmp_path / name)])
+    assert (run.exit_code, "make room there" in run.output) == (1, True)
+    assert made == [True]  # else there would have been nothing to leave
+    assert not list(tmp_path.glob("records.*"))
+
+
+def test_a_ballast_that_is_wished_and_missing_is_told(config_file: Path) -> None:
+    words = ["outbox", "status", "--config", str(config_file)]
+    assert "ballast: missing" in CliRunner().invoke(main, words).output
+    (config_file.parent / "outbox.db.ballast").touch()
+    assert "ballast: missing" not in CliRunner().invoke(main, words).output
+
+
 def test_a_target_named_parquet_becomes_parquet(config_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "records.parquet"
     run = CliRunner().invoke(main, ["outbox", "export", "--config", str(config_file), str(out)])
@@ -150,3 +178,11 @@ def test_of_a_gateway_that_is_off_the_budgets_are_told_from_its_file(config_file
     report = json.loads(CliRunner().invoke(main, ["outbox", "status", "--config", str(config_file), "--json"]).output)
     assert report["link_usage"]["features"]["snapshots"]["left_bytes"] == 0
     assert report["link_usage"]["held"]["bulk"]["reason"] == "budget"
+
+
+def test_a_dash_is_standard_output(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(main, ["outbox", "export", "--config", str(config_file), "-"])
+    assert run.exit_code == 0
+    assert run.stdout.startswith("{")
+    assert not (tmp_path / "-").exists()

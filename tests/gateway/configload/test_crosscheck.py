@@ -281,3 +281,29 @@ def test_an_identity_that_cannot_be_shown_is_an_error(old: str, new: str, path: 
 def test_a_login_beside_the_identity_is_warned_of() -> None:
     problem = only(WITH_IDENTITY.replace("identity: true", "identity: true, username: me"), "warning")
     assert problem.path == "cloud.brokers[0].username"
+
+
+def test_a_secret_in_the_query_of_a_camera_is_warned_of_and_not_repeated() -> None:
+    found = only(GOOD.replace("/dev/video0", "'http://cam/s.cgi?user=me&pwd=s3cret'"), "warning")
+    assert found.path == "sources.cam.device"
+    assert "s3cret" not in found.told("f")
+    assert "query_file" in found.remedy
+    assert "password_file" in found.remedy
+    assert check(GOOD.replace("/dev/video0", "'http://cam/s.cgi?channel=1'")) == [], "the control: no secret, no word"
+
+
+def test_a_missing_first_root_disables_updates_and_nothing_else(tmp_path: Path) -> None:
+    text = GOOD + "ota: {root_file: root.json}\n"
+    found = only(text, "warning", tmp_path)
+    assert found.path == "ota.root_file"
+    assert "no updates" in found.message
+    (tmp_path / "root.json").write_text("{}")
+    assert check(text, directory=tmp_path) == []
+
+
+def test_only_a_camera_on_the_network_has_a_query(tmp_path: Path) -> None:
+    (tmp_path / "q").write_text("token=x")
+    (tmp_path / "q").chmod(0o600)
+    found = only(GOOD.replace("/dev/video0", "/dev/video0, query_file: q"), directory=tmp_path)
+    assert (found.path, found.remedy) == ("sources.cam.query_file", "remove `query_file`")
+    assert check(GOOD.replace("/dev/video0", "'http://cam/s', query_file: q"), directory=tmp_path) == []

@@ -21,12 +21,21 @@ from cloud_bridge.serving import HttpServer
 from gateway.config import Identity
 from gateway.identity.agent import IdentityAgent, Outcomes
 from gateway.identity.clock import TrustedClock
-from gateway.identity.errors import IdentityError, IdentityUntrustedError
+from gateway.identity.errors import IdentityError, IdentityRefusedError, IdentityUntrustedError
 from gateway.identity.keys import EnrolmentKeys, Proof
 from gateway.identity.record import IdentityFiles
 from gateway.identity.server import IdentityServer
-from gateway.identity.tls import fresh_key
-from gateway.wire.identity import Challenge, ChallengeRequest, ClaimCode, Credential, Grant, Level, binding
+from gateway.identity.tls import blind_context, fresh_key
+from gateway.wire.identity import (
+    Challenge,
+    ChallengeRequest,
+    ClaimCode,
+    Credential,
+    EnrolRequest,
+    Grant,
+    Level,
+    binding,
+)
 from hil.loopback.children import free_port
 from tests.cloud_bridge.identity.kit import SECOND, Clock, Desk
 from tests.simulators.attested_device import SoftTpm
@@ -296,6 +305,31 @@ async def test_a_bridge_that_is_known_must_show_a_certificate_of_its_authority(s
         server = IdentityServer(f"https://127.0.0.1:{port}", known.clock)
         with pytest.raises(IdentityUntrustedError):
             await server.challenge(bundle, ChallengeRequest(gateway=GATEWAY))
+
+
+async def test_control_without_these_looks_an_impostor_is_shown_the_claim_and_asked_for_certificates(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impostor = tmp_path / "impostor"
+    impostor.mkdir(mode=0o700)
+    port = free_port()
+    expected = site.desk.ca.services_fingerprint
+    server = IdentityServer(f"https://127.0.0.1:{port}", TrustedClock())
+    keys = site.keys.enrolment_keys()
+    request = EnrolRequest(
+        gateway=GATEWAY, level="tpm", ak_public=keys.ak_public, ek_public=keys.ek_public, claim_token="a secret"
+    )
+    async with listening(Desk(impostor, clock=Clock(time.time_ns())), port):
+        monkeypatch.setattr("gateway.identity.server.fingerprint_of", lambda _: expected)
+        believed = await server.trust(expected)
+        with pytest.raises(IdentityRefusedError):  # an answer of the impostor: it has read the claim
+            await server.enrol(believed.bundle, request)
+        genuine = site.desk.ca.services_pem.decode()
+        with pytest.raises(IdentityUntrustedError):
+            await server.challenge(genuine, ChallengeRequest(gateway=GATEWAY))
+        monkeypatch.setattr("gateway.identity.server.client_context", lambda *_: blind_context())
+        with pytest.raises(IdentityRefusedError):
+            await server.challenge(genuine, ChallengeRequest(gateway=GATEWAY))
 
 
 @pytest.mark.parametrize("years", [-50, 10])

@@ -43,7 +43,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    for knob in ("STANDIN_DEVICES", "STANDIN_FAIL_OPEN", "STANDIN_LOG"):
+    for knob in ("STANDIN_DEVICES", "STANDIN_DEVICES_FILE", "STANDIN_FAIL_OPEN", "STANDIN_LOG"):
         monkeypatch.delenv(knob, raising=False)
 
 
@@ -181,3 +181,19 @@ def test_a_published_edge_tpu_model_goes_through_the_delegate(library: str, tmp_
     )
     assert model.info.backend == "edgetpu"
     assert len(model.infer(frame(np.zeros((64, 64, 3), np.uint8))).findings) == 3
+
+
+def test_a_device_that_was_out_and_in_again_answers_no_more(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = tmp_path / "devices"
+    devices.write_text("usb 1\n")
+    monkeypatch.setenv("STANDIN_DEVICES_FILE", str(devices))
+    session = EdgeTpuBackend(library=library).load(model_file(custom("edgetpu-custom-op")), 1)
+    session.run(np.zeros((1, 4), np.float32))
+    devices.write_text("usb 2\n")
+    with pytest.raises(InferenceError):
+        session.run(np.zeros((1, 4), np.float32))
+    EdgeTpuBackend(library=library).load(model_file(custom("edgetpu-custom-op")), 1).run(np.zeros((1, 4), np.float32))
+    devices.write_text("")
+    assert not EdgeTpuBackend(library=library).probe().available

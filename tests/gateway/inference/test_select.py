@@ -113,8 +113,19 @@ def test_when_all_fail_every_reason_is_told(tmp_path: Path) -> None:
     release(tmp_path, "cpu-int8", "edgetpu")
     fast = accelerator(refuse_load=BackendUnavailableError("no device"))
     slow = cpu(refuse_load=ModelError("wrong shape"))
-    with pytest.raises(ModelError, match=r"edgetpu: no device; litert-cpu: wrong shape"):
+    with (
+        capture_logs() as logs,
+        pytest.raises(ModelError, match=r"edgetpu: no device; litert-cpu: wrong shape"),
+    ):
         load(tmp_path, backends=(fast, slow))
+    assert logs == [], "who tries again and again tells when that begins; the error has it all"
+
+
+def test_a_backend_that_fails_is_told_when_another_takes_its_place(tmp_path: Path) -> None:
+    release(tmp_path, "cpu-int8", "edgetpu")
+    with capture_logs() as logs:
+        load(tmp_path, backends=(accelerator(refuse_load=ModelError("it is broken")), cpu()))
+    assert (logs[0]["event"], logs[0]["backend"]) == ("backend_failed", "edgetpu")
 
 
 def test_threads_reach_the_runtime(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from gateway.config import CameraSource
 from gateway.errors import ConfigError, SourceLostError
+from gateway.shown import shown
 from gateway.sources.base import open_source
-from gateway.sources.camera import Camera, GarbageFrameError, checked_picture, without_credentials
+from gateway.sources.camera import Camera, GarbageFrameError, address_of, checked_picture
 from gateway.sources.videocapture import with_credentials
 from gateway.values import Frame
 from tests.simulators.camera_rtsp import RtspCamera
@@ -168,8 +169,35 @@ def test_an_rtsp_camera_that_falls_silent_is_lost_within_its_time_out() -> None:
 
 
 def test_credentials_are_taken_out_of_what_is_shown_and_put_into_what_is_used() -> None:
-    assert without_credentials("rtsp://me:secret@camera:554/1?x=2") == "rtsp://camera:554/1?x=2"
-    assert without_credentials("/dev/video0") == "/dev/video0"
+    assert shown("rtsp://me:secret@camera:554/1?x=2") == "rtsp://…@camera:554/1?x=…"
     used = with_credentials("rtsp://old:pw@camera:554/1", "me@site", "p@ss/w:rd #1")
     assert used == "rtsp://me%40site:p%40ss%2Fw%3Ard%20%231@camera:554/1"
     assert with_credentials("rtsp://camera/1", None, "") == "rtsp://camera/1"
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+def test_a_token_in_the_query_of_an_address_is_in_no_error(scheme: str) -> None:
+    settings = CameraSource(device=f"{scheme}://127.0.0.1:9/s?token=tok3nsecret&channel=1", timeout_seconds=1)
+    source = open_source("dock", settings)
+    with pytest.raises(SourceLostError) as caught:
+        deque(source.captures(), maxlen=0)
+    source.close()
+    assert "tok3nsecret" in settings.device, "the control: it is what the camera is asked with"
+    assert f"{scheme}://127.0.0.1:9/s?token=…&channel=…" in str(caught.value)
+    assert "tok3nsecret" not in str(caught.value)
+
+
+def test_the_query_comes_out_of_its_file_and_only_a_query_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "query"
+    file.write_text("?token=tok3n&x=1\n")
+    assert address_of("dock", CameraSource(device="http://cam/s#f", query_file=file)) == "http://cam/s?token=tok3n&x=1"
+    with_one = CameraSource(device="http://cam/s?channel=1", query_file=file)
+    assert address_of("dock", with_one) == "http://cam/s?channel=1&token=tok3n&x=1"
+    assert address_of("dock", CameraSource(device="http://cam/s")) == "http://cam/s"
+    file.write_text("token=tok3n\r\nHost: elsewhere")
+    with pytest.raises(ConfigError, match=r"query_file .* holds no query") as caught:
+        address_of("dock", with_one)
+    assert "tok3n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(ConfigError, match="cannot read query_file"):
+        address_of("dock", with_one)

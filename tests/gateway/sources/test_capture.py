@@ -280,3 +280,86 @@ def test_without_the_watch_the_same_sensor_seems_well() -> None:
     with Recorder(lambda: Samples(values)) as run:
         wait_for(lambda: len(run.captures) == len(values))
     assert run.story == ["opening", "streaming"]
+
+
+class Plug:
+    """A device that may be there or not."""
+
+    def __init__(self, *, there: bool) -> None:
+        self.there = there
+        self.opened = 0
+
+    def open(self) -> Source:
+        self.opened += 1
+        return Scripted([self.opened] if self.there else [SourceLostError("is not there")])
+
+
+def test_a_device_that_is_not_there_is_not_opened_in_vain_and_at_once_when_it_comes() -> None:
+    plug = Plug(there=False)
+    with Recorder(plug.open, there=lambda: plug.there) as recorder:
+        wait_for(lambda: recorder.thread.absent)
+        recorder.thread.look_again()  # something else was plugged in
+        time.sleep(0.1)  # a hundred openings, with these waits
+        assert plug.opened == 1
+        plug.there = True
+        began = time.monotonic()
+        recorder.thread.look_again()
+        wait_for(lambda: recorder.captures)
+        assert time.monotonic() - began < 0.5
+    assert recorder.story == ["opening", "lost", "streaming"]
+    assert plug.opened == 2
+
+
+def test_where_nobody_can_tell_whether_it_is_there_it_is_opened_again_and_again() -> None:
+    plug = Plug(there=False)
+    with Recorder(plug.open):
+        wait_for(lambda: plug.opened > 20)
+
+
+def test_a_device_that_comes_is_found_without_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sources.capture.LOOK_EVERY_SECONDS", 0.02)
+    plug = Plug(there=False)
+    with Recorder(plug.open, there=lambda: plug.there) as recorder:
+        wait_for(lambda: recorder.thread.absent)
+        plug.there = True
+        wait_for(lambda: recorder.captures)
+
+
+def test_a_device_that_is_pulled_out_is_lost_at_once_and_goes_on_when_it_is_back() -> None:
+    plug = Plug(there=True)
+    with Recorder(plug.open, there=lambda: plug.there) as recorder:
+        wait_for(lambda: len(recorder.captures) == 1)
+        plug.there = False
+        recorder.thread.look_again()
+        wait_for(lambda: recorder.thread.absent)
+        assert "unplugged" in recorder.thread.state.error
+        plug.there = True
+        recorder.thread.look_again()
+        wait_for(lambda: len(recorder.captures) == 2)
+    assert recorder.story == ["opening", "streaming", "lost", "streaming"]
+
+
+def test_without_being_told_a_silent_device_that_was_pulled_out_still_seems_to_stream() -> None:
+    plug = Plug(there=True)
+    with Recorder(plug.open, there=lambda: plug.there) as recorder:
+        wait_for(lambda: len(recorder.captures) == 1)
+        plug.there = False
+        time.sleep(0.1)
+        assert recorder.thread.state.state == "streaming"
+
+
+def test_a_device_that_is_plugged_in_cuts_the_wait_after_earlier_failures_short() -> None:
+    plug = Plug(there=True)
+    sources = in_turn(Scripted([SourceLostError("busy")]), Scripted([1]))
+    slow = Backoff(first_seconds=600.0, cap_seconds=600.0)
+    with Recorder(sources, there=lambda: plug.there, backoff=slow) as recorder:
+        wait_for(lambda: recorder.story[-1] == "lost")
+        wait_for(lambda: (recorder.thread.look_again(), recorder.captures)[1])
+
+
+def test_a_source_that_waits_for_its_device_stops_when_told() -> None:
+    plug = Plug(there=False)
+    recorder = Recorder(plug.open, there=lambda: plug.there)
+    recorder.thread.start()
+    wait_for(lambda: recorder.thread.absent)
+    assert recorder.thread.stop(1.0)

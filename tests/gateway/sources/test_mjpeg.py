@@ -206,3 +206,13 @@ def test_anything_at_all_is_either_a_size_or_garbage(data: bytes) -> None:
             assert jpeg_size(candidate) >= (0, 0)
         except GarbageFrameError:
             continue
+
+
+def test_a_camera_that_wants_a_token_in_its_address_gets_it_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "query"
+    file.write_text("token=tok3nsecret\n")
+    assert len(frames(MjpegCamera(query="token=tok3nsecret"), 2, query_file=file)) == 2
+    with pytest.raises(SourceLostError, match="answers 403") as caught:
+        frames(MjpegCamera(query="token=an0ther"), 1, query_file=file)
+    assert "tok3nsecret" not in str(caught.value)
+    assert "token=…" in str(caught.value)

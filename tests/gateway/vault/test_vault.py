@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from nacl.public import PrivateKey, PublicKey, SealedBox
@@ -23,6 +24,7 @@ from gateway.vault.errors import (
     VaultError,
     WrongKeyError,
 )
+from gateway.vault.keyring import WrappedKey
 from gateway.vault.keystore import KeyStore
 from gateway.vault.lease import NANOSECONDS_A_DAY
 from gateway.vault.store import SealedStore, read_release
@@ -271,6 +273,17 @@ def test_a_clock_that_had_run_ahead_is_mended_by_the_bridge(vault: Vault, clock:
     vault.open_weights(fleet, artefact).close()
 
 
+def edited(document: str, field: str, until_ns: int) -> str:
+    """Change one field of a key file; `until_ns` is the end of the lease in it."""
+    changes = {
+        "lease_until_ns": (str(until_ns), str(until_ns + 98 * DAY_NS)),
+        "label": ("probe 2.0.0", "probe 3.0.0"),
+        "release": ('"release":"' + msgspec.json.decode(document)["release"], '"release":"' + "1" * 64),
+        "wrapped": ('"wrapped":"', '"wrapped":"AAAA'),
+    }
+    return document.replace(*changes[field])
+
+
 @pytest.mark.parametrize("field", ["lease_until_ns", "label", "release", "wrapped"])
 def test_a_key_file_that_was_edited_on_the_disk_is_refused(
     vault: Vault, clock: Clock, tmp_path: Path, field: str
@@ -278,20 +291,32 @@ def test_a_key_file_that_was_edited_on_the_disk_is_refused(
     content_key = secrets.token_bytes(32)
     fleet = fleet_release(tmp_path, b"weights", content_key)
     release = read_release(fleet)
-    vault.accept_grant(release.digest, grant_for(vault, content_key), clock.now_ns + DAY_NS, label="probe 2.0.0")
+    until_ns = clock.now_ns + DAY_NS
+    vault.accept_grant(release.digest, grant_for(vault, content_key), until_ns, label="probe 2.0.0")
     (file,) = (tmp_path / "device/vault/generations").glob(f"*/keys/{release.digest}.json")
     document = file.read_text()
-    changed = {
-        "lease_until_ns": document.replace(str(clock.now_ns + DAY_NS), str(clock.now_ns + 99 * DAY_NS)),
-        "label": document.replace("probe 2.0.0", "probe 3.0.0"),
-        "release": document.replace(release.digest, "1" * 64),
-        "wrapped": document.replace('"wrapped":"', '"wrapped":"AAAA'),
-    }[field]
-    assert changed != document
-    file.write_text(changed)
+    assert edited(document, field, until_ns) != document
+    file.write_text(edited(document, field, until_ns))
     with pytest.raises(WrongKeyError, match="was changed or is damaged"):
         vault.open_weights(fleet, release.manifest.artefacts[0])
     file.write_text(document)
+    vault.open_weights(fleet, release.manifest.artefacts[0]).close()
+
+
+@pytest.mark.parametrize("field", ["lease_until_ns", "label", "release"])
+def test_control_what_is_not_authenticated_with_a_key_could_be_edited(
+    monkeypatch: pytest.MonkeyPatch, vault: Vault, clock: Clock, tmp_path: Path, field: str
+) -> None:
+    monkeypatch.setattr(WrappedKey, "bound", property(lambda _: b""))
+    content_key = secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, b"weights", content_key)
+    release = read_release(fleet)
+    until_ns = clock.now_ns + DAY_NS
+    vault.accept_grant(release.digest, grant_for(vault, content_key), until_ns, label="probe 2.0.0")
+    (file,) = (tmp_path / "device/vault/generations").glob(f"*/keys/{release.digest}.json")
+    file.write_text(edited(file.read_text(), field, until_ns))
+    if field == "lease_until_ns":
+        clock.now_ns += 2 * DAY_NS  # the lease that was granted is over
     vault.open_weights(fleet, release.manifest.artefacts[0]).close()
 
 
