@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from gateway.errors import ConfigError
 from gateway.ota.clock import BUILT_NS
 from gateway.ota.errors import (
     BadReleaseError,
     ExpiredError,
     MalformedMetadataError,
     MismatchError,
+    NoRootError,
     NotOfferedError,
     NotThereError,
     OtaError,
@@ -79,10 +79,15 @@ def test_invalid_initial_root(device: Device) -> None:
         device.refresh()
 
 
-def test_a_missing_root_file_is_a_mistake_of_the_configuration(device: Device) -> None:
+def test_without_its_root_file_nothing_is_believed_until_it_is_there(device: Device) -> None:
+    anchor = device.root_file.read_bytes()
+    device.served.save(device.stick)
     device.root_file.unlink()
-    with pytest.raises(ConfigError, match="root_file"):
-        device.repository()
+    repository = device.repository()
+    with pytest.raises(NoRootError, match="root_file"):
+        repository.refresh()
+    device.root_file.write_bytes(anchor)
+    repository.refresh()
 
 
 def test_a_cached_root_is_no_anchor(device: Device) -> None:
