@@ -20,31 +20,35 @@ def not_a_number(inputs: int) -> bytes:
     return dense(np.full((1, inputs), np.nan, np.float32), np.zeros(1, np.float32))
 
 
-def slow(inputs: int, width: int = 2500) -> bytes:
-    """Return a model that answers the mean of its inputs, after multiplying a large matrix."""
+def slow(inputs: int, width: int = 2500, times: int = 12) -> bytes:
+    """Return a model that answers the mean of its inputs, after multiplying by one large matrix many times."""
     model = schema.ModelT()
     model.version = 3
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = _FULLY_CONNECTED
     code.version = 1
     model.operatorCodes = [code]
-    shapes = [(width, inputs), (width, width), (1, width)]
+    # The same matrix again and again makes it slow, not large.
     model.buffers, tensors, operators = [schema.BufferT()], [_tensor("x", [1, inputs])], []
-    for number, (rows, columns) in enumerate(shapes):
+    last = 0
+    for number, (rows, columns, repeated) in enumerate(((width, inputs, 1), (width, width, times), (1, width, 1))):
+        held = []
         weights, bias = _weights(rows, columns), np.zeros(rows, "<f4")
         for name, content in (("w", weights), ("b", bias)):
             buffer = schema.BufferT()
             buffer.data = np.frombuffer(content.tobytes(), np.uint8)
             model.buffers.append(buffer)
+            held.append(len(tensors))
             tensors.append(_tensor(f"{name}{number}", [*content.shape], buffer=len(model.buffers) - 1))
-        tensors.append(_tensor(f"y{number}", [1, rows]))
-        operator = schema.OperatorT()
-        before = 0 if number == 0 else len(tensors) - 4
-        operator.opcodeIndex = 0
-        operator.inputs, operator.outputs = [before, len(tensors) - 3, len(tensors) - 2], [len(tensors) - 1]
-        operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
-        operator.builtinOptions = schema.FullyConnectedOptionsT()
-        operators.append(operator)
+        for turn in range(repeated):
+            tensors.append(_tensor(f"y{number}.{turn}", [1, rows]))
+            operator = schema.OperatorT()
+            operator.opcodeIndex = 0
+            operator.inputs, operator.outputs = [last, *held], [len(tensors) - 1]
+            operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+            operator.builtinOptions = schema.FullyConnectedOptionsT()
+            operators.append(operator)
+            last = len(tensors) - 1
     model.subgraphs = [_subgraph(tensors, operators, [0], [len(tensors) - 1])]
     return _file(model)
 
