@@ -241,8 +241,9 @@ class Marks:
 
     async def prove(self) -> None:
         """Look into marks of rows that this run has not sent, before anything is let go or sent."""
-        for name in list(self._unproven):
-            unproven = self._unproven[name]
+        for name, unproven in list(self._unproven.items()):
+            if self._unproven.get(name) is not unproven:  # settled, or asked anew, while another class was looked into
+                continue
             ack = unproven.ack
             try:
                 if self._delivery.is_ahead(name, ack):
@@ -256,6 +257,8 @@ class Marks:
                 verdict = "unsent"
             if verdict == "other" and self._delivery.was_sent(name, ack.mark):
                 verdict = "unsent"  # ours are on their way, and must keep their numbers
+            if verdict == "other" and self._unproven.get(name) is not unproven:
+                continue  # the bridge has spoken again meanwhile: nothing is numbered anew for a word of yesterday
             if verdict == "other" and not await self._follow(name, ack):
                 continue
             self._delivery.heard(name)

@@ -41,6 +41,7 @@ def returns_to(
     *,
     growth_bytes: int,
     thread_spare: int = SPARE,
+    fd_spare: int = SPARE,
     timeout_seconds: float = 10.0,
 ) -> Footprint:
     """Wait until a process takes what it took before.
@@ -54,7 +55,7 @@ def returns_to(
         over = {
             name: (was, seen)
             for name, was, seen, spare in (
-                ("file descriptors", baseline.fds, now.fds, SPARE),
+                ("file descriptors", baseline.fds, now.fds, fd_spare),
                 ("threads", baseline.threads, now.threads, thread_spare),
                 ("bytes of memory", baseline.rss_bytes, now.rss_bytes, growth_bytes),
             )
@@ -63,5 +64,12 @@ def returns_to(
         if not over:
             return now
         if time.monotonic() > deadline:
-            raise RigError(f"process {pid} did not come back to what it took before (before, now): {over}")
+            raise RigError(
+                f"process {pid} did not come back to what it took before (before, now): {over}; open: {_open(pid)}"
+            )
         time.sleep(0.1)
+
+
+def _open(pid: int) -> list[str]:
+    folder = Path("/proc") / str(pid) / "fd"
+    return sorted(str(link.readlink()) for link in folder.iterdir() if link.is_symlink())

@@ -285,7 +285,9 @@ class Stand:
                 spare = SPARE + (POOL_THREADS if name == "gateway" else 0)
                 baseline = self._baseline[name]
                 growth = GROWTH_BYTES + (STORE_CACHE_BYTES if name == "bridge" else 0)
-                now = returns_to(child.pid, baseline, growth_bytes=growth, thread_spare=spare)
+                # Its store opens a connection, of a file and its log, for each reader at once, and keeps it.
+                connections = SPARE + (2 * POOL_THREADS if name == "bridge" else 0)
+                now = returns_to(child.pid, baseline, growth_bytes=growth, thread_spare=spare, fd_spare=connections)
                 self.experiment.log("footprint", process=name, before=self._baseline[name], now=now)
 
     def logs(self) -> dict[str, str]:

@@ -119,10 +119,10 @@ class TracedBridge:
         return next(seq for seq in itertools.count() if seq + 1 not in found)
 
 
-def early_acknowledgements(trace: Path) -> list[str]:
+def early_acknowledgements(trace: Path, least: int) -> list[str]:
     """Return the acknowledgements that went out before the log of the database was synced for the batch they confirm.
 
-    With one batch at a time, the batch is the last one received.
+    With one batch at a time, the batch is the last one received; at least so many must have been seen.
     """
     moments: list[tuple[int, str, str]] = []
     for call in calls(trace):
@@ -135,7 +135,7 @@ def early_acknowledgements(trace: Path) -> list[str]:
             moments.append((call.ended, "sync", ""))
         elif call.name == "sendto" and "/ack/event" in call.arguments:
             moments.append((call.began, "ack", call.arguments))
-    assert [kind for _, kind, _ in moments].count("batch") >= BATCHES
+    assert [kind for _, kind, _ in moments].count("batch") >= least
     early: list[str] = []
     synced = False
     for _, kind, text in sorted(moments):
@@ -169,7 +169,7 @@ def test_c02_the_bridge_never_acknowledges_what_is_not_synced(experiment: Experi
         assert device.waiting == 0
     finally:
         bridge.stop()
-    assert early_acknowledgements(bridge.trace) == []
+    assert early_acknowledgements(bridge.trace, BATCHES) == []
 
 
 def test_c02_control_a_bridge_that_acknowledges_first_is_caught(experiment: Experiment, broker: Mosquitto) -> None:
@@ -180,7 +180,8 @@ def test_c02_control_a_bridge_that_acknowledges_first_is_caught(experiment: Expe
             deliver(device, bridge)
     finally:
         bridge.stop()
-    assert early_acknowledgements(bridge.trace)
+    # It takes what has gathered while it was at the disk, two batches in one call.
+    assert early_acknowledgements(bridge.trace, 1)
 
 
 def test_c02_the_bridge_killed_at_any_call_of_a_batch_has_what_it_acknowledged(
