@@ -1,6 +1,7 @@
 """Reads how the machine is: clock, disk, memory, temperature, load. Every path can be set, so tests bring their own."""
 
 import ctypes
+import functools
 import os
 import shutil
 import time
@@ -164,11 +165,19 @@ class _Timex(ctypes.Structure):
     )
 
 
+@functools.cache  # each CDLL is classes of its own, and it is asked every second
+def _adjtimex() -> Callable[..., int] | None:
+    try:
+        function: Callable[..., int] = ctypes.CDLL(None, use_errno=True).adjtimex
+    except (OSError, AttributeError):
+        return None
+    return function
+
+
 def kernel_clock_state() -> ClockState:
     """Ask the kernel whether a time service disciplines its clock; chrony, ntpd and timesyncd all tell it."""
-    try:
-        adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
-    except (OSError, AttributeError):
+    adjtimex = _adjtimex()
+    if adjtimex is None:
         return "unknown"
     timex = _Timex()  # modes 0: read only, needs no privilege
     result = adjtimex(ctypes.byref(timex))
