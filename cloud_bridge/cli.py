@@ -23,7 +23,7 @@ from cloud_bridge.commands.identity import identity
 from cloud_bridge.commands.look import events, gaps, records, status
 from cloud_bridge.commands.model import model
 from cloud_bridge.commands.move import export, import_
-from cloud_bridge.commands.options import FAILED, WRONG_USAGE, Place, placed, put
+from cloud_bridge.commands.options import FAILED, WRONG_USAGE, Place, placed, put, say
 from cloud_bridge.commands.os import os_
 from cloud_bridge.commands.registry import registry
 from cloud_bridge.commands.rollout import rollout
@@ -42,10 +42,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ConfigError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             ctx.exit(WRONG_USAGE)
         except BridgeError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
             ctx.exit(0)  # the usual end of --follow
@@ -70,7 +70,7 @@ class _Commands(click.Group):
 
 
 def _fail(error: BridgeError, status: int) -> NoReturn:
-    click.echo(f"error: {error}", err=True)
+    say(f"error: {error}", err=True)
     sys.exit(status)
 
 
@@ -111,18 +111,18 @@ def validate(file: Path, *, as_json: bool) -> None:
             ]
             put({"valid": False, "problems": problems})
         else:
-            click.echo(str(error), err=True)
+            say(str(error), err=True)
         sys.exit(WRONG_USAGE)
     if as_json:
         put({"valid": True, "problems": []})
     else:
-        click.echo(f"{file}: fine")
+        say(f"{file}: fine")
 
 
 @config.command("schema")
 def show_schema() -> None:
     """Print the JSON schema of the configuration file."""
-    click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2))
+    say(msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode())
 
 
 for command in (status, records, events, gaps, deadletters, export, import_, rollups, store, backup, restore_):

@@ -9,6 +9,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from cloud_bridge.config import Log
+from gateway.wire.plain import plain, plain_lines
 
 _URL_CREDENTIALS: Final = re.compile(r"([a-z][a-z0-9+.-]{0,15}://)[^/@\s\"']+@", re.I)
 
@@ -24,7 +25,7 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     ]
     human = settings.format == "console" or (settings.format == "auto" and out.isatty())
     render: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        [structlog.processors.format_exc_info, _harmless, structlog.dev.ConsoleRenderer(colors=out.isatty())]
         if human
         else [structlog.processors.format_exc_info, _redact, structlog.processors.JSONRenderer(default=str)]
     )
@@ -54,6 +55,14 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape what devices have sent, so that it does nothing to a terminal."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = plain_lines(value) if key == "exception" else plain(value)
+    return event
 
 
 def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

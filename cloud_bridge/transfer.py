@@ -23,6 +23,7 @@ from cloud_bridge.store.base import Reader, RecordFilter
 from cloud_bridge.values import Arrival, DeadLetter, Intake, StoredRecord, StreamKey
 from gateway.wire.errors import MalformedMessageError
 from gateway.wire.messages import Epoch, Record, RecordClass
+from gateway.wire.plain import exact_json, plain_json
 
 CHUNK_RECORDS: Final = 500
 MAX_LINE_BYTES: Final = 32 * 1024 * 1024
@@ -109,7 +110,7 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _read(line: bytes, gateway: str | None) -> tuple[StreamKey, Record, bytes]:
-    decoded = _decoder.decode(line)
+    decoded = _decoder.decode(exact_json(line))  # what digests are made of
     name = decoded.gateway or gateway
     if name is None:
         raise MalformedMessageError("names no gateway; give --gateway")
@@ -130,7 +131,7 @@ def _read(line: bytes, gateway: str | None) -> tuple[StreamKey, Record, bytes]:
 
 
 def as_line(record: StoredRecord) -> bytes:
-    """Write a record as a line, without the line end."""
+    """Write a record as a line, without the line end; nothing in it acts on a terminal, see `gateway.wire.plain`."""
     fields: dict[str, Any] = {
         "gateway": record.key.gateway,
         "epoch": record.key.epoch,
@@ -144,7 +145,7 @@ def as_line(record: StoredRecord) -> bytes:
     }
     if record.blob:
         fields["blob"] = b64encode(record.blob).decode("ascii")
-    return msgspec.json.encode(fields)
+    return plain_json(msgspec.json.encode(fields))
 
 
 def everything(store: Reader, wanted: RecordFilter) -> Iterator[list[StoredRecord]]:

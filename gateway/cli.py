@@ -7,6 +7,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from gateway.commands.output import say
 from gateway.commands.stdout import not_text, require_output, told_nowhere
 from gateway.errors import ConfigError, ControlError, GatewayError
 from gateway.version import program_version
@@ -37,6 +38,7 @@ class Commands(click.Group):
     lazy: Final = {
         "run": ("gateway.commands.run", "Run the gateway until it is told to stop."),
         "config": ("gateway.commands.config", "Check, describe and begin a configuration file."),
+        "try": ("gateway.commands.tryout", "See what a pipeline would tell of a recording."),
         "status": ("gateway.commands.status", "Tell how the running gateway is."),
         "doctor": ("gateway.commands.doctor", "Examine this machine, and say what to do."),
         "outbox": ("gateway.commands.outbox", "Look into the records that wait for the cloud."),
@@ -95,7 +97,7 @@ class Commands(click.Group):
 
 
 def _fail(error: GatewayError) -> NoReturn:
-    click.echo(f"gateway: {error}", err=True)
+    say(f"gateway: {error}", err=True)
     sys.exit(exit_status(error))
 
 

@@ -1,10 +1,7 @@
 """The composition root: builds every component from the configuration, and owns the only TaskGroup."""
 
 import asyncio
-import itertools
-import secrets
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,45 +12,48 @@ from zoneinfo import ZoneInfo
 import msgspec
 import structlog
 
+from gateway import hangup
 from gateway.config import Config, MqttSource
 from gateway.config import Pipeline as PipelineSettings
+from gateway.configload import Reading
 from gateway.control import Command, ControlServer, Handler, socket_path
-from gateway.errors import AcceleratorLostError, ConfigError, GatewayError, OutboxError, WeightsWithheldError
+from gateway.draining import drain
+from gateway.errors import GatewayError, OutboxError, WeightsWithheldError
 from gateway.health.metrics import Metrics
-from gateway.health.probes import kernel_clock_state
 from gateway.hotplug import HotPlug
+from gateway.ids import new_id
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
-from gateway.inference.select import load_model
+from gateway.inference.select import BackendFailures, load_model
 from gateway.leaves import Leaves, Place
-from gateway.metering.ledger import FILE_NAME as LEDGER_NAME
-from gateway.metering.ledger import Ledger
-from gateway.metering.meter import Meter
-from gateway.modelwatch import fingerprint
+from gateway.metering.opening import open_meter
 from gateway.moments import happens
 from gateway.moving import Mover
+from gateway.notices import Notices
 from gateway.osupdate.surroundings import is_wanted
 from gateway.outbox.store import Outbox
-from gateway.pipeline import Nobody, Pipeline, Surroundings
+from gateway.pipeline import Pipeline
+from gateway.pipelinetasks import Parts as TaskParts
+from gateway.pipelinetasks import PipelineTasks
 from gateway.preprocess.preparation import preparation_for
 from gateway.recorder import Recorder, outbox_file
-from gateway.sealing import KeyWatch, SealedModels, Severity, VaultView, open_vault
+from gateway.reload import Reload
+from gateway.sealing import KeyWatch, SealedModels, VaultView, open_vault
 from gateway.snapshots import Parts, Snapshots
 from gateway.sources.base import open_source
 from gateway.sources.presence import local_device
 from gateway.statedir import locked_state
 from gateway.supervisor import RestartPolicy, supervise
+from gateway.surroundings import Nobody, Surroundings
+from gateway.telling import Channels
 from gateway.threads import Leave, in_thread
 from gateway.uplink.announce import Announcer
-from gateway.uplink.gate import is_metered
 from gateway.uplink.homeassistant import discovery_of
 from gateway.uplink.uplink import Uplink
-from gateway.values import Entry
-from gateway.vault.hardening import harden_process
+from gateway.values import Entry, Receipt
 from gateway.version import program_version
 from gateway.watchdog import Notifier, Progress
-from gateway.wire.messages import Event, Measure, Notice, RecordClass
-from gateway.wire.times import rfc3339
+from gateway.wire.messages import RecordClass
 
 if TYPE_CHECKING:
     from gateway.enrolment import Enrolment
@@ -65,23 +65,15 @@ log = structlog.get_logger()
 _STATUS_EVERY_SECONDS = 5.0
 _REOPEN_EVERY_SECONDS = 2.0
 _SAVE_USAGE_EVERY_SECONDS = 300.0
-_STOPPING_PAUSE_SECONDS = 1.0
-_PIPELINE_STALLS_AFTER_SECONDS = 60.0
 _LOOK_AT_VAULT_EVERY_SECONDS = 30.0
-_LOOK_FOR_MODEL_EVERY_SECONDS = 1.0
-_AFTER_ACCELERATOR_LOSS_SECONDS = 0.5
-_KEY_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0)
-"""Between two tries to get a key: soon enough after the TPM is back, and little work for one that is not."""
-_WELL_AFTER_SECONDS = 3.0
-"""A component that has run for so long is not called failed any more."""
 _PATIENT = RestartPolicy(max_restarts=None, first_delay_seconds=1.0, max_delay_seconds=60.0)
 
 
 class Daemon:
     """One running gateway."""
 
-    def __init__(self, config: Config) -> None:
-        """Open the outbox and build all components; nothing runs yet.
+    def __init__(self, config: Config, reread: Callable[[], Reading]) -> None:
+        """Open the outbox and build all components; nothing runs yet. `reread` reads the configuration again.
 
         Raises:
             ConfigError: a component cannot be used as configured; a vault of level `tpm` without its libraries is one.
@@ -96,24 +88,28 @@ class Daemon:
         self._lock = locked_state(self._state_directory)
         self._stop = asyncio.Event()
         self._notifier = Notifier.from_environment()
+        self._reload = Reload(config, reread, self._notifier.status)
+        self._begins_anew = False
         self._progress = Progress()
         self._metrics = Metrics()
         self._components: dict[str, str] = {}
-        self._told_conflict = False
         self._uplink: Uplink | None = None
         self._announcer: Announcer | None = None
         self._enrolment: Enrolment | None = None
         self._vault = open_vault(config.vault, self._state_directory, now_ns=self._now_ns)
-        self._models = SealedModels(self._vault)
         self._loop = asyncio.get_running_loop()
-        self._keys = KeyWatch(self._note_from_thread)
+        self._notices = Notices(self._loop, self._submit)
+        self._models = SealedModels(self._vault, self._notices.note_from_thread)
+        self._backend_failures = BackendFailures()
+        self._keys = KeyWatch(self._notices.note_from_thread)
         self._vault_view = VaultView(config.vault, self._keys)
         self._vault_changed = asyncio.Event()
         self._enrolment = self._make_enrolment()
-        self._meter = self._make_meter()
+        self._meter = open_meter(config, self._state_directory)
         self._recorder = Recorder(self._open_outbox())
         self._uplink = self._make_uplink()
         self._announcer = self._make_announcer()
+        self._channels = Channels((self._announcer, self._uplink))
         self._leave_runs = {name: Leave() for name in config.pipelines}
         self._system = self._make_system_updates()
         self._updates = self._make_updates()
@@ -127,8 +123,22 @@ class Daemon:
         mover = Mover(self._pipelines, config.pipelines, self._opened, self._exchanging)
         wanted = {name: settings.device for name, settings in config.pipelines.items()}
         self._hotplug = HotPlug(self._pipelines, wanted, mover.move)
-        self._arrivals_before: dict[str, int] = {}  # of accelerators, at the beginning of each pipeline's last try
-        self._finished: set[str] = set()
+        self._tasks = PipelineTasks(
+            TaskParts(
+                stop=self._stop,
+                progress=self._progress,
+                arrivals=lambda: self._hotplug.arrivals,
+                leave=self._leave_runs,
+                judge=self._updates,
+                announce=self._announce_status,
+                directories=[
+                    *config.models.directories,
+                    self._models.directory,
+                    self._state_directory / "vault",
+                    config.vault.policy_directory,
+                ],
+            )
+        )
         self._snapshots = Snapshots(
             Parts(
                 gateway=self._id,
@@ -158,22 +168,12 @@ class Daemon:
             patient=True,  # a full disk is no reason not to watch: `_keep` opens it again
         )
 
+    def _submit(self, entries: Sequence[Entry], done: Callable[[Sequence[Receipt]], None]) -> None:
+        self._recorder.submit(entries, done)
+
     def _committed(self, classes: Collection[RecordClass]) -> None:
         if self._uplink is not None:
             self._uplink.notify(classes)
-
-    def _make_meter(self) -> Meter:
-        brokers = self._config.cloud.brokers
-        try:
-            return Meter(
-                self._config.metering,
-                ZoneInfo(self._config.gateway.time_zone),
-                Ledger(self._state_directory / LEDGER_NAME),
-                metered=not brokers or is_metered(brokers[0], brokers),
-                synchronised=lambda: kernel_clock_state() == "synchronised",
-            )
-        except ValueError as error:
-            raise ConfigError(f"metering: a window cannot be understood: {error}") from error
 
     def _now_ns(self) -> int:
         """Return the time that leases are measured with: that of the bridge where it has told it."""
@@ -191,7 +191,7 @@ class Daemon:
             self._models,
             version=self._version,
             renewed=self._renewed,
-            noticed=self._note,
+            noticed=self._notices.note,
         )
 
     def _renewed(self) -> None:
@@ -214,7 +214,7 @@ class Daemon:
             version=self._version,
             meter=self._meter,
             access=self._enrolment.access if self._enrolment is not None else None,
-            on_conflict=self._in_conflict,
+            on_conflict=self._notices.in_conflict,
         )
 
     def _make_system_updates(self) -> "OsUpdates | None":
@@ -232,7 +232,7 @@ class Daemon:
                 registry=self._metrics.registry,
                 flushed=lambda: self._uplink is None or self._recorder.empty,
                 connects=lambda: self._uplink.status().connects if self._uplink is not None else 0,
-                note=self._note_from_thread,
+                note=self._notices.note_from_thread,
             )
         )
 
@@ -253,37 +253,10 @@ class Daemon:
                 enrolment=self._enrolment,
                 registry=self._metrics.registry,
                 load=self._opened,
-                note=self._note_from_thread,
+                note=self._notices.note_from_thread,
                 system=self._system,
             ),
         )
-
-    def _in_conflict(self, record_class: RecordClass, conflicts: int) -> None:
-        """Write down, once a run, that another device uses this identity: the notice itself may be in conflict."""
-        if self._told_conflict:
-            return
-        self._told_conflict = True
-        self._note(
-            "identity_in_conflict",
-            "error",
-            f"{conflicts} records of class {record_class} came to the cloud under numbers of other records: "
-            "another device has this gateway's id and a copy of its state directory",
-        )
-
-    def _note(self, code: str, severity: Severity, detail: str) -> None:
-        """Record a notice from the event loop, which must not wait for room on the disk."""
-        self._loop.run_in_executor(None, self._record_notice, code, severity, detail)
-
-    def _note_from_thread(self, code: str, severity: Severity, detail: str) -> None:
-        self._loop.call_soon_threadsafe(partial(self._note, code, severity, detail))
-
-    def _record_notice(self, code: str, severity: Severity, detail: str) -> None:
-        now_ns = time.time_ns()
-        notice = Notice(code=code, severity=severity, detail=detail, at=rfc3339(now_ns))
-        try:
-            self._recorder.submit([Entry("critical", "notice", notice, now_ns)], lambda _: None)
-        except OutboxError as error:  # the gateway is stopping
-            log.warning("notice_not_recorded", code=code, error=str(error))
 
     def _make_announcer(self) -> Announcer | None:
         local = self._config.local
@@ -323,13 +296,13 @@ class Daemon:
             open_source=partial(open_source, settings.source, source, subscribe=place.subscribe if place else None),
             load_model=partial(self._load_model, name, settings),
             submit=self._recorder.submit,
-            publish=self._publish,
+            publish=self._channels.publish,
             instruments=self._metrics,
             new_id=new_id,
             wall_ns=time.time_ns,
             monotonic_ns=time.monotonic_ns,
             may_keep=self._may_keep,
-            renew=place.renew if place else _nothing,
+            renew=place.renew if place else lambda: None,
             max_held=self._announcer.max_held // self._leaf_pipelines() if place and self._announcer else 0,
             spectator=self._updates.watch(name, settings) if self._updates is not None else Nobody(),
             leave=self._leave_runs[name],
@@ -358,18 +331,19 @@ class Daemon:
 
     def _opened(self, settings: PipelineSettings) -> Model:
         releases = ReleaseStore(self._config.models.directories, sealed=self._models.directory)
-        return load_model(releases, settings, preparation_for, self._models.open)
+        return load_model(releases, settings, preparation_for, self._models.open, failures=self._backend_failures)
 
     def _exchanging(self, name: str) -> AbstractContextManager[object]:
         return self._updates.exchanging(name) if self._updates is not None else nullcontext()
 
     # ---- running ---------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Run until told to stop; then let the outbox drain for a while."""
+    async def run(self) -> bool:
+        """Run until told to stop; then let the outbox drain for a while. True: begin anew at once instead."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._end)
+        hangup.listen(loop, self._reload.ask)
         control = ControlServer(socket_path(self._config.gateway), self._requests(), self._commands())
         drained = False
         async with asyncio.TaskGroup() as group:
@@ -383,6 +357,7 @@ class Daemon:
                 start("metrics", self._serve),
                 start("vault", self._watch_vault),
                 start("hotplug", self._hotplug.run),
+                start("reload", self._reload_on_request),
             ]
             if self._enrolment is not None:
                 services.append(start("identity", self._enrolment.run))
@@ -395,21 +370,25 @@ class Daemon:
             if self._announcer is not None:
                 services.append(start("announcer", self._announcer.run))
             workers = [
-                start(f"pipeline-{name}", partial(self._run_pipeline, pipeline))
+                start(f"pipeline-{name}", partial(self._tasks.run, pipeline))
                 for name, pipeline in self._pipelines.items()
             ]
             log.info("gateway_started", gateway=self._id, version=self._version, pipelines=len(workers))
             self._notifier.ready(f"{len(workers)} pipelines")
             await self._stop.wait()
             log.info("gateway_stopping")
-            self._notifier.stopping()
+            if self._begins_anew:
+                self._notifier.reloading()
+            else:
+                self._notifier.stopping()
             for pipeline in self._pipelines.values():
                 pipeline.stop()
             late = (await asyncio.wait(workers, timeout=10.0))[1] if workers else ()
             for task in late:
                 log.warning("pipeline_hangs", task=task.get_name())
                 task.cancel()
-            drained = await self._drain()
+            if self._uplink is not None and not self._begins_anew:
+                drained = await drain(self._recorder, self._meter, self._config.cloud.drain_seconds)
             self._announce_status()
             await asyncio.sleep(0)
             for task in services:
@@ -417,7 +396,20 @@ class Daemon:
         await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._meter.close)
         self._snapshots.write_last_run(self._state_directory / "last-run.json", drained=drained)
-        log.info("gateway_stopped", drained=drained)
+        log.info("gateway_stopped", drained=drained, begins_anew=self._begins_anew)
+        return self._begins_anew
+
+    def _end(self) -> None:
+        """Stop for good, also where it was about to begin anew."""
+        self._begins_anew = False
+        self._stop.set()
+
+    async def _reload_on_request(self) -> None:
+        """Stop, to begin anew, once there is another configuration that can be used."""
+        await self._reload.changed()
+        hangup.hold()
+        self._begins_anew = True
+        self._stop.set()
 
     def _requests(self) -> dict[str, Handler]:
         """Return what may be asked over the control socket."""
@@ -447,74 +439,17 @@ class Daemon:
             self._components[name] = words
 
         async def attempt() -> None:
-            well = asyncio.get_running_loop().call_later(_WELL_AFTER_SECONDS, self._components.pop, name, None)
+            well = asyncio.get_running_loop().call_later(_PATIENT.well_after_seconds, self._components.pop, name, None)
             try:
                 await run()
             finally:
                 well.cancel()
 
         of_pipeline = name.startswith("pipeline-")
-        pause = partial(self._pause_for_model, name.removeprefix("pipeline-")) if of_pipeline else self._pause
+        tasks = self._tasks
+        pause = partial(tasks.pause_for_model, name.removeprefix("pipeline-")) if of_pipeline else tasks.pause
         await supervise(name, attempt, _PATIENT, time.monotonic, pause, on_failure=failed)
         self._components.pop(name, None)
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait before a restart, but not for long when the gateway stops meanwhile."""
-        if await happens(self._stop, seconds):
-            # A real wait even then: what fails at once, again and again, must leave the loop time to end it.
-            await asyncio.sleep(min(seconds, _STOPPING_PAUSE_SECONDS))
-
-    async def _pause_for_model(self, name: str, seconds: float) -> None:
-        """Wait before a pipeline is tried again; not any longer once a model, a key or an accelerator has come."""
-        directories = [
-            *self._config.models.directories,
-            self._models.directory,
-            self._state_directory / "vault",
-            self._config.vault.policy_directory,
-        ]
-        before = await asyncio.to_thread(fingerprint, directories)
-        deadline = time.monotonic() + seconds
-        looks = itertools.count(1)
-        while (left := deadline - time.monotonic()) > 0 and not self._stop.is_set():
-            await self._pause(min(left, _LOOK_FOR_MODEL_EVERY_SECONDS / 4))
-            if self._hotplug.arrivals != self._arrivals_before.get(name, 0):
-                return
-            if next(looks) % 4 == 0 and await asyncio.to_thread(fingerprint, directories) != before:
-                return
-
-    async def _run_pipeline(self, pipeline: Pipeline) -> None:
-        if self._stop.is_set():
-            return
-        pauses = itertools.chain(_KEY_PAUSES_SECONDS, itertools.repeat(_KEY_PAUSES_SECONDS[-1]))
-        while not self._stop.is_set():
-            self._progress.expect(f"pipeline-{pipeline.name}", _PIPELINE_STALLS_AFTER_SECONDS)
-            self._arrivals_before[pipeline.name] = self._hotplug.arrivals
-            try:
-                await self._run_once(pipeline)
-                break
-            except WeightsWithheldError:
-                pass  # no failure: `KeyWatch` has told it, and it is tried until the key is given out
-            except AcceleratorLostError as error:  # no failure either: another may be there, or the CPU will do
-                log.warning("pipeline_lost_accelerator", pipeline=pipeline.name, error=str(error))
-                await self._pause(_AFTER_ACCELERATOR_LOSS_SECONDS)
-                continue
-            finally:
-                self._progress.forget(f"pipeline-{pipeline.name}")
-                self._announce_status()
-            await self._pause_for_model(pipeline.name, next(pauses))
-        self._finished.add(pipeline.name)
-
-    async def _run_once(self, pipeline: Pipeline) -> None:
-        """Run a pipeline, and tell the updates how that ended: a release on trial must not end it badly."""
-        failure: BaseException | None = None
-        try:
-            await in_thread(f"infer-{pipeline.name}", pipeline.run, self._leave_runs[pipeline.name])
-        except Exception as error:
-            failure = error
-            raise
-        finally:
-            if self._updates is not None:
-                await asyncio.to_thread(self._updates.ended, pipeline.name, failure)
 
     async def _watch_vault(self) -> None:
         """Look at the vault now and then, and after it may have changed, until cancelled."""
@@ -558,71 +493,5 @@ class Daemon:
             self._components["outbox"] = str(error)
             await asyncio.sleep(_REOPEN_EVERY_SECONDS)
 
-    async def _drain(self) -> bool:
-        """Wait until the cloud has everything, at most as long as configured."""
-        if self._uplink is None:
-            return False
-        deadline = time.monotonic() + self._config.cloud.drain_seconds
-        while time.monotonic() < deadline:
-            if self._recorder.empty:
-                return True
-            if self._only_held_left():
-                return False
-            await asyncio.sleep(0.05)
-        return False
-
-    def _only_held_left(self) -> bool:
-        """Tell whether all that is left waits for a budget or a window, which this stop will not outlast."""
-        held, stats = self._meter.held(), self._recorder.stats()
-        return (
-            bool(held)
-            and not stats.queued_entries
-            and not any(figures.rows for name, figures in stats.classes.items() if name not in held)
-        )
-
-    # ---- telling ---------------------------------------------------------------------------------
-
-    def _publish(self, entries: Sequence[Entry]) -> None:
-        """Tell the site, and the cloud's broker if wished, what has just become durable."""
-        for entry in entries:
-            for channel in (self._announcer, self._uplink):
-                if channel is None:
-                    continue
-                if isinstance(entry.body, Event):
-                    channel.publish_event(entry.body)
-                elif isinstance(entry.body, Measure):
-                    channel.publish_measure(entry.body)
-
     def _announce_status(self) -> None:
-        for pipeline in self._pipelines.values():
-            status = pipeline.status()
-            for channel in (self._announcer, self._uplink):
-                if channel is not None:
-                    channel.publish_status(status)
-
-
-def main(config: Config) -> int:
-    """Run a gateway until it is told to stop; returns the exit status.
-
-    Raises:
-        GatewayError: it cannot be started.
-    """
-    harden_process()  # before anything secret is read
-    # Default 5 ms: beside a thread that computes in Python, taking the lock back after each call into SQLite
-    # or the network then makes one durable record cost tens of milliseconds (measured: 37 ms, and 1 ms like this).
-    sys.setswitchinterval(0.0005)
-    asyncio.run(_run(config))
-    return 0
-
-
-async def _run(config: Config) -> None:
-    await Daemon(config).run()
-
-
-def _nothing() -> None:
-    return
-
-
-def new_id(at_ns: int) -> str:
-    """Make an id that sorts by time: milliseconds since the epoch, then 40 random bits."""
-    return f"{at_ns // 1_000_000:012x}{secrets.token_hex(5)}"
+        self._channels.publish_status(pipeline.status() for pipeline in self._pipelines.values())

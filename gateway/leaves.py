@@ -11,8 +11,8 @@ from gateway.values import Done
 
 log = structlog.get_logger()
 
-MAX_WAITING: Final = 1000
-"""Messages that wait for a source to open; as many as the broker leaves unacknowledged."""
+MAX_WAITING: Final = 10_000
+"""Messages that wait for a source to open. A broker that goes on with a session sends its whole queue at once."""
 
 
 class Hold(Protocol):

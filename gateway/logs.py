@@ -12,6 +12,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from gateway.config import Log
 from gateway.shown import shown
+from gateway.wire.plain import plain, plain_json, plain_lines
 
 _SECRET_KEY: Final = re.compile(
     r"pass(word|wd|phrase)|secret|token|api_?key|private_?key|credential|authorization", re.I
@@ -36,9 +37,13 @@ def configure(settings: Log, *, stream: TextIO | None = None, environment: Mappi
     ]
     human = settings.format == "console" or (settings.format == "auto" and out.isatty())
     # Plain tracebacks: the rich ones show local variables, and with them whatever secret a function held.
-    plain = structlog.dev.plain_traceback
-    console = structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)
-    render: list[Processor] = [structlog.processors.format_exc_info, redact, console if human else _json]
+    traceback = structlog.dev.plain_traceback
+    console = structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=traceback)
+    render: list[Processor] = [
+        structlog.processors.format_exc_info,
+        redact,
+        *((harmless, console) if human else (_json,)),
+    ]
     if journal and not human:
         render.append(_with_priority)
     handler = logging.StreamHandler(out)
@@ -109,7 +114,15 @@ def _clean(value: object, depth: int) -> object:
 
 def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     rendered = structlog.processors.JSONRenderer(default=str, ensure_ascii=False)(_logger, _method, event)
-    return rendered if isinstance(rendered, str) else rendered.decode()
+    return plain_json(rendered.encode("utf-8", "backslashreplace") if isinstance(rendered, str) else rendered).decode()
+
+
+def harmless(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape what others have sent, so that it does nothing to a terminal."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = plain_lines(value) if key == "exception" else plain(value)
+    return event
 
 
 def _with_priority(_logger: WrappedLogger, _method: str, event: EventDict | str) -> str:

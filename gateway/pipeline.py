@@ -8,14 +8,10 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import tzinfo
-from typing import Protocol
 
 import msgspec
 import structlog
 
-from gateway.config import CameraSource, ReplaySource
 from gateway.config import Pipeline as PipelineSettings
 from gateway.config import Source as SourceSettings
 from gateway.decide.budget import ByteBudget
@@ -32,106 +28,26 @@ from gateway.errors import (
 from gateway.inference.model import Model
 from gateway.inference.slot import ModelSlot
 from gateway.intake import Intake, same_samples, same_source
-from gateway.preprocess.snapshot import may_snapshot, snapshot_of
+from gateway.pipelinerun import AbandonedError, Handover, Inbox, Run, Stages, inbox_for, settle
 from gateway.preprocess.statistics import statistics_of
+from gateway.proofs import Proofs
 from gateway.rate import Rate
 from gateway.report import PipelineTotals
-from gateway.sources.base import Source
 from gateway.sources.capture import CaptureThread, SourceState
 from gateway.sources.fresh import guard_for
 from gateway.sources.presence import LocalDevice
-from gateway.sources.slot import Handoff, LatestSlot
+from gateway.sources.slot import LatestSlot
 from gateway.sources.still import watch_for
+from gateway.surroundings import Surroundings
 from gateway.swapgap import SwapGap
-from gateway.values import (
-    Capture,
-    Decision,
-    Entry,
-    Frame,
-    Inference,
-    Receipt,
-    Sample,
-    SampleBlock,
-    SnapshotWish,
-    Window,
-)
-from gateway.wire.messages import Event, Evidence, EvidenceLink, ModelRef, Notice, PipelineStatus, encode
+from gateway.values import Capture, Entry, Frame, Receipt, Sample, SampleBlock
+from gateway.wire.messages import Event, ModelRef, Notice, PipelineStatus, encode
 from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
 
 _WAIT_SECONDS = 0.25
 """How long the inference thread waits for a sample before it lets time pass for the rules."""
-
-_WINDOWS_WAITING = 64
-
-
-class Spectator(Protocol):
-    """Looks on while models answer. Called on the inference thread, which waits for it: it must be quick."""
-
-    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None: ...
-    def failed(self, model: ModelRef, error: InferenceError) -> None: ...
-    def swapped(self, model: ModelRef, gap_seconds: float) -> None: ...
-
-
-class Nobody:
-    """A spectator that does not look."""
-
-    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None:
-        """Look away."""
-
-    def failed(self, model: ModelRef, error: InferenceError) -> None:
-        """Look away."""
-
-    def swapped(self, model: ModelRef, gap_seconds: float) -> None:
-        """Look away."""
-
-
-class Instruments(Protocol):
-    """Where a pipeline counts what it does."""
-
-    def captured(self, pipeline: str, count: int) -> None: ...
-    def inferred(self, pipeline: str, inference: Inference, latency_seconds: float, batch_fill: float) -> None: ...
-    def sent(self, pipeline: str, raw_bytes: int, sent_bytes: int) -> None: ...
-    def told(self, pipeline: str, event: Event) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Handover:
-    """Travels with the samples: behind it another model answers."""
-
-    model: Model
-    done: threading.Event = field(default_factory=threading.Event)
-    _claimed: threading.Lock = field(default_factory=threading.Lock)
-
-    def claim(self) -> bool:
-        """Decide what becomes of it: who is first carries it out, or calls it off."""
-        return self._claimed.acquire(blocking=False)
-
-
-Inbox = LatestSlot[Sample | Handover] | Handoff[Sample | Handover]
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a pipeline needs of the program around it."""
-
-    gateway: str
-    time_zone: tzinfo
-    open_source: Callable[[], Source]
-    load_model: Callable[[], Model]
-    submit: Callable[[Sequence[Entry], Callable[[Sequence[Receipt]], None]], None]
-    publish: Callable[[Sequence[Entry]], None]  # called once the entries are durable
-    instruments: Instruments
-    new_id: Callable[[int], str]
-    wall_ns: Callable[[], int]
-    monotonic_ns: Callable[[], int]
-    may_keep: Callable[[int], bool] = lambda _size: True  # whether the link can ever carry a picture of this size
-    renew: Callable[[], None] = lambda: None  # what an earlier run had in hand may be handed to the source again
-    max_held: int = 0  # messages of a leaf sensor that may be held only to fill a window
-    spectator: Spectator = Nobody()  # noqa: RUF009 - it has no state
-    device: LocalDevice | None = None  # what the source reads, where it is a device of this machine
-    leave: Callable[[GatewayError], None] = lambda _error: None  # has whoever waits for the run wait no longer
 
 
 class Pipeline:
@@ -143,7 +59,7 @@ class Pipeline:
         self._source_settings = source
         self._around = around
         self._stopping = threading.Event()
-        self._inbox: Inbox = self._new_inbox()
+        self._inbox: Inbox = inbox_for(self._source_settings)
         self._capture: CaptureThread | None = None
         self._source_state = SourceState(settings.source, "opening", around.wall_ns())
         self._state: str = "starting"
@@ -159,12 +75,12 @@ class Pipeline:
         self._backend = ""
         self._rate = Rate()
         self._open_events = 0
-        self._links: dict[str, EvidenceLink] = {}  # of open events; the inference thread's
+        self._proofs = Proofs(name, settings.interest, around.may_keep, around.monotonic_ns, self._drop)
         self._progress_ns = around.monotonic_ns()
         self._recording = False
         self._failing = False  # the last sample could not be used
         self._swapping = threading.Lock()
-        self._run: _Run | None = None  # while it runs
+        self._run: Run | None = None  # while it runs
         self._gap = SwapGap()
         self._looking_ns: int | None = None
 
@@ -321,7 +237,7 @@ class Pipeline:
             self._end(run)
         self._around.leave(error or InferenceError(f"pipeline {self.name} was left: {reason}"))
 
-    def _hand_over(self, handover: "Handover") -> None:
+    def _hand_over(self, handover: Handover) -> None:
         self._inbox.put(handover)
 
     def stop(self) -> None:
@@ -346,7 +262,7 @@ class Pipeline:
             self._state = "stopped"
         finally:
             error = sys.exception()
-            if error is not None and not isinstance(error, _AbandonedError):
+            if error is not None and not isinstance(error, AbandonedError):
                 withheld = isinstance(error, WeightsWithheldError)
                 self._state, self._last_error = "starting" if withheld else "failed", _told(error)
                 self._waits_for = "key" if withheld else _awaited(error)
@@ -359,12 +275,12 @@ class Pipeline:
         self._model, self._backend = model.ref, model.info.backend
         slot = ModelSlot(model)
         around.renew()
-        self._inbox = self._new_inbox()
+        self._inbox = inbox_for(self._source_settings)
         self._gap = SwapGap()
         intake = Intake(model.manifest.input, around.max_held, self._wrong_kind)
         decider = Decider(Origin(around.gateway, self.name, around.time_zone), self._settings, around.new_id)
         budget = ByteBudget(self._settings.interest.snapshot_bytes_per_hour)
-        stages = _Stages(decider, self._sums, budget)
+        stages = Stages(decider, self._sums, budget)
         capture = CaptureThread(
             self._settings.source,
             around.open_source,
@@ -376,7 +292,7 @@ class Pipeline:
             wall_clock=around.wall_ns,
         )
         self._capture = capture
-        run = _Run(slot, intake, stages, capture)
+        run = Run(slot, intake, stages, capture)
         try:
             self._state, self._last_error, self._failing, self._waits_for = "running", None, False, ""
             if not self._stopping.is_set():
@@ -388,9 +304,9 @@ class Pipeline:
                 self._end(run)
             slot.close()  # here, where the model is not in use any more
         if run.abandoned:
-            raise _AbandonedError(f"pipeline {self.name} was abandoned")
+            raise AbandonedError(f"pipeline {self.name} was abandoned")
 
-    def _end(self, run: "_Run") -> None:
+    def _end(self, run: Run) -> None:
         """End what a run has begun, but for its model."""
         self._run = None
         self._inbox.close()  # the capture thread may wait for room in it
@@ -400,7 +316,7 @@ class Pipeline:
             self._capture = None
         self._finish(run.stages)
 
-    def _loop(self, run: "_Run") -> None:
+    def _loop(self, run: Run) -> None:
         slot, stages = run.slot, run.stages
         while not self._stopping.is_set() and not run.abandoned:
             sample = self._inbox.take(_WAIT_SECONDS)
@@ -413,12 +329,12 @@ class Pipeline:
             elif sample is not None:
                 self._step(run, sample)
             else:
-                self._record(self._linked(stages.decider.tick(now_ns, self._around.wall_ns()).entries))
+                self._record(self._proofs.linked(stages.decider.tick(now_ns, self._around.wall_ns()).entries))
                 self._measure(stages, now_ns)
                 if self._inbox.closed:
                     return
 
-    def _step(self, run: "_Run", sample: Sample) -> None:
+    def _step(self, run: Run, sample: Sample) -> None:
         around, stages = self._around, run.stages
         started_ns = around.monotonic_ns()
         self._looking_ns = started_ns
@@ -432,7 +348,7 @@ class Pipeline:
             around.spectator.failed(model.ref, error)
             self._fails("inference-error", error)
             stages.sums.fail(model.ref, sample.captured_at_ns, sample.received_ns)
-            _settle(sample)
+            settle(sample)
             self._measure(stages, around.monotonic_ns())
             return
         finally:
@@ -452,7 +368,7 @@ class Pipeline:
         around.instruments.inferred(self.name, inference, (ended_ns - started_ns) / 1e9, model.batch_fill(sample))
         decision = stages.decider.step(inference)
         self._open_events = stages.decider.open_events
-        entries = self._with_evidence(decision, sample, stages)
+        entries = self._proofs.with_evidence(decision, sample, stages.budget)
         sent_bytes = sum(len(encode(entry.body)) + len(entry.blob) for entry in entries)
         stages.sums.add(inference, sent_bytes, answered_ns=ended_ns, inputs=statistics_of(sample))
         self._raw_bytes += inference.raw_bytes
@@ -461,13 +377,13 @@ class Pipeline:
         self._record(entries, sample)
         self._measure(stages, ended_ns)
 
-    def _measure(self, stages: "_Stages", now_ns: int) -> None:
+    def _measure(self, stages: Stages, now_ns: int) -> None:
         entry = stages.sums.take(now_ns, self.dropped())
         if entry is not None:
             self._record((entry,))
 
-    def _finish(self, stages: "_Stages") -> None:
-        entries = self._linked(stages.decider.finish(self._around.wall_ns()).entries)
+    def _finish(self, stages: Stages) -> None:
+        entries = self._proofs.linked(stages.decider.finish(self._around.wall_ns()).entries)
         while (last := stages.sums.finish(self.dropped())) is not None:
             entries.append(last)
         self._open_events = 0
@@ -480,11 +396,11 @@ class Pipeline:
         durable yet, but these are acknowledged first, whatever the order in which they are settled.
         """
         if not entries:
-            _settle(sample)
+            settle(sample)
             return
 
         def durable(_receipts: Sequence[Receipt]) -> None:
-            _settle(sample)
+            settle(sample)
             self._around.publish(entries)
 
         for entry in entries:
@@ -497,72 +413,10 @@ class Pipeline:
         finally:
             self._recording = False
 
-    def _with_evidence(self, decision: Decision, sample: Sample, stages: "_Stages") -> Sequence[Entry]:
-        proofs: list[Entry] = []
-        for wish in decision.snapshots:
-            evidence = self._evidence(wish, sample, stages.budget)
-            if evidence is not None:
-                self._links[wish.event_id] = _link_to(wish.evidence_id, evidence)
-                proofs.append(evidence)
-        return [*self._linked(decision.entries), *proofs]
-
-    def _linked(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Put the link to its evidence into each revision of an event: who sees only the last one needs it too."""
-        linked: list[Entry] = []
-        for entry in entries:
-            body = entry.body
-            link = self._links.get(body.event_id) if isinstance(body, Event) else None
-            if isinstance(body, Event) and link is not None:
-                if body.phase == "end":
-                    del self._links[body.event_id]
-                proven = msgspec.structs.replace(body, evidence=link)
-                entry = Entry(entry.record_class, entry.kind, proven, entry.recorded_at_ns, entry.blob)  # noqa: PLW2901
-            linked.append(entry)
-        return linked
-
-    def _evidence(self, wish: SnapshotWish, sample: Sample, budget: ByteBudget) -> Entry | None:
-        interest = self._settings.interest
-        if not may_snapshot(sample, wish.box, interest.privacy):
-            return None
-        snapshot = snapshot_of(
-            sample,
-            wish.box,
-            max_side=interest.snapshot_max_side,
-            quality=interest.snapshot_quality,
-            privacy=interest.privacy,
-        )
-        if snapshot is None or not budget.spend(len(snapshot.data), self._around.monotonic_ns()):
-            self._errors["snapshot-budget" if snapshot else "snapshot-error"] += 1
-            return None
-        if not self._around.may_keep(len(snapshot.data)):
-            self._errors["link-budget"] += 1
-            return None
-        body = Evidence(
-            evidence_id=wish.evidence_id,
-            event_id=wish.event_id,
-            pipeline=self.name,
-            content_type=snapshot.content_type,
-            captured_at_ns=sample.captured_at_ns,
-            width=snapshot.width,
-            height=snapshot.height,
-        )
-        return Entry("bulk", "evidence", body, sample.captured_at_ns, snapshot.data)
+    def _drop(self, reason: str) -> None:
+        self._errors[reason] += 1
 
     # ---- the capture thread ----------------------------------------------------------------------
-
-    def _new_inbox(self) -> "Inbox":
-        """Choose how samples reach the inference thread.
-
-        A recording played as fast as possible must wait for the pipeline; a live camera must not.
-        """
-        source = self._source_settings
-        if isinstance(source, ReplaySource) and source.speed == "max":
-            return Handoff(capacity=4)
-        if isinstance(source, CameraSource) or (
-            isinstance(source, ReplaySource) and source.file.suffix.lower() not in (".csv", ".npz")
-        ):
-            return LatestSlot()
-        return Handoff(capacity=_WINDOWS_WAITING)
 
     def _deliver(self, intake: Intake) -> Callable[[Capture], None]:
         """Make what the capture thread does with a capture: frames go on, samples become windows."""
@@ -625,49 +479,6 @@ class Pipeline:
 PipelineState = PipelineStatus.__annotations__["state"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Stages:
-    """The stateful stages behind the interpreter, owned by the inference thread."""
-
-    decider: Decider
-    sums: MeasureAggregator
-    budget: ByteBudget
-
-
-@dataclass(slots=True)
-class _Run:
-    """One run from the loading of a model to its end."""
-
-    slot: ModelSlot
-    intake: Intake
-    stages: _Stages
-    capture: CaptureThread
-    abandoned: bool = False  # its thread hangs in the model
-    answering: Model | None = None  # the inference thread's
-    _claimed: threading.Lock = field(default_factory=threading.Lock)
-
-    def answers(self, model: Model) -> None:
-        """Note which model answers next. One that was swapped in goes on from the baseline before it."""
-        if model is not self.answering:
-            if self.answering is not None:
-                model.go_on_from(self.answering)
-            self.answering = model
-
-    def claim(self) -> bool:
-        """Decide who ends it: the first who asks."""
-        return self._claimed.acquire(blocking=False)
-
-
-class _AbandonedError(InferenceError):
-    """The thread of an abandoned run has come back; nobody waits for it any more."""
-
-
-def _settle(sample: Sample | None) -> None:
-    """Say that what was decided from a sample is durable, or that it is of no use."""
-    if isinstance(sample, Window) and sample.done is not None:
-        sample.done()
-
-
 def _awaited(error: BaseException) -> str:
     return "accelerator" if isinstance(error, BackendUnavailableError) else ""
 
@@ -675,8 +486,3 @@ def _awaited(error: BaseException) -> str:
 def _told(error: BaseException) -> str:
     """Say an error; one that was not raised on purpose needs its type to be understood."""
     return str(error) if isinstance(error, GatewayError) else f"{type(error).__name__}: {error}"
-
-
-def _link_to(evidence_id: str, entry: Entry) -> EvidenceLink:
-    content_type = entry.body.content_type if isinstance(entry.body, Evidence) else ""
-    return EvidenceLink(evidence_id=evidence_id, content_type=content_type, size_bytes=len(entry.blob))

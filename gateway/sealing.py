@@ -1,5 +1,6 @@
 """The vault as the running gateway uses it: opens weights for the pipelines, and seals first what lies in clear."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,9 @@ from gateway.errors import ModelError, WeightsWithheldError
 from gateway.inference.backend import Weights
 from gateway.inference.bundle import Release
 from gateway.report import KeyReport, VaultReport
+from gateway.vault.damage import damage_of
 from gateway.vault.errors import (
+    DamagedContainerError,
     KeyMissingError,
     KeyStoreError,
     LeaseEndedError,
@@ -27,7 +30,7 @@ from gateway.vault.store import SEALED_SUFFIX, read_release
 from gateway.vault.tpm.library import tpm_library
 from gateway.vault.vault import Vault, VaultStatus
 from gateway.wire.identity import Grant
-from gateway.wire.manifest import Artefact
+from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact
 from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
@@ -65,9 +68,10 @@ class VaultLook:
 class SealedModels:
     """Weights for the pipelines, from the sealed store alone. Its methods block and may be called from any thread."""
 
-    def __init__(self, vault: Vault) -> None:
-        """Take the vault; it is initialised when it is needed for the first time."""
+    def __init__(self, vault: Vault, tell: Tell | None = None) -> None:
+        """Take the vault, which is initialised when it is needed for the first time, and who hears of damage."""
         self._vault = vault
+        self._tell = tell
         self._lock = threading.Lock()
         self._prepared = False
 
@@ -91,7 +95,9 @@ class SealedModels:
         """Open an artefact (`gateway.inference.bundle.OpenWeights`); a release that lies in clear is sealed first.
 
         Sealing is done once, also when two pipelines want the same release at the same time, and a power cut in
-        the middle of it leaves nothing that would pass for a sealed release.
+        the middle of it leaves nothing that would pass for a sealed release. A sealed release that is damaged is sealed
+        anew from the same release in clear, where that lies beside; one that came over the air is put aside, so that it
+        is fetched again.
 
         Raises:
             WeightsWithheldError: the key is not given out now; the reason may pass.
@@ -101,7 +107,9 @@ class SealedModels:
             self.prepare()
             directory = self._sealed(release, artefact)
             try:
-                return self._vault.open_weights(directory, artefact)
+                return self._whole(directory, artefact)
+            except DamagedContainerError as error:
+                return self._mended(release, directory, artefact, error)
             except (KeyMissingError, WrongKeyError):
                 if release.origin is None or read_release(release.origin).is_sealed:
                     raise
@@ -152,6 +160,40 @@ class SealedModels:
         except VaultError as error:
             return VaultLook(None, problem or str(error))
 
+    def _whole(self, directory: Path, artefact: Artefact) -> Weights:
+        """Open an artefact of a release that shows no damage. Raises DamagedContainerError if it does."""
+        if damage := damage_of(directory):
+            raise DamagedContainerError(f"{damage}; put the release there again: `gateway vault import`")
+        return self._vault.open_weights(directory, artefact)
+
+    def _mended(self, release: Release, directory: Path, artefact: Artefact, damage: DamagedContainerError) -> Weights:
+        """Bring a damaged release back from its original; what came over the air is fetched again instead."""
+        with self._lock:
+            with contextlib.suppress(DamagedContainerError):
+                return self._whole(directory, artefact)  # another pipeline has mended it meanwhile
+            if release.origin is not None:
+                try:
+                    stored = self._vault.import_release(release.origin, damage=str(damage))
+                except _WITHHELD:
+                    raise
+                except VaultError as error:
+                    raise VaultError(f"{damage}; nor can {release.origin} take its place: {error}") from error
+                self._told_mended(release)
+                return self._vault.open_weights(stored.directory, artefact)
+            if (directory / OVER_THE_AIR_FILE).exists():
+                self._vault.put_aside(directory, str(damage))
+                self._say("release_damaged", f"{release.label} was damaged on this device and must be fetched again")
+                raise VaultError(f"{damage}, or assign it again: it is fetched anew then") from damage
+            raise damage
+
+    def _told_mended(self, release: Release) -> None:
+        log.warning("sealed_release_mended", model=release.label, origin=str(release.origin or release.directory))
+        self._say("release_mended", f"{release.label} was damaged on this device and is sealed anew from its original")
+
+    def _say(self, code: str, words: str) -> None:
+        if self._tell is not None:
+            self._tell(code, "warning", words)
+
     def _sealed_again(self, directory: Path, origin: Path) -> Path:
         with self._lock:
             log.warning("release_sealed_again", directory=str(directory), origin=str(origin), reason="its key is lost")
@@ -161,18 +203,29 @@ class SealedModels:
     def _sealed(self, release: Release, artefact: Artefact) -> Path:
         came_sealed = read_release(release.directory).is_sealed
         if not release.directory.is_relative_to(self.directory):
+            there = self.directory / release.manifest.name / release.manifest.version
+            damage = damage_of(there) if there.exists() else ""
             try:
-                return self._vault.import_release(release.directory).directory
+                stored = self._vault.import_release(release.directory).directory
+                if damage:
+                    self._told_mended(release)
+                return stored
             except VaultError:
                 if not came_sealed:
                     release.verify(artefact)  # says it better, if it is the file
                 raise
         # A release that came over the air has those of its artefacts here that this device runs.
-        if not (release.directory / (artefact.file + SEALED_SUFFIX)).is_file():
-            raise VaultError(
-                f"{release.directory} lies in clear among the sealed releases: move it elsewhere, and name that place "
-                "under models.directories"
-            )
+        container = release.directory / (artefact.file + SEALED_SUFFIX)
+        if not container.is_file() and release.origin is None:
+            if (release.directory / artefact.file).is_file():
+                raise VaultError(
+                    f"{release.directory} lies in clear among the sealed releases: move it elsewhere, and name that "
+                    "place under models.directories"
+                )
+            if not damage_of(release.directory):
+                raise VaultError(
+                    f"{container} is not on this device: it came over the air, and only what ran here then was fetched"
+                )
         return release.directory
 
 

@@ -16,7 +16,8 @@ from gateway.errors import AcceleratorLostError, ConfigError, OutboxError, Weigh
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.metering.meter import Meter
-from gateway.ota.agent import Around, OtaAgent, Severity, System
+from gateway.ota.agent import OtaAgent
+from gateway.ota.around import Around, Severity, System
 from gateway.ota.bay import Bay, Host
 from gateway.ota.effective import came_over_the_air
 from gateway.ota.errors import OtaError

@@ -83,6 +83,10 @@ class Notifier:
         """Say in a few words how it is, for `systemctl status`."""
         self._send(f"STATUS={text}")
 
+    def reloading(self) -> None:
+        """Say that the daemon begins anew with another configuration; `ready` ends that (sd_notify(3))."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=taking over a configuration")
+
     def stopping(self) -> None:
         """Say that the daemon goes down on purpose."""
         self._send("STOPPING=1")

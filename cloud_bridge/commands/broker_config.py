@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cloud_bridge.commands.options import Place, placed
+from cloud_bridge.commands.options import Place, placed, say
 from cloud_bridge.identity.broker import BrokerPlan
 from cloud_bridge.identity.component import open_identities
 from cloud_bridge.identity.devices import revoked_certificates
@@ -76,16 +76,16 @@ def broker_config(
         _share(out, group)
     settings = identities.settings
     host = names[0] if names else "localhost"
-    click.echo(f"written to {out}; to use it:")
-    click.echo(f"  install -D {out}/systemd/sluice.conf /etc/systemd/system/mosquitto.service.d/sluice.conf")
-    click.echo(f"  install {out}/systemd/sluice-broker-reload.* /etc/systemd/system/")
-    click.echo("  systemctl daemon-reload && systemctl enable --now sluice-broker-reload.path")
-    click.echo("  systemctl restart mosquitto")
-    click.echo(f"devices: mqtts://{host}:{device_port}; in the bridge's configuration:")
-    click.echo(f"  brokers: [{{url: 'mqtts://localhost:{service_port}', ca_file: {out}/services-ca.pem,")
-    click.echo(f"             certificate_file: {out}/bridge.pem, key_file: {out}/bridge-key.pem}}]")
+    say(f"written to {out}; to use it:")
+    say(f"  install -D {out}/systemd/sluice.conf /etc/systemd/system/mosquitto.service.d/sluice.conf")
+    say(f"  install {out}/systemd/sluice-broker-reload.* /etc/systemd/system/")
+    say("  systemctl daemon-reload && systemctl enable --now sluice-broker-reload.path")
+    say("  systemctl restart mosquitto")
+    say(f"devices: mqtts://{host}:{device_port}; in the bridge's configuration:")
+    say(f"  brokers: [{{url: 'mqtts://localhost:{service_port}', ca_file: {out}/services-ca.pem,")
+    say(f"             certificate_file: {out}/bridge.pem, key_file: {out}/bridge-key.pem}}]")
     if settings.broker_directory is None or settings.broker_directory.absolute() != out.absolute():
-        click.echo(f"  identity: {{broker_directory: {out}}}   # or revocations will not reach the broker")
+        say(f"  identity: {{broker_directory: {out}}}   # or revocations will not reach the broker")
 
 
 def _share(directory: Path, group: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cloud_bridge.commands.model import opened
+from cloud_bridge.commands.options import say
 from cloud_bridge.config import Config
 from cloud_bridge.identity.claimfile import (
     Carried,
@@ -173,14 +174,14 @@ class Prepared:
         if self.on_terminal:
             click.echo(self.picture.decode(), nl=False)
         if self.asked.claim_file is not None:
-            click.echo(f"{self.asked.claim_file}: copy it to a stick as sluice-claim.yaml; it is a secret", err=True)
+            say(f"{self.asked.claim_file}: copy it to a stick as sluice-claim.yaml; it is a secret", err=True)
         if self.asked.qr is not None and not self.on_terminal:
-            click.echo(f"{self.asked.qr}: show it to a camera of the device; it is a secret", err=True)
+            say(f"{self.asked.qr}: show it to a camera of the device; it is a secret", err=True)
         if self.root_needed:
             root = "the image must bring the registry's first root (/usr/share/sluice/registry-root.json)"
-            click.echo(f"the QR code has no room for it: {root}", err=True)
+            say(f"the QR code has no room for it: {root}", err=True)
         if self.reset_code is not None:
-            click.echo(f"reset code of {self.gateway}: {self.reset_code}; it is shown here only", err=True)
+            say(f"reset code of {self.gateway}: {self.reset_code}; it is shown here only", err=True)
 
 
 def _root_of(place: tuple[Path | None, str | None], config: Config) -> str | None:

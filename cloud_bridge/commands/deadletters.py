@@ -1,12 +1,25 @@
 """`deadletters`: what could not be used, and what to do about it."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cloud_bridge.commands.options import FAILED, MAX_NUMBER, NOT_ALL, Cursor, Place, Time, placed, put, tell_more
+from cloud_bridge.commands.options import (
+    FAILED,
+    MAX_NUMBER,
+    NOT_ALL,
+    Cursor,
+    Place,
+    Time,
+    placed,
+    put,
+    say,
+    say_line,
+    tell_more,
+)
 from cloud_bridge.commands.words import letter_line, letter_plain
 from cloud_bridge.control import Question
 from cloud_bridge.cursors import cursor_of
@@ -46,7 +59,7 @@ def list_(
         if as_json:
             put(letter_plain(stored))
         else:
-            click.echo(letter_line(stored))
+            say_line(letter_line(stored))
     if len(found) > limit:
         tell_more(cursor_of(found[limit - 1].place))
 
@@ -54,15 +67,17 @@ def list_(
 @deadletters.command()
 @placed
 @click.argument("number", type=click.IntRange(1, MAX_NUMBER))
-@click.option("--raw", is_flag=True, help="The payload alone, as it came.")
+@click.option("--raw", is_flag=True, help="The payload alone, as it came; not to a terminal.")
 def show(file: Path | None, store_url: str | None, *, number: int, raw: bool) -> None:
     """Show one dead letter with its payload."""
     with Place(file, store_url).reader() as store:
         stored = store.dead_letter(number)
     if stored is None:
-        click.echo(f"error: there is no dead letter {number}", err=True)
+        say(f"error: there is no dead letter {number}", err=True)
         raise SystemExit(FAILED)
     if raw:
+        if sys.stdout.isatty():
+            raise click.UsageError("what came may drive a terminal: send it to a file or a program, or leave out --raw")
         click.echo(stored.letter.payload, nl=False)
     else:
         put(letter_plain(stored))
@@ -139,7 +154,7 @@ def _numbers(
             before = page[-1].place
     if passed:
         named = " ".join(str(number) for number in sorted(passed)[:20])
-        click.echo(
+        say(
             f"{len(passed)} stay: the only copy of records of gateways; replay them, or --only-copies: {named}",
             err=True,
         )
@@ -155,6 +170,6 @@ def _settle(place: Place, question: Callable[[int], Question], numbers: Sequence
             if as_json:
                 put({"id": number, "settled": said.settled, "detail": said.detail})
             else:
-                click.echo(f"{number}: {'' if said.settled else 'stays: '}{said.detail}")
+                say(f"{number}: {'' if said.settled else 'stays: '}{said.detail}")
     if left:
         raise SystemExit(NOT_ALL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from prometheus_client import CollectorRegistry
 
-from cloud_bridge.commands.options import MAX_NUMBER, Place, Time, placed, put
+from cloud_bridge.commands.options import MAX_NUMBER, Place, Time, placed, put, say, say_line
 from cloud_bridge.config import Config
 from cloud_bridge.drift import book
 from cloud_bridge.drift.book import Finding, Proposal
@@ -73,13 +73,13 @@ def status(
             put(finding_plain(one))
         return
     if not found:
-        click.echo("nothing compared yet: a look needs measures with histograms, and a baseline or a first window")
+        say("nothing compared yet: a look needs measures with histograms, and a baseline or a first window")
     for one in found:
-        click.echo(finding_line(one))
+        say_line(finding_line(one))
     if found:
-        click.echo(f"worst: {worst([one.standing.level for one in found])}")
+        say(f"worst: {worst([one.standing.level for one in found])}")
     for proposal in waiting:
-        click.echo(proposal_line(proposal))
+        say_line(proposal_line(proposal))
 
 
 @drift.command()
@@ -95,7 +95,7 @@ def history(file: Path | None, store_url: str | None, *, since: int, limit: int,
         if as_json:
             put(event_plain(one))
         else:
-            click.echo(f"{rfc3339(one.at_ns)} {one.kind} {one.model} {one.version} {one.subject}: {one.detail}")
+            say(f"{rfc3339(one.at_ns)} {one.kind} {one.model} {one.version} {one.subject}: {one.detail}")
 
 
 @drift.command()
@@ -109,7 +109,7 @@ def proposals(file: Path | None, store_url: str | None, *, as_json: bool) -> Non
         if as_json:
             put(proposal_plain(one))
         else:
-            click.echo(proposal_line(one))
+            say_line(proposal_line(one))
 
 
 @drift.command()
@@ -120,7 +120,7 @@ def dismiss(file: Path | None, store_url: str | None, *, proposal: str) -> None:
     with desk(file, store_url) as (_, tx):
         if not book.settle(tx, proposal, "dismissed", "by an operator", time.time_ns()):
             raise ConfigError(f"there is no proposal {proposal}; `cloud-bridge drift proposals` lists them")
-    click.echo(f"{proposal}: dismissed")
+    say(f"{proposal}: dismissed")
 
 
 @drift.command()
@@ -151,7 +151,7 @@ def accept(file: Path | None, store_url: str | None, *, gateway: str, pipeline: 
             f" {config.drift.window_hours:g} hours; `cloud-bridge drift status` says what came"
         )
     for device in accepted:
-        click.echo(f"{device.subject} with {device.model} {device.version}: accepted")
+        say(f"{device.subject} with {device.model} {device.version}: accepted")
 
 
 @drift.command()
@@ -161,7 +161,7 @@ def look(file: Path | None, store_url: str | None) -> None:
     place = Place(file, store_url)
     with place.reader() as reader, open_watch(place.config(), reader, DriftMetrics(CollectorRegistry())) as watch:
         found = watch.look()
-    click.echo(f"{len(found.findings)} comparisons, {len(found.changed)} with another level than before")
+    say(f"{len(found.findings)} comparisons, {len(found.changed)} with another level than before")
 
 
 def finding_line(one: Finding) -> str:

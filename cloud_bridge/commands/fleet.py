@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from cloud_bridge.commands.options import Place, placed, put
+from cloud_bridge.commands.options import Place, placed, put, say, say_line
 from cloud_bridge.commands.rollout_words import device_line, device_plain
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.fleet import Fleet
@@ -47,7 +47,7 @@ def list_(file: Path | None, store_url: str | None, *, labels: tuple[str, ...], 
             if as_json:
                 put(plain)
             else:
-                click.echo(device_line(plain))
+                say_line(device_line(plain))
 
 
 @fleet.command()
@@ -67,7 +67,7 @@ def label(file: Path | None, store_url: str | None, *, gateway: str, labels: tup
             now = all_labels(tx).get(gateway, {})
     finally:
         database.close()
-    click.echo(f"{gateway} [{' '.join(f'{key}={value}' for key, value in now.items())}]")
+    say(f"{gateway} [{' '.join(f'{key}={value}' for key, value in now.items())}]")
 
 
 @fleet.command()
@@ -95,7 +95,7 @@ def feature(
         database.close()
     if not names:
         raise RolloutError(f"no device is labelled {' '.join(labels)}; see `cloud-bridge fleet list`")
-    click.echo(f"{len(names)} devices are told, with token {token}")
+    say(f"{len(names)} devices are told, with token {token}")
 
 
 def _switches(texts: tuple[str, ...]) -> Mapping[str, bool | None]:

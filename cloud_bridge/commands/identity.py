@@ -22,7 +22,7 @@ from cloud_bridge.commands.identity_words import (
     key_plain,
     state_plain,
 )
-from cloud_bridge.commands.options import MAX_NUMBER, Place, placed, put
+from cloud_bridge.commands.options import MAX_NUMBER, Place, placed, put, say, say_line
 from cloud_bridge.identity.approvals import Approval, approve, disapprove, list_approvals
 from cloud_bridge.identity.attestation import key_digest
 from cloud_bridge.identity.claims import Claim, add_claim, drop_claims, id_of_ek, id_of_token, list_claims, new_token
@@ -127,18 +127,18 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
     if as_json:
         put(plain)
         return
-    click.echo(f"trust domain {plain['trust_domain']}, fingerprint {plain['fingerprint']}")
-    click.echo(f"{plain['devices']} devices, {plain['certified']} certified now, {plain['revoked']} revoked")
-    click.echo(f"{plain['states']} approved boot states over PCR {', '.join(map(str, settings.pcrs))}")
+    say(f"trust domain {plain['trust_domain']}, fingerprint {plain['fingerprint']}")
+    say(f"{plain['devices']} devices, {plain['certified']} certified now, {plain['revoked']} revoked")
+    say(f"{plain['states']} approved boot states over PCR {', '.join(map(str, settings.pcrs))}")
     if plain["software_allowed"]:
-        click.echo(
+        say(
             f"WARNING: devices without a TPM are let in ({plain['software_devices']} of them);"
             " their keys can be copied. Set identity.allow_software: false"
         )
     if not plain["ek_certificates_checked"]:
-        click.echo("warning: no root of a TPM maker is trusted, a claim token alone vouches; see identity.ek_roots")
+        say("warning: no root of a TPM maker is trusted, a claim token alone vouches; see identity.ek_roots")
     if not plain["states"]:
-        click.echo("no boot state is approved: no device with a TPM gets a certificate; see `identity states add`")
+        say("no boot state is approved: no device with a TPM gets a certificate; see `identity states add`")
 
 
 @identity.command("ca")
@@ -147,7 +147,7 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
 def authority(file: Path | None, store_url: str | None, *, devices: bool) -> None:
     """Print the authority that devices must trust, as PEM."""
     with _opened(file, store_url) as identities:
-        click.echo((identities.ca.bundle_pem if devices else identities.ca.services_pem).decode("ascii"), nl=False)
+        say((identities.ca.bundle_pem if devices else identities.ca.services_pem).decode("ascii"), nl=False)
 
 
 @identity.command("devices")
@@ -161,7 +161,7 @@ def devices_(file: Path | None, store_url: str | None, *, as_json: bool) -> None
         if as_json:
             put(device_plain(device))
         else:
-            click.echo(device_line(device, now_ns))
+            say_line(device_line(device, now_ns))
 
 
 @identity.command()
@@ -180,9 +180,9 @@ def show(file: Path | None, store_url: str | None, *, gateway: str, as_json: boo
         put({"device": plain, "events": [event_plain(event) for event in events]})
         return
     for key, value in ({"gateway": gateway, "enrolled": "no"} if plain is None else plain).items():
-        click.echo(f"{key:18} {value if value is not None else '-'}")
+        say(f"{key:18} {value if value is not None else '-'}")
     for event in events:
-        click.echo(event_line(event))
+        say_line(event_line(event))
 
 
 @identity.command()
@@ -199,7 +199,7 @@ def revoke(file: Path | None, store_url: str | None, *, gateway: str, why: str, 
     if as_json:
         put({"gateway": gateway, "certificates": certificates, "claims": tokens})
     else:
-        click.echo(f"{gateway} is revoked, with {certificates} certificates and {tokens} unused claims")
+        say(f"{gateway} is revoked, with {certificates} certificates and {tokens} unused claims")
 
 
 @identity.command()
@@ -215,7 +215,7 @@ def events(file: Path | None, store_url: str | None, *, gateway: str | None, lim
         if as_json:
             put(event_plain(event))
         else:
-            click.echo(event_line(event))
+            say_line(event_line(event))
 
 
 # ---- claims ----------------------------------------------------------------------------------------
@@ -297,10 +297,10 @@ def token_create(
         put(plain if code is None else {**plain, "code": code})
         return
     if code is not None and not ready.on_terminal:
-        click.echo(code)
-        click.echo(f"for {gateway}, once, until {rfc3339(expires_ns)}; it is shown here only", err=True)
+        say(code)
+        say(f"for {gateway}, once, until {rfc3339(expires_ns)}; it is shown here only", err=True)
     elif code is None:
-        click.echo(f"the TPM of {ek_certificate} may enrol as {gateway} until {rfc3339(expires_ns)}", err=True)
+        say(f"the TPM of {ek_certificate} may enrol as {gateway} until {rfc3339(expires_ns)}", err=True)
     ready.tell()
 
 
@@ -315,7 +315,7 @@ def token_list(file: Path | None, store_url: str | None, *, as_json: bool) -> No
         if as_json:
             put(plain)
         else:
-            click.echo(f"{plain['gateway']}: {plain['kind']}, {plain['state']}, expires {plain['expires_at']}")
+            say(f"{plain['gateway']}: {plain['kind']}, {plain['state']}, expires {plain['expires_at']}")
 
 
 @token.command("drop")
@@ -326,7 +326,7 @@ def token_drop(file: Path | None, store_url: str | None, *, gateway: str) -> Non
     with _desk(file, store_url) as desk:
         count = drop_claims(desk.tx, gateway)
         desk.note(gateway, "claim-dropped", f"{count} claims")
-    click.echo(f"{count} claims dropped")
+    say(f"{count} claims dropped")
 
 
 # ---- boot states -----------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def states_add(
             raise IdentityError(f"PCR {numbers}: not asked of devices, so no device would match; see identity.pcrs")
         approve(desk.tx, Approval(BootState(name, pcrs), desk.now_ns, origin))
         desk.note("", "state-approved", f"{name} from {origin}")
-    click.echo(f"{name} is approved: PCR {', '.join(map(str, sorted(pcrs)))}")
+    say(f"{name} is approved: PCR {', '.join(map(str, sorted(pcrs)))}")
 
 
 @states.command("list")
@@ -374,9 +374,9 @@ def states_list(file: Path | None, store_url: str | None, *, as_json: bool) -> N
         if as_json:
             put(plain)
             continue
-        click.echo(f"{plain['name']} ({plain['created_at']}, {plain['origin']})")
+        say(f"{plain['name']} ({plain['created_at']}, {plain['origin']})")
         for number, value in plain["pcrs"].items():
-            click.echo(f"  PCR {number:>2} {value}")
+            say(f"  PCR {number:>2} {value}")
 
 
 @states.command("remove")
@@ -387,7 +387,7 @@ def states_remove(file: Path | None, store_url: str | None, *, name: str) -> Non
     with _desk(file, store_url) as desk:
         disapprove(desk.tx, name)
         desk.note("", "state-removed", name)
-    click.echo(f"{name} is no longer approved")
+    say(f"{name} is no longer approved")
 
 
 # ---- content keys ----------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def grants_list(file: Path | None, store_url: str | None, *, as_json: bool) -> N
             else:
                 to = ", ".join(plain["gateways"]) or "every device"
                 revoked = f", revoked {plain['revoked_at']}" if plain["revoked_at"] else ""
-                click.echo(f"{plain['release']} for {to}{revoked}, digest {plain['digest']}")
+                say(f"{plain['release']} for {to}{revoked}, digest {plain['digest']}")
 
 
 @grants.command("create")
@@ -434,7 +434,7 @@ def grants_create(
         key = identities.keys.create(release, digest.lower(), gateways)
         _noted(identities, "key-created", release)
         _write_key(key, key_out)
-    click.echo(f"{release} has a content key", err=True)
+    say(f"{release} has a content key", err=True)
 
 
 @grants.command("key")
@@ -456,7 +456,7 @@ def grants_revoke(file: Path | None, store_url: str | None, *, release: str) -> 
     with _opened(file, store_url) as identities:
         identities.keys.revoke(release)
         _noted(identities, "key-revoked", release)
-    click.echo(f"the key of {release} is given to nobody any more")
+    say(f"the key of {release} is given to nobody any more")
 
 
 def _write_key(key: ContentKey, out: Path | None) -> None:

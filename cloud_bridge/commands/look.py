@@ -8,7 +8,18 @@ from typing import Any, Final
 
 import click
 
-from cloud_bridge.commands.options import MAX_NUMBER, Cursor, Place, Time, filtered, placed, put, tell_more, wanted
+from cloud_bridge.commands.options import (
+    MAX_NUMBER,
+    Cursor,
+    Place,
+    Time,
+    filtered,
+    placed,
+    put,
+    say_line,
+    tell_more,
+    wanted,
+)
 from cloud_bridge.commands.words import (
     event_line,
     event_plain,
@@ -36,7 +47,8 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
     if as_json:
         put(plain)
     else:
-        click.echo("\n".join(status_lines(plain)))
+        for line in status_lines(plain):
+            say_line(line)
 
 
 @click.command()
@@ -57,20 +69,28 @@ def records(
     **options: Any,
 ) -> None:
     """Show records in the order of receipt."""
-    show = as_line if as_json else record_line
+    show = _put_record if as_json else _say_record
     chosen = replace(wanted(options), before_id=before)
     with Place(file, store_url).reader() as store:
         newest = store.records(RecordFilter(), limit=1)
         page = store.records(chosen, limit=limit + 1, with_blobs=as_json)
         found = page[:limit][::-1]
         for record in found:
-            click.echo(show(record))
+            show(record)
         if len(page) > limit and found and not follow:
             tell_more(found[0].id)
         if follow:
             last_id = max((one.id for one in (*newest, *found)), default=0)
             for record in _following(store, replace(chosen, before_id=None, after_id=last_id)):
-                click.echo(show(record))
+                show(record)
+
+
+def _put_record(record: StoredRecord) -> None:
+    click.echo(as_line(record))
+
+
+def _say_record(record: StoredRecord) -> None:
+    say_line(record_line(record))
 
 
 def _following(store: Reader, chosen: RecordFilter) -> Iterator[StoredRecord]:
@@ -114,7 +134,7 @@ def events(
         if as_json:
             put(event_plain(stored))
         else:
-            click.echo(event_line(stored))
+            say_line(event_line(stored))
     if len(found) > limit:
         tell_more(found[limit - 1].id)
 
@@ -145,6 +165,6 @@ def gaps(
         if as_json:
             put(gap_plain(gap))
         else:
-            click.echo(gap_line(gap))
+            say_line(gap_line(gap))
     if len(found) > limit and (place := found[limit - 1].place) is not None:
         tell_more(cursor_of(place))

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from cloud_bridge import logs
-from cloud_bridge.commands.options import FAILED, Place, placed, put
+from cloud_bridge.commands.options import FAILED, Place, placed, put, say
 from cloud_bridge.config import Log
 from cloud_bridge.errors import BridgeError
 from cloud_bridge.registry.comparison import differences
@@ -36,7 +36,7 @@ def opened(file: Path | None, store_url: str | None) -> Iterator[Registry]:
             with place.reader() as reader:
                 return running_in(reader.pipelines())
         except BridgeError as error:
-            click.echo(f"which releases the fleet runs is not known, so patches are from the newest: {error}", err=True)
+            say(f"which releases the fleet runs is not known, so patches are from the newest: {error}", err=True)
             return {}
 
     registry, identities = open_registry(place.config(), time.time_ns, running)
@@ -140,17 +140,17 @@ def _publication_plain(publication: Publication) -> dict[str, Any]:
 def _tell_publication(publication: Publication) -> None:
     entry = publication.entry
     if not publication.is_new:
-        click.echo(f"{entry.label} is published already, token {entry.token}")
+        say(f"{entry.label} is published already, token {entry.token}")
         return
-    click.echo(f"{entry.label}: token {entry.token}, {entry.state}, digest {entry.digest}")
+    say(f"{entry.label}: token {entry.token}, {entry.state}, digest {entry.digest}")
     for one in publication.examined:
         proof = f"not run: {one.skipped}" if one.skipped else f"{one.golden} golden inputs right on {one.runtime}"
-        click.echo(f"  {one.target:10} {proof}")
+        say(f"  {one.target:10} {proof}")
     for problem in publication.accepted:
-        click.echo(f"  accepted: {problem.where}: {problem.message}")
+        say(f"  accepted: {problem.where}: {problem.message}")
     _tell_files(entry)
     if publication.waiting:
-        click.echo(f"devices cannot install it yet: {publication.waiting}")
+        say(f"devices cannot install it yet: {publication.waiting}")
 
 
 def _tell_files(entry: ReleaseEntry) -> None:
@@ -158,12 +158,10 @@ def _tell_files(entry: ReleaseEntry) -> None:
         if one.custom["kind"] == "artefact":
             plain = int(one.custom["size_bytes"])
             packed = one.custom["packed"] or "as it is"
-            click.echo(
-                f"  {one.custom['target']:10} {one.size_bytes:>12,} bytes travel ({packed}), {plain:,} installed"
-            )
+            say(f"  {one.custom['target']:10} {one.size_bytes:>12,} bytes travel ({packed}), {plain:,} installed")
         elif one.custom["kind"] == "patch":
             base = f"from {one.custom['base_version']} by {one.custom['method']}"
-            click.echo(f"  {one.custom['target']:10} {one.size_bytes:>12,} bytes travel {base}")
+            say(f"  {one.custom['target']:10} {one.size_bytes:>12,} bytes travel {base}")
 
 
 @model.command("list")
@@ -181,7 +179,7 @@ def list_(file: Path | None, store_url: str | None, *, everything: bool, as_json
         else:
             at = plain["published_at"] or "-"
             targets = ",".join(entry.targets)
-            click.echo(f"{entry.name:24} {entry.version:12} {entry.token:>5}  {plain['state']:11} {at}  {targets}")
+            say(f"{entry.name:24} {entry.version:12} {entry.token:>5}  {plain['state']:11} {at}  {targets}")
 
 
 @model.command()
@@ -198,9 +196,9 @@ def show(file: Path | None, store_url: str | None, *, release: str, as_json: boo
         return
     for key, value in plain.items():
         text = ", ".join(value) if isinstance(value, list) else value
-        click.echo(f"{key:14} {text if text not in (None, '') else '-'}")
+        say(f"{key:14} {text if text not in (None, '') else '-'}")
     for figure in entry.manifest.quality:
-        click.echo(f"  {figure.metric}: {figure.shipped_value:g} (float {figure.float_value:g})")
+        say(f"  {figure.metric}: {figure.shipped_value:g} (float {figure.float_value:g})")
     _tell_files(entry)
 
 
@@ -217,12 +215,12 @@ def diff(file: Path | None, store_url: str | None, *, old: str, new: str, as_jso
         put(plain)
         return
     for name, (before, after) in plain["manifest"].items():
-        click.echo(f"{name}:\n  - {before}\n  + {after}")
+        say(f"{name}:\n  - {before}\n  + {after}")
     for metric, (before, after) in plain["quality"].items():
-        click.echo(f"{metric}: {before if before is not None else '-'} -> {after if after is not None else '-'}")
+        say(f"{metric}: {before if before is not None else '-'} -> {after if after is not None else '-'}")
     for target, travel in plain["travel"].items():
         patch = "no patch" if travel["patch"] is None else f"{travel['patch']:,} bytes as a patch"
-        click.echo(f"{target}: {travel['full']:,} bytes as a whole, {patch}")
+        say(f"{target}: {travel['full']:,} bytes as a whole, {patch}")
 
 
 @model.command()
@@ -235,7 +233,7 @@ def approve(file: Path | None, store_url: str | None, *, release: str, who: str,
     with opened(file, store_url) as registry:
         entry = found(registry, release)
         entry = registry.approve(entry.name, entry.version, who=who)
-    put(entry_plain(entry)) if as_json else click.echo(f"{entry.label} is approved")
+    put(entry_plain(entry)) if as_json else say(f"{entry.label} is approved")
 
 
 @model.command()
@@ -253,4 +251,4 @@ def yank(file: Path | None, store_url: str | None, *, release: str, why: str, re
         entry = registry.yank(name, version, why)
         if revoke_key:
             registry.revoke_key(entry)
-    put(entry_plain(entry)) if as_json else click.echo(f"{entry.label} is taken back")
+    put(entry_plain(entry)) if as_json else say(f"{entry.label} is taken back")

@@ -8,7 +8,7 @@ from typing import IO, Any, Final
 import click
 
 from cloud_bridge.analysis import export_rollups
-from cloud_bridge.commands.options import NOT_ALL, Place, filtered, placed, put, wanted
+from cloud_bridge.commands.options import NOT_ALL, Place, filtered, placed, put, say, wanted
 from cloud_bridge.commands.rollups import GRAINS
 from cloud_bridge.control import import_question
 from cloud_bridge.errors import TransferError
@@ -73,7 +73,7 @@ def export(
     if as_json:
         put({"records": count, "file": str(output)})
     else:
-        click.echo(f"{count} records written to {output}")
+        say(f"{count} records written to {output}")
 
 
 def _format(asked: str | None, output: Path | None) -> str:
@@ -104,7 +104,7 @@ def _export_rollups(place: Place, by: str, output: Path | None, options: dict[st
     if as_json:
         put({"rollups": count, "file": str(output)})
     else:
-        click.echo(f"{count} rollups written to {output}")
+        say(f"{count} rollups written to {output}")
 
 
 @click.command("import")
@@ -144,9 +144,9 @@ def import_(
             bad.extend(said.bad)
     partial = seal.finish()
     for problem in [*partial, *bad][:20]:
-        click.echo(problem, err=True)
+        say(problem, err=True)
     if seal.unsealed:
-        click.echo(f"without an end mark, whether more is missing cannot be told: {seal.unsealed} records", err=True)
+        say(f"without an end mark, whether more is missing cannot be told: {seal.unsealed} records", err=True)
     if as_json:
         put(
             {
@@ -161,7 +161,7 @@ def import_(
     else:
         count = len(bad) + len(partial)
         problems = f"{count} problem{'' if count == 1 else 's'}"
-        click.echo(f"{inserted} records imported, {duplicates} known already, {problems}")
+        say(f"{inserted} records imported, {duplicates} known already, {problems}")
     if bad or (partial and not allow_partial):
         raise SystemExit(NOT_ALL)
 

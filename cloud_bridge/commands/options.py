@@ -20,6 +20,7 @@ from cloud_bridge.store.base import Reader, RecordFilter, RollupPlace
 from cloud_bridge.store.opening import open_reader, open_store, sqlite_path
 from cloud_bridge.values import GapPlace, LetterPlace
 from gateway.wire.messages import CLASSES
+from gateway.wire.plain import plain, plain_json, plain_lines
 
 DEFAULT_FILE: Final = Path("/etc/sluice/cloud-bridge.yaml")
 
@@ -153,7 +154,7 @@ class Cursor(click.ParamType[GapPlace | LetterPlace | RollupPlace]):
 
 def tell_more(before: str | int) -> None:
     """Say how to go on, where it is in nobody's way."""
-    click.echo(f"there is more: --before {before}", err=True)
+    say(f"there is more: --before {before}", err=True)
 
 
 def filtered(command: F) -> F:
@@ -183,5 +184,15 @@ def wanted(options: dict[str, Any]) -> RecordFilter:
 
 
 def put(value: object) -> None:
-    """Print one line of JSON."""
-    click.echo(msgspec.json.encode(value))
+    """Print one line of JSON, in which nothing acts on a terminal or ends the line."""
+    click.echo(plain_json(msgspec.json.encode(value)))
+
+
+def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text for people; what others have put into it does nothing to their terminal."""
+    click.echo(plain_lines(text), err=err, nl=nl)
+
+
+def say_line(text: str) -> None:
+    """Print one line for people, also where others have put line ends into it."""
+    click.echo(plain(text))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cloud_bridge import logs
-from cloud_bridge.commands.options import Place, placed, put
+from cloud_bridge.commands.options import Place, placed, put, say
 from cloud_bridge.config import Log
 from cloud_bridge.osbundles.ledger import BundleEntry
 from cloud_bridge.osbundles.publishing import BundleShelf
@@ -70,14 +70,14 @@ def publish(
         return
     entry = made.entry
     if not made.is_new:
-        click.echo(f"{entry.label} is published already, token {entry.token}")
+        say(f"{entry.label} is published already, token {entry.token}")
         return
     floor = entry.custom.get("floor") or "none"
-    click.echo(f"{entry.label}: {entry.size_bytes:,} bytes, floor {floor}, token {entry.token}, sha256 {entry.sha256}")
+    say(f"{entry.label}: {entry.size_bytes:,} bytes, floor {floor}, token {entry.token}, sha256 {entry.sha256}")
     if keyring is None:
-        click.echo("its signature was not looked at here (--keyring); devices will")
+        say("its signature was not looked at here (--keyring); devices will")
     if made.waiting:
-        click.echo(f"devices cannot install it yet: {made.waiting}")
+        say(f"devices cannot install it yet: {made.waiting}")
 
 
 @os_.command("list")
@@ -94,9 +94,7 @@ def list_(file: Path | None, store_url: str | None, *, everything: bool, as_json
             put(plain(entry))
         else:
             floor = entry.custom.get("floor") or "-"
-            click.echo(
-                f"{entry.compatible:28} {entry.version:14} {entry.size_bytes:>14,}  floor {floor:12} {entry.state}"
-            )
+            say(f"{entry.compatible:28} {entry.version:14} {entry.size_bytes:>14,}  floor {floor:12} {entry.state}")
 
 
 @os_.command()
@@ -112,7 +110,7 @@ def show(file: Path | None, store_url: str | None, *, bundle: str, as_json: bool
         put(found)
         return
     for key, value in found.items():
-        click.echo(f"{key:16} {value}")
+        say(f"{key:16} {value}")
 
 
 @os_.command("yank")
@@ -127,7 +125,7 @@ def yank(file: Path | None, store_url: str | None, *, bundle: str, why: str, as_
     if as_json:
         put(plain(entry))
     else:
-        click.echo(f"{entry.label} is taken back; devices that run it go on until a rollout replaces it")
+        say(f"{entry.label} is taken back; devices that run it go on until a rollout replaces it")
 
 
 def plain(entry: BundleEntry) -> dict[str, Any]:

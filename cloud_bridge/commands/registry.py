@@ -8,7 +8,7 @@ import click
 
 from cloud_bridge import logs
 from cloud_bridge.commands.model import opened
-from cloud_bridge.commands.options import placed, put
+from cloud_bridge.commands.options import placed, put, say
 from cloud_bridge.config import Log
 from cloud_bridge.registry import ceremony
 from cloud_bridge.registry.errors import NotInitialisedError
@@ -86,14 +86,14 @@ def init(
     if as_json:
         put({"root_file": str(root_file), "keys": [_key_plain(state) for state in states]})
         return
-    click.echo(f"the repository is begun; devices trust {root_file}: bring it to them as ota.root_file")
+    say(f"the repository is begun; devices trust {root_file}: bring it to them as ota.root_file")
     for state in states:
-        click.echo(f"  {state.role:10} {state.keyid[:16]} {state.file or 'not kept here'}")
-    click.echo(f"TAKE OFFLINE: move the {root_keys} root keys to media that are kept apart, {threshold} of them are")
-    click.echo("needed to change a key. Whoever has them, and whoever has lost them, can never be put right again.")
+        say(f"  {state.role:10} {state.keyid[:16]} {state.file or 'not kept here'}")
+    say(f"TAKE OFFLINE: move the {root_keys} root keys to media that are kept apart, {threshold} of them are")
+    say("needed to change a key. Whoever has them, and whoever has lost them, can never be put right again.")
     if not offline_targets:
-        click.echo("The key of the targets stays here, so whoever takes this machine can sign releases; see")
-        click.echo("`registry keygen` and `registry rotate-key targets --new-public` for an offline one.")
+        say("The key of the targets stays here, so whoever takes this machine can sign releases; see")
+        say("`registry keygen` and `registry rotate-key targets --new-public` for an offline one.")
 
 
 @registry.command()
@@ -123,15 +123,15 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
     if as_json:
         put(plain)
         return
-    click.echo(f"{plain['url']}: {plain['releases']} releases, {waiting} unpublished")
+    say(f"{plain['url']}: {plain['releases']} releases, {waiting} unpublished")
     for role, each in plain["roles"].items():
-        click.echo(f"{role:10} version {each['version']}, until {each['expires']}, {each['threshold']} must sign")
+        say(f"{role:10} version {each['version']}, until {each['expires']}, {each['threshold']} must sign")
         for key in each["keys"]:
-            click.echo(f"  {key['keyid'][:16]} {key['file'] or '(not on this machine)'}")
+            say(f"  {key['keyid'][:16]} {key['file'] or '(not on this machine)'}")
     for role, count in found.waiting.items():
-        click.echo(f"WAITING: {role} needs {count} more signature(s); see `cloud-bridge registry sign --help`")
+        say(f"WAITING: {role} needs {count} more signature(s); see `cloud-bridge registry sign --help`")
     for warning in found.warnings:
-        click.echo(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 @registry.command()
@@ -142,7 +142,7 @@ def refresh(file: Path | None, store_url: str | None, *, targets: bool, take_old
     """Sign snapshot and timestamp anew, now; the running bridge does it when half of their life is over."""
     with opened(file, store_url) as one:
         done = one.refresh(force=True, targets=targets, take_older=take_older or "")
-    click.echo(f"timestamp version {done.signed.timestamp.signed.version}")
+    say(f"timestamp version {done.signed.timestamp.signed.version}")
 
 
 @registry.command("rotate-key")
@@ -183,7 +183,7 @@ def rotate_key(
             old=old,
             new_public=new_public,
         )
-    click.echo(f"{role} is signed with {state.keyid[:16]} now, {state.file or 'which is not on this machine'}")
+    say(f"{role} is signed with {state.keyid[:16]} now, {state.file or 'which is not on this machine'}")
 
 
 @registry.command()
@@ -192,7 +192,7 @@ def rotate_key(
 def keygen(private: Path, passphrase_file: Path | None) -> None:
     """Make a key pair, on any machine: PRIVATE stays there, PRIVATE.pub goes to the bridge."""
     key = make_key(private.absolute(), _passphrase(passphrase_file))
-    click.echo(f"{private} (secret) and {public_file(private)} (key id {key.keyid[:16]})")
+    say(f"{private} (secret) and {public_file(private)} (key id {key.keyid[:16]})")
 
 
 @registry.command()
@@ -202,7 +202,7 @@ def export(file: Path | None, store_url: str | None, *, out: Path) -> None:
     """Copy the repository as it counts now into a directory, e.g. on a stick for `gateway ota import`."""
     with opened(file, store_url) as one:
         count = one.export(out)
-    click.echo(f"{count:,} bytes in {out}")
+    say(f"{count:,} bytes in {out}")
 
 
 @registry.command("root")
@@ -212,7 +212,7 @@ def root_(file: Path | None, store_url: str | None) -> None:
     with opened(file, store_url) as one:
         if not one.keys.root_file.exists():
             raise NotInitialisedError("there is no repository yet; `cloud-bridge registry init` makes one")
-        click.echo(one.read(named("root", 1)).decode(), nl=False)
+        say(one.read(named("root", 1)).decode(), nl=False)
 
 
 # ---- keys that are elsewhere -------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def sign_export(file: Path | None, store_url: str | None, *, out: Path) -> None:
     """Write what waits for signatures into OUT, to be carried to the keys."""
     with opened(file, store_url) as one:
         for written in ceremony.export_staged(one, out):
-            click.echo(str(written))
+            say(str(written))
 
 
 @sign.command("add")
@@ -242,7 +242,7 @@ def sign_export(file: Path | None, store_url: str | None, *, out: Path) -> None:
 def sign_add(document: Path, key: Path, passphrase_file: Path | None) -> None:
     """Sign DOCUMENT, where the key is. Needs no configuration and no network: look at it first, it is JSON."""
     role, version = ceremony.sign_file(document, key, _passphrase(passphrase_file))
-    click.echo(f"{role} version {version} is signed")
+    say(f"{role} version {version} is signed")
 
 
 @sign.command("import")
@@ -254,9 +254,9 @@ def sign_import(file: Path | None, store_url: str | None, *, documents: tuple[Pa
         waiting = ceremony.import_signed(one, documents)
     missing = {role: count for role, count in waiting.items() if count}
     for role, count in missing.items():
-        click.echo(f"{role} needs {count} more signature(s)")
+        say(f"{role} needs {count} more signature(s)")
     if not missing:
-        click.echo("signed, and published")
+        say("signed, and published")
 
 
 def _key_plain(state: ceremony.KeyState) -> dict[str, Any]:

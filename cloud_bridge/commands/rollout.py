@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import click
 import msgspec
 
-from cloud_bridge.commands.options import MAX_NUMBER, Place, placed, put
+from cloud_bridge.commands.options import MAX_NUMBER, Place, placed, put, say
 from cloud_bridge.commands.rollout_words import report_lines, rollout_line
 from cloud_bridge.config import Config
 from cloud_bridge.rollout.comparison import compare
@@ -202,4 +202,4 @@ def _show(plain: dict[str, Any], words: str, *, as_json: bool) -> None:
     if as_json:
         put(plain)
     else:
-        click.echo(words)
+        say(words)

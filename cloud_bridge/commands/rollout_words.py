@@ -8,6 +8,7 @@ from cloud_bridge.rollout.comparison import Comparison
 from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.records import Rollout
 from cloud_bridge.rollout.service import Report
+from gateway.wire.plain import plain as shown
 from gateway.wire.times import rfc3339
 
 
@@ -42,7 +43,7 @@ def report_lines(report: Report, comparison: Comparison | None = None) -> list[s
             )
     for one in report.history:
         lines.append(f"  {rfc3339(one.at_ns)[:19]}Z {one.kind} ({one.who}): {one.detail}")
-    return lines
+    return [shown(line) for line in lines]
 
 
 def device_plain(fleet: Fleet, gateway: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cloud_bridge.commands.options import MAX_NUMBER, Cursor, Place, Time, placed, put, tell_more
+from cloud_bridge.commands.options import MAX_NUMBER, Cursor, Place, Time, placed, put, say_line, tell_more
 from cloud_bridge.commands.words import rollup_line, rollup_plain
 from cloud_bridge.cursors import cursor_of
 from cloud_bridge.store.base import RollupFilter, RollupPlace
@@ -57,7 +57,7 @@ def rollups(
         if as_json:
             put(rollup_plain(one))
         else:
-            click.echo(rollup_line(one))
+            say_line(rollup_line(one))
     if len(found) > limit:
         tell_more(cursor_of(place_of_rollup(shown[0])))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cloud_bridge.commands.options import NOT_ALL, Place, placed, put
+from cloud_bridge.commands.options import NOT_ALL, Place, placed, put, say
 from cloud_bridge.companions import companions_of, not_in_databases
 from cloud_bridge.errors import BridgeError, ConfigError, TransferError
 from cloud_bridge.store.backup import Beside, back_up, restore
@@ -42,8 +42,8 @@ def check(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
         )
     else:
         for one in found:
-            click.echo(f"{one.rule}: {one.where}: {one.detail}")
-        click.echo(f"{records} records in {streams} streams: {f'{len(found)} violations' if found else 'sound'}")
+            say(f"{one.rule}: {one.where}: {one.detail}")
+        say(f"{records} records in {streams} streams: {f'{len(found)} violations' if found else 'sound'}")
     if found:
         raise SystemExit(NOT_ALL)
 
@@ -101,18 +101,18 @@ def backup(file: Path | None, store_url: str | None, *, target: Path, as_json: b
         )
         return
     for (source, copy), size in zip(wanted, made.values(), strict=True):
-        click.echo(f"{source} copied to {copy}: {size / 1e6:.1f} MB")
+        say(f"{source} copied to {copy}: {size / 1e6:.1f} MB")
     _tell_besides(besides)
 
 
 def _tell_besides(besides: Mapping[Path, str]) -> None:
     if not besides:
         return
-    click.echo("not in it are files that are no databases; keep a copy of them apart, as safe as the keys in them:")
+    say("not in it are files that are no databases; keep a copy of them apart, as safe as the keys in them:")
     for directory, what in besides.items():
-        click.echo(f"  {directory}: {what}")
+        say(f"  {directory}: {what}")
     places = " ".join(shlex.quote(str(directory.absolute()).lstrip("/")) for directory in besides)
-    click.echo(f"  umask 077 && tar --create --file=bridge-keys.tar --exclude='*.db*' --directory=/ {places}")
+    say(f"  umask 077 && tar --create --file=bridge-keys.tar --exclude='*.db*' --directory=/ {places}")
 
 
 @click.command("restore")
@@ -140,10 +140,10 @@ def restore_(file: Path | None, store_url: str | None, *, source: Path, as_json:
         )
         return
     for one in there:
-        click.echo(f"{one.file} is now what {one.beside(source)} was")
+        say(f"{one.file} is now what {one.beside(source)} was")
     kept = f"; what was there is kept as {aside}" if aside is not None else ""
-    click.echo(f"{path} is now what {source} was{kept}")
+    say(f"{path} is now what {source} was{kept}")
     for one in left:
-        click.echo(f"{one.file} is as it was: there is no {one.beside(source)}")
+        say(f"{one.file} is as it was: there is no {one.beside(source)}")
     if any(one.name == "identity" for one in there):
-        click.echo("devices that were revoked since the backup was made are not any more: revoke them again")
+        say("devices that were revoked since the backup was made are not any more: revoke them again")

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from cloud_bridge.commands import model as models
-from cloud_bridge.commands.options import FAILED, Place, Time, placed, put
+from cloud_bridge.commands.options import FAILED, Place, Time, placed, put, say
 from cloud_bridge.config import Config
 from cloud_bridge.drift import book
 from cloud_bridge.drift.baselines import directories_of, retrained_directory
@@ -29,12 +29,12 @@ from cloud_bridge.rollout.service import RolloutDesk, plan_from
 from cloud_bridge.rollout.waves import waves_of
 from cloud_bridge.store.base import Reader
 from cloud_bridge.twins.database import open_fleet
-from gateway.wire.manifest import MANIFEST_FILE
+from gateway.wire.manifest import ModelManifest
 from gateway.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from cloud_bridge.training.collect import Collection, Sample
-    from cloud_bridge.training.release import Release
+    from cloud_bridge.training.parents import Parents
     from cloud_bridge.training.retrain import Retrained
 
 _WAVES: Final = "1, 10%, rest"
@@ -87,7 +87,7 @@ def training() -> None:
 @training.command()
 @placed
 @click.argument("name")
-@click.option("--from", "version", help="As this version of the release takes them; default: the newest that is here.")
+@click.option("--from", "version", help="As this version of the release takes them; default: the newest published.")
 @click.option("--since", type=Time(), help="Received since 2026-01-31T12:00:00Z, or 15m, 6h, 2d ago.")
 @click.option("--unlabelled", is_flag=True, help="Only those that nobody has judged.")
 @_as_json
@@ -103,7 +103,9 @@ def samples(
 ) -> None:
     """Show which windows of a model are here, and what they are taken for."""
     with _opened(file, store_url) as desk:
-        found = _collected(desk, _parent(desk, name, version), since)
+        with _parents(desk, file, store_url) as parents:
+            taken_as = parents.manifest(name, version)
+        found = _collected(desk, taken_as, since)
     for one in found.samples:
         if unlabelled and one.by == "person":
             continue
@@ -111,9 +113,9 @@ def samples(
             put(_sample_plain(one))
         else:
             words = f"{one.verdict} (by {one.by})"
-            click.echo(f"{one.at} {one.recording.origin} {one.label} {one.score:.2f} {words} {one.event_id}")
+            say(f"{one.at} {one.recording.origin} {one.label} {one.score:.2f} {words} {one.event_id}")
     if not as_json:
-        click.echo(_counts(found))
+        say(_counts(found))
 
 
 @training.command()
@@ -151,16 +153,16 @@ def label(
         with desk.database.transaction() as tx:
             for one_gateway, one_id in chosen:
                 book.put_label(tx, one_gateway, one_id, label, time.time_ns())
-    click.echo(f"{len(chosen)} events: {label}")
+    say(f"{len(chosen)} events: {label}")
 
 
 @training.command()
 @placed
 @click.argument("name")
-@click.option("--from", "version", help="The version to begin with; default: the newest that is here.")
+@click.option("--from", "version", help="The version to begin with; default: the newest published.")
 @click.option("--since", type=Time(), help="With samples received since then.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where the release is written.")
-@click.option("--version", "new_version", help="Of the new release; default: the next patch version.")
+@click.option("--version", "new_version", help="Of the new release; default: the next patch version that is free.")
 @click.option(
     "--share", type=click.FloatRange(0.01, 1), default=1.0, help="Of the recipe's own data, for a quick look."
 )
@@ -185,18 +187,21 @@ def retrain(
 ) -> None:
     """Train a release again with what the field has sent, and publish it as a candidate.
 
+    It begins with the newest release of the registry, or of the directories in `drift.releases` where there is none.
     It is refused when int8 keeps less than 98 % of float, or when it is worse than its parent on the same data.
     """
     from cloud_bridge.training.collect import field_of  # noqa: PLC0415  # the extra `training`
     from cloud_bridge.training.errors import TrainingError  # noqa: PLC0415
     from cloud_bridge.training.release import write  # noqa: PLC0415
-    from cloud_bridge.training.retrain import next_version  # noqa: PLC0415
     from cloud_bridge.training.retrain import retrain as train_again  # noqa: PLC0415
 
     with _opened(file, store_url) as desk:
-        parent = _parent(desk, name, version)
-        found = _collected(desk, parent, since)
-        new_version = new_version or next_version(parent.manifest.version, _taken(desk, name, file, store_url))
+        with _parents(desk, file, store_url) as parents:
+            parent = parents.release(name, version)
+            new_version = parents.version(parent.manifest, new_version)
+            if not no_publish:
+                parents.require_publishable(parent.manifest, new_version)
+        found = _collected(desk, parent.manifest, since)
         field = field_of(found.samples)
         if dry_run:
             facts = {"name": name, "parent": parent.manifest.version, "version": new_version}
@@ -204,14 +209,14 @@ def retrain(
             if as_json:
                 put({**facts, "samples": found.counts(), "left_out": found.left_out, "field": parts})
             else:
-                click.echo(f"{name} {new_version} would be trained from {parent.manifest.version}\n{_counts(found)}")
+                say(f"{name} {new_version} would be trained from {parent.manifest.version}\n{_counts(found)}")
             return
         device = Device(name, parent.manifest.version, "bridge", "training")
         try:
             done = train_again(parent, field, version=new_version, share=share, released_at=rfc3339(time.time_ns()))
         except TrainingError as error:
             _note(desk, device, "failed", str(error))
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             click.get_current_context().exit(FAILED)
         place = write(done.made, out or retrained_directory(desk.config))
         told = _published(desk, place, file, store_url, publish=not no_publish, canary=canary)
@@ -253,7 +258,7 @@ def _begin_rollouts(desk: _Desk, name: str, version: str) -> list[str]:
                 plan = _plan(desk.config, pipeline, Named(name, version))
                 begun.append(rollouts.create(plan, who="retraining", allow_candidate=True).id)
             except BridgeError as error:
-                click.echo(f"no rollout for pipeline {pipeline}: {error}", err=True)
+                say(f"no rollout for pipeline {pipeline}: {error}", err=True)
     finally:
         database.close()
     return begun
@@ -263,42 +268,22 @@ def _plan(config: Config, pipeline: str, release: Named) -> Plan:
     return plan_from(config.rollout, pipeline=pipeline, release=release, waves=waves_of(_WAVES))
 
 
-def _parent(desk: _Desk, name: str, version: str | None) -> "Release":
-    """Find a release in clear by name and version, by default the newest."""
-    from cloud_bridge.training.release import read  # noqa: PLC0415  # the extra `training`
+@contextmanager
+def _parents(desk: _Desk, file: Path | None, store_url: str | None) -> "Iterator[Parents]":
+    """Open what can be trained again; the registry is closed before the training, which takes long."""
+    from cloud_bridge.training.parents import Parents  # noqa: PLC0415  # the extra `training`
 
-    if Path(name).name != name or (version is not None and Path(version).name != version):
-        raise ConfigError(f"{name} {version or ''}: no name of a release")
-    found = [place for base in desk.places() for place in (base / name).glob("*") if (place / MANIFEST_FILE).is_file()]
-    chosen = [place for place in found if version is None or place.name == version]
-    if not chosen:
-        looked = ", ".join(map(str, desk.places()))
-        raise ConfigError(
-            f"{name} {version or ''} lies in none of {looked}; name its directory's parent in `drift.releases`"
-        )
-    return read(max(chosen, key=lambda place: _order(place.name)))
-
-
-def _order(version: str) -> tuple[int, ...]:
-    numbers = version.partition("-")[0].split(".")
-    return tuple(int(number) if number.isdecimal() else 0 for number in numbers)
-
-
-def _taken(desk: _Desk, name: str, file: Path | None, store_url: str | None) -> frozenset[str]:
-    """Return the versions of a release that are there already, here or in the registry."""
-    here = {place.name for base in desk.places() for place in (base / name).glob("*")}
     if desk.config.registry is None:
-        return frozenset(here)
+        yield Parents(desk.places())
+        return
     with models.opened(file, store_url) as registry:
-        return frozenset(
-            here | {one.version for one in (*registry.releases(), *registry.unsigned()) if one.name == name}
-        )
+        yield Parents(desk.places(), registry)
 
 
-def _collected(desk: _Desk, parent: "Release", since: int | None) -> "Collection":
+def _collected(desk: _Desk, parent: ModelManifest, since: int | None) -> "Collection":
     from cloud_bridge.training.collect import collect  # noqa: PLC0415  # the extra `training`
 
-    return collect(desk.reader, parent.manifest, desk.labels(), since_ns=since)
+    return collect(desk.reader, parent, desk.labels(), since_ns=since)
 
 
 def _events_of(
@@ -361,10 +346,10 @@ def _tell(done: "Retrained", place: Path, told: dict[str, Any], *, as_json: bool
             | {"sha256": done.made.artefact.sha256, "figures": figures, **told}
         )
         return
-    click.echo(f"{manifest.name} {manifest.version}: {place} ({told['state']})")
+    say(f"{manifest.name} {manifest.version}: {place} ({told['state']})")
     for metric, now in done.figures.items():
-        click.echo(f"  {now:10.4f} (was {done.parent_figures.get(metric, float('nan')):.4f})  {metric}")
+        say(f"  {now:10.4f} (was {done.parent_figures.get(metric, float('nan')):.4f})  {metric}")
     if told["state"] == "candidate" and not told["rollouts"]:
-        click.echo(f"it waits: cloud-bridge model approve {manifest.name}@{manifest.version}")
+        say(f"it waits: cloud-bridge model approve {manifest.name}@{manifest.version}")
     for rollout in told["rollouts"]:
-        click.echo(f"rollout {rollout} has begun")
+        say(f"rollout {rollout} has begun")

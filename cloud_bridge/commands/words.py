@@ -97,7 +97,7 @@ def status_lines(plain: dict[str, Any]) -> list[str]:
 
 
 def _text(data: bytes, limit: int = 120) -> str:
-    text = data.decode("utf-8", "replace").replace("\n", " ")
+    text = data.decode("utf-8", "backslashreplace").replace("\n", " ")
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

@@ -24,7 +24,8 @@ from cloud_bridge.registry.errors import (
     SignatureMissingError,
 )
 from cloud_bridge.registry.ledger import Ledger
-from cloud_bridge.registry.packing import best_patch, pack, unpack
+from cloud_bridge.registry.opening import Opener
+from cloud_bridge.registry.packing import best_patch, pack
 from cloud_bridge.registry.release import ReleaseEntry, StoredFile, digest_of, directory_of
 from cloud_bridge.registry.repository import Repository
 from cloud_bridge.registry.versions import version_key
@@ -94,6 +95,7 @@ class Publisher:
         self._keys = keys
         self._workshop = workshop
         self._running = running
+        self.opener = Opener(repository, keys, workshop)
 
     def publish(self, directory: Path, wishes: Wishes) -> Publication:
         """Publish the release in a directory.
@@ -229,30 +231,10 @@ class Publisher:
         found = []
         for base in bases_for(entry.name, self._ledger.releases(), self._running(), self._settings.delta_parents):
             try:
-                found += self._opened(base, work)
+                found += [(base, *opened) for opened in self.opener.artefacts(base, work)]
             except (RegistryError, IdentityError) as error:
                 log.warning("delta_base_unusable", model=base.label, error=str(error))
         return found
-
-    def _opened(self, base: ReleaseEntry, work: Path) -> list[tuple[ReleaseEntry, Artefact, bytes]]:
-        sealed, plain = work / f"base-{base.token}", work / f"base-{base.token}-plain"
-        sealed.mkdir(mode=0o700)
-        artefacts = [file for file in base.files if file.custom.get("kind") == "artefact"]
-        for file in artefacts:
-            (sealed / file.path.rpartition("/")[2]).write_bytes(self._repository.storage.read(file.place))
-        self._workshop.unseal(sorted(sealed.iterdir()), self._keys.find(base.key_name).key, plain)
-        opened = []
-        for file in artefacts:
-            artefact = base.manifest.artefact(file.custom["target"])
-            if artefact is None:
-                continue
-            packed = str(file.custom["packed"])
-            inside = (plain / (artefact.file + (".zst" if packed == "zstd" else ""))).read_bytes()
-            content = unpack(packed, inside, artefact.size_bytes)
-            if digest_of(content) != artefact.sha256:
-                raise RegistryError(f"{artefact.file} of {base.label} is not what its manifest says")
-            opened.append((base, artefact, content))
-        return opened
 
     # ---- listing ---------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The registry as the rest of the bridge sees it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,8 @@ from cloud_bridge.config import Registry as Settings
 from cloud_bridge.identity.component import Identities
 from cloud_bridge.identity.database import Clock
 from cloud_bridge.osbundles.ledger import BundleLedger
-from cloud_bridge.registry.errors import DistrustedError, NotFoundError, RegistryError
+from cloud_bridge.registry.checks import check_version
+from cloud_bridge.registry.errors import DistrustedError, NotFoundError, RefusedReleaseError, RegistryError
 from cloud_bridge.registry.keys import KeyDirectory
 from cloud_bridge.registry.ledger import Ledger
 from cloud_bridge.registry.lock import Lock
@@ -22,9 +24,10 @@ from cloud_bridge.registry.release import ReleaseEntry, StoredFile, digest_of
 from cloud_bridge.registry.repository import Repository
 from cloud_bridge.registry.roles import Signed
 from cloud_bridge.registry.storage import Storage
+from cloud_bridge.registry.work import private_work
 from cloud_bridge.registry.workshop import ChildWorkshop, Workshop
 from gateway.wire.errors import MalformedManifestError
-from gateway.wire.manifest import MANIFEST_FILE, read_manifest
+from gateway.wire.manifest import MANIFEST_FILE, ModelManifest, read_manifest
 
 log = structlog.get_logger()
 
@@ -122,6 +125,33 @@ class Registry:
         """Return the release of a name with the highest version that devices can install."""
         offered = [one for one in self.releases() if one.name == name and one.is_offered]
         return offered[-1] if offered else None
+
+    @contextmanager
+    def in_clear(self, entry: ReleaseEntry) -> Iterator[Path]:
+        """Give the directory of a published release as it was before it was sealed; it is gone afterwards.
+
+        Raises:
+            RegistryError: the signed metadata does not list it, or it is not what was signed.
+            IdentityError: its content key is not here any more.
+            StorageError: the store cannot be read now.
+        """
+        signed = listed_releases(self.repository.load().targets).get((entry.name, entry.version))
+        if signed is None:
+            raise RegistryError(f"{entry.label} is not in the signed list of releases, so it cannot be opened")
+        with private_work(self.keys.work) as work:
+            yield self._publisher.opener.release(entry, signed, work)
+
+    def require_next(self, manifest: ModelManifest) -> None:
+        """Check that a release with this name and version could be published now, before it is made.
+
+        Raises:
+            RefusedReleaseError: the version does not follow those that are published.
+            NotInitialisedError, DistrustedError, StorageError: nothing can be published now.
+        """
+        self.repository.load()
+        problems = check_version(manifest, self.ledger.releases())
+        if problems:
+            raise RefusedReleaseError(f"{manifest.name} {manifest.version}", problems)
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a part of a file of the repository, such as `metadata/timestamp.json`.

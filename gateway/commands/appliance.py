@@ -26,16 +26,16 @@ from gateway.appliance.reset import look_for_stick, request_reset, reset_wished,
 from gateway.appliance.tpmobjects import forget_storage_root
 from gateway.appliance.volumes import KernelMounter
 from gateway.commands.options import json_option
-from gateway.commands.output import print_json
+from gateway.commands.output import print_json, say
 from gateway.config import Log, Vault
 from gateway.configload import read
 from gateway.errors import ConfigError
+from gateway.vault.vault import KERNELS_TPM
 from gateway.wire.claimfile import MAX_CLAIM_BYTES
 
 log = structlog.get_logger()
 
 _USER: Final = "sluice"
-_TCTIS: Final = ("device:/dev/tpm", "swtpm:")
 root_option = click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
@@ -69,7 +69,7 @@ def provision(
         placing=Placing(places.settings, places.state, _account() if root is None else None),
         finders=finders,
         identifiers=lambda: identifiers_of(places.sysfs),
-        say=lambda words: click.echo(words, err=as_json),
+        say=lambda words: say(words, err=as_json),
         now_ns=time.time_ns,
     )
     done = provisioner.scan(time.sleep) if source is None else _taken(provisioner, source, replace=replace)
@@ -125,11 +125,11 @@ def health(*, soak: float, start_within: float, root: Path | None, as_json: bool
     if as_json:
         print_json(report)
     else:
-        click.echo(f"{report.verdict}{f', image {report.image.version}' if report.image.version else ''}")
+        say(f"{report.verdict}{f', image {report.image.version}' if report.image.version else ''}")
         for words in report.reasons:
-            click.echo(f"  against it: {words}")
+            say(f"  against it: {words}")
         for words in report.notes:
-            click.echo(f"  note: {words}")
+            say(f"  note: {words}")
     if not report.healthy:
         sys.exit(1)
 
@@ -149,16 +149,16 @@ def reset(
     places = _places(root)
     if cancel:
         withdrawn = withdraw_reset(places)
-        print_json({"withdrawn": withdrawn}) if as_json else click.echo("withdrawn" if withdrawn else "there was none")
+        print_json({"withdrawn": withdrawn}) if as_json else say("withdrawn" if withdrawn else "there was none")
         return
     if scan:
-        found = look_for_stick(places, KernelMounter(places.mounts), click.echo, time.time_ns())
+        found = look_for_stick(places, KernelMounter(places.mounts), say, time.time_ns())
         if as_json:
             print_json({"request": found})
         return
     record = read_provisioned(places)
     if not yes:
-        click.echo("Everything but the system is erased at the next boot, undelivered records with it.", err=True)
+        say("Everything but the system is erased at the next boot, undelivered records with it.", err=True)
         gateway = click.prompt("To go on, type the id of this gateway", default="", show_default=False, err=True)
         if record is None or gateway != record.gateway:
             raise ApplianceError("that is not this gateway; nothing was done")
@@ -166,7 +166,7 @@ def reset(
     if as_json:
         print_json({"request": request})
     else:
-        click.echo("This device is erased at its next boot: `systemctl reboot`, or `--cancel` to take that back.")
+        say("This device is erased at its next boot: `systemctl reboot`, or `--cancel` to take that back.")
 
 
 @command.command("erase")
@@ -177,7 +177,7 @@ def erase(*, reboot: bool, root: Path | None, as_json: bool) -> None:
     """Carry out the reset that was asked for. Of the early boot, as root; does nothing where none was."""
     places = _places(root)
     if not reset_wished(places):
-        click.echo("no reset was asked for", err=True)
+        say("no reset was asked for", err=True)
         return
     settings = _vault_of(places)
     done = Eraser(places, run_command, lambda: forget_storage_root(settings)).erase()
@@ -194,8 +194,8 @@ def _vault_of(places: Places) -> Vault:
         config = read(places.config, require_files=False).config
     except ConfigError:
         config = None
-    # The gateway's user owns that file, and a TCTI may name a program, which root would run.
-    if config is not None and config.vault.tcti.startswith(_TCTIS):
+    # The gateway's user owns that file, and must not keep root from the TPM by what is written there.
+    if config is not None and (config.vault.level != "tpm" or KERNELS_TPM.fullmatch(config.vault.tcti)):
         return config.vault
     return Vault(level="tpm")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gateway.commands.output import print_json
+from gateway.commands.output import print_json, say
 from gateway.configload import read, reference, schema
 
 
@@ -27,10 +27,10 @@ def validate(file: Path, as_json: bool, no_files: bool) -> None:  # noqa: FBT001
         print_json({"file": str(file), "valid": usable, "problems": reading.problems})
     else:
         for problem in reading.problems:
-            click.echo(problem.told(str(file)))
+            say(problem.told(str(file)))
         errors, warnings = len(reading.errors), len(reading.warnings)
         verdict = f"{errors} errors, {warnings} warnings" if errors or warnings else "no mistakes"
-        click.echo(f"{file}: {verdict}", err=not usable)
+        say(f"{file}: {verdict}", err=not usable)
     sys.exit(0 if usable else 1)
 
 
@@ -43,10 +43,10 @@ def print_schema() -> None:
 @command.command("example")
 def example() -> None:
     """Print a configuration with comments, to begin with."""
-    click.echo((files("gateway") / "example.yaml").read_text(encoding="utf-8"), nl=False)
+    say((files("gateway") / "example.yaml").read_text(encoding="utf-8"), nl=False)
 
 
 @command.command("reference")
 def print_reference() -> None:
     """Print the reference of all keys as Markdown."""
-    click.echo(reference(), nl=False)
+    say(reference(), nl=False)

@@ -7,7 +7,7 @@ import click
 
 from gateway import logs
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import coloured, print_json
+from gateway.commands.output import coloured, print_json, say
 from gateway.config import Log
 from gateway.doctor import Diagnosis, examine, worst
 from gateway.doctor.devices import Machine
@@ -35,6 +35,6 @@ def command(context: click.Context, config_file: Path, as_json: bool) -> None:  
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    click.echo(f"{coloured(diagnosis.verdict.ljust(8))} {diagnosis.check}: {diagnosis.found}")
+    say(f"{coloured(diagnosis.verdict.ljust(8))} {diagnosis.check}: {diagnosis.found}")
     if diagnosis.remedy and diagnosis.verdict in ("warning", "failed"):
-        click.echo(f"         → {diagnosis.remedy}")
+        say(f"         → {diagnosis.remedy}")

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import coloured, duration, print_json
+from gateway.commands.output import coloured, duration, print_json, say
 from gateway.config import Config
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
@@ -59,7 +59,7 @@ def enrol(code: str, config_file: Path) -> None:
         before = _ask(config)
     except ControlError as error:
         files.leave_claim(text)
-        click.echo(f"the code is kept for the next start ({error})")
+        say(f"the code is kept for the next start ({error})")
         return
     files.leave_claim(text)
     deadline = time.monotonic() + _ENROL_SECONDS
@@ -80,7 +80,7 @@ def renew(config_file: Path) -> None:
     """Have the running gateway attest itself now, instead of at half-life."""
     config = _config(config_file)
     ask(socket_path(config.gateway), "renew-identity")
-    click.echo("asked; see `gateway identity status`")
+    say("asked; see `gateway identity status`")
 
 
 def _config(config_file: Path) -> Config:
@@ -104,14 +104,14 @@ def _ask(config: Config) -> IdentityStatus:
 
 def _show(answer: IdentityStatus) -> None:
     state = answer.state if answer.state == "valid" else coloured("failed") + f": {answer.state}"
-    click.echo(f"identity: {state}, level {answer.level}")
+    say(f"identity: {state}, level {answer.level}")
     if answer.spiffe_id:
         left = answer.expires_in_seconds or 0.0
-        click.echo(f"  {answer.spiffe_id}, {f'ends in {duration(left)}' if left > 0 else 'over'}")
+        say(f"  {answer.spiffe_id}, {f'ends in {duration(left)}' if left > 0 else 'over'}")
     if answer.boot_state:
-        click.echo(f"  boot state: {answer.boot_state}")
+        say(f"  boot state: {answer.boot_state}")
     for words in (answer.reason, answer.notice):
         if words:
-            click.echo(f"  {words}")
+            say(f"  {words}")
     if abs(answer.clock_skew_seconds) > 1:
-        click.echo(f"  this machine's clock is {answer.clock_skew_seconds:+.0f} s off the bridge's")
+        say(f"  this machine's clock is {answer.clock_skew_seconds:+.0f} s off the bridge's")

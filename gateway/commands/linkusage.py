@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
-import click
-
-from gateway.commands.output import duration, print_table, size
+from gateway.commands.output import duration, print_table, say, size
 from gateway.report import ClassReport, FeatureReport, HoldReport, LinkUsageReport
 from gateway.wire.messages import CLASSES, RecordClass
 
@@ -18,7 +16,7 @@ def show_waiting(
 ) -> None:
     """Say which records wait for a budget or a window, until when, and which still flow."""
     for sentence in waiting(usage, depths, zone, now or datetime.now(UTC)):
-        click.echo(sentence)
+        say(sentence)
 
 
 def waiting(usage: LinkUsageReport, depths: Mapping[RecordClass, int], zone: tzinfo, now: datetime) -> list[str]:
@@ -72,14 +70,14 @@ def show_usage(usage: LinkUsageReport, zone: tzinfo, *, now: datetime | None = N
     """Print what each use of the link took, and what it may still take."""
     today = now or datetime.now(UTC)
     applies = "" if usage.metered else "; the broker in use is not metered, so no limit applies"
-    click.echo(f"link: bytes of MQTT, without TLS, TCP and IP{applies}")
+    say(f"link: bytes of MQTT, without TLS, TCP and IP{applies}")
     print_table(
         ("USE", "SENT", "RECEIVED", "THIS MONTH", "BUDGET", "LEFT", "RENEWS", "WINDOW"),
         [_row(name, each, zone, today) for name, each in usage.features.items()],
     )
     if usage.network_sent_bytes or usage.network_received_bytes:
         sent, received = size(usage.network_sent_bytes), size(usage.network_received_bytes)
-        click.echo(f"on the network, estimated with TLS, TCP, IP and retransmissions: {sent} sent, {received} received")
+        say(f"on the network, estimated with TLS, TCP, IP and retransmissions: {sent} sent, {received} received")
 
 
 def _row(name: str, usage: FeatureReport, zone: tzinfo, now: datetime) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from gateway.commands.options import DEFAULT_CONFIG, json_option
-from gateway.commands.output import coloured, print_json, print_table, size
+from gateway.commands.output import coloured, print_json, print_table, say, size
 from gateway.configload import InvalidConfigError, read
 from gateway.doctor.models import is_sealed, sealed_directory, verify
 from gateway.errors import ModelError
@@ -98,7 +98,7 @@ def check_models(
         print_json(results)
     else:
         for result in results:
-            click.echo(f"{coloured(result['verdict'].ljust(8))} {result['model']}: {result['found']}")
+            say(f"{coloured(result['verdict'].ljust(8))} {result['model']}: {result['found']}")
     sys.exit(1 if any(result["verdict"] == "failed" for result in results) else 0)
 
 
@@ -119,9 +119,9 @@ def verify_one(release: Path, memory_bytes: int | None, cpu_seconds: int | None,
     else:
         for one in found.artefacts:
             proof = f"skipped: {one.skipped}" if one.skipped else f"{one.golden} golden inputs right, {one.runtime}"
-            click.echo(f"{coloured('ok'.ljust(8))} {one.file} ({one.target}): {proof}")
+            say(f"{coloured('ok'.ljust(8))} {one.file} ({one.target}): {proof}")
         for problem in found.problems:
-            click.echo(f"{coloured('failed'.ljust(8))} {problem.where}: {problem.message}; {problem.remedy}")
+            say(f"{coloured('failed'.ljust(8))} {problem.where}: {problem.message}; {problem.remedy}")
     sys.exit(1 if found.problems else 0)
 
 

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import print_json, print_table, size
+from gateway.commands.output import print_json, print_table, say, size
 from gateway.config import Config
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
@@ -45,7 +45,7 @@ def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
         print_json(answer)
         return
     for line in _lines(answer):
-        click.echo(line)
+        say(line)
 
 
 @command.command("history")
@@ -65,7 +65,7 @@ def history(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click p
         ],
     )
     for each in answer.blocked:
-        click.echo(f"blocked: {each.version} since {each.at}: {each.code}: {each.reason}")
+        say(f"blocked: {each.version} since {each.at}: {each.code}: {each.reason}")
 
 
 @command.command("check")
@@ -85,11 +85,11 @@ def check(bundle: str | None, config_file: Path, as_json: bool) -> None:  # noqa
         print_json(found)
         return
     if not found:
-        click.echo("the repository has no image for this device; `gateway ota refresh` looks anew")
+        say("the repository has no image for this device; `gateway ota refresh` looks anew")
     for each in found:
         cost = f", {size(each['size_bytes'])}" if "size_bytes" in each else ""
         state = "can be installed" if each["installable"] else each["reason"]
-        click.echo(f"{each['compatible']} {each['version']}{cost}: {state}")
+        say(f"{each['compatible']} {each['version']}{cost}: {state}")
 
 
 @command.command("install")
@@ -112,7 +112,7 @@ def install(bundle: str, wait: bool, config_file: Path) -> None:  # noqa: FBT001
         return
     arguments = {"source": source, "compatible": facts.compatible, "version": facts.version}
     ask(socket_path(config.gateway), "os-install", arguments)
-    click.echo(f"version {facts.version} is being installed; see `gateway os status`")
+    say(f"version {facts.version} is being installed; see `gateway os status`")
     if wait:
         _follow(config, facts.version)
 
@@ -124,7 +124,7 @@ def install(bundle: str, wait: bool, config_file: Path) -> None:  # noqa: FBT001
 def carry_out_command(directory: Path, rauc: str, restart: str) -> None:
     """Do as root what the gateway has asked for: restart, or choose the slot that is started next."""
     done = carry_out(directory, rauc=rauc.split(), restart=restart.split())
-    click.echo(done or "nothing was asked for")
+    say(done or "nothing was asked for")
 
 
 @command.command("restart")
@@ -136,7 +136,7 @@ def restart(config_file: Path) -> None:
     if job is None or job.stage not in ("installed", "restarting"):
         raise OsUpdateError("nothing is installed that waits for a restart; see `gateway os status`")
     RequestedLevers(_runtime(config), number=lambda: secrets.token_hex(8)).pull("restart")
-    click.echo(f"the device restarts into version {job.version}")
+    say(f"the device restarts into version {job.version}")
 
 
 # ---- inside ----------------------------------------------------------------------------------------------
@@ -159,9 +159,9 @@ def _install_here(config: Config, job: Job, rauc: RaucCli, now: SystemStatus) ->
         other = now.other.bootname if now.other is not None else ""
         there = {"from_version": running, "from_slot": now.booted, "to_slot": other}
         journal.change(steps.reach("installing", boot_id(), _at(), **there))
-        rauc.install(job.source, lambda percent, words: click.echo(f"{percent:3} % {words}"))
+        rauc.install(job.source, lambda percent, words: say(f"{percent:3} % {words}"))
         journal.change(steps.reach("installed", boot_id(), _at(), "installed"))
-    click.echo(f"version {job.version} is installed in slot {other}; restart the device to run it")
+    say(f"version {job.version} is installed in slot {other}; restart the device to run it")
 
 
 def _follow(config: Config, version: str) -> None:
@@ -173,12 +173,12 @@ def _follow(config: Config, version: str) -> None:
         if told is not None and told.model.version == version:
             words = ": ".join(filter(None, (told.phase, told.code, told.reason)))
             if words != said:
-                click.echo(words)
+                say(words)
                 said = words
             if told.phase in ("refused", "reverted", "blocked"):
                 raise OsUpdateError(told.reason or told.phase)
         if answer.job is not None and answer.job.version == version and answer.job.stage in ("installed", "restarting"):
-            click.echo(f"version {version} is installed in slot {answer.job.to_slot}; the device restarts by itself")
+            say(f"version {version} is installed in slot {answer.job.to_slot}; the device restarts by itself")
             return
         if not answer.running:
             return  # the restart has begun

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.commands.options import config_option, json_option
 from gateway.commands.ota_fetch import import_command, offered_command, refresh_command
-from gateway.commands.output import print_json, print_table
+from gateway.commands.output import print_json, print_table, say
 from gateway.config import Config
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
@@ -42,12 +42,12 @@ def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
         print_json(answer)
         return
     if not answer.running:
-        click.echo("no gateway is running; this is what its journal says")
+        say("no gateway is running; this is what its journal says")
     for problem in (answer.damage, answer.repository_problem and f"repository: {answer.repository_problem}"):
         if problem:
-            click.echo(problem)
+            say(problem)
     if answer.stale_since is not None:
-        click.echo(f"no fresh metadata since {answer.stale_since}")
+        say(f"no fresh metadata since {answer.stale_since}")
     print_table(
         ("PIPELINE", "RUNS", "STATE", "WANTED", "WAY BACK", "REASON"),
         [(name, *_row(name, slot, answer)) for name, slot in sorted(answer.pipelines.items())],
@@ -138,7 +138,7 @@ def _carry_out(
     if not _is_running(config):
         with locked_state(config.gateway.state_directory):
             offline(Journal(config.gateway.state_directory))
-        click.echo("no gateway is running: its next start begins with that")
+        say("no gateway is running: its next start begins with that")
         return
     ask(path, request, arguments)
     deadline = time.monotonic() + _CARRIED_OUT_SECONDS
@@ -147,7 +147,7 @@ def _carry_out(
         slot = answer.pipelines.get(pipeline, Slot())
         if done(slot):
             serving = answer.serving.get(pipeline)
-            click.echo(f"pipeline {pipeline} runs {serving.name}@{serving.version}" if serving else "done")
+            say(f"pipeline {pipeline} runs {serving.name}@{serving.version}" if serving else "done")
             return
         time.sleep(0.1)
     raise OtaError(f"not carried out within {_CARRIED_OUT_SECONDS:g} s: see `gateway ota status`")

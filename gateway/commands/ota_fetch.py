@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import print_json, print_table, size
+from gateway.commands.output import print_json, print_table, say, size
 from gateway.config import Config, Ota
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
@@ -67,7 +67,7 @@ def import_command(
     for each in brought if not as_json else ():
         state = each.reason or f"{each.files} files brought, {each.already} were here"
         missing = f"; not on it: {', '.join(each.missing)}" if each.missing else ""
-        click.echo(f"{each.name} {each.version}: {state}{missing}")
+        say(f"{each.name} {each.version}: {state}{missing}")
     if not brought:
         raise OtaError(f"{directory}: no release of that name is in the signed list")
     if all(each.reason for each in brought):
@@ -86,7 +86,7 @@ def refresh_command(directory: Path | None, config_file: Path) -> None:
     """Ask now what the repository offers; a running gateway does it, if there is one."""
     config, settings = _config(config_file)
     if directory is None and _asked(config):
-        click.echo("the running gateway looks now; see `gateway ota status`")
+        say("the running gateway looks now; see `gateway ota status`")
         return
     way: Way
     if directory is not None:
@@ -102,7 +102,7 @@ def refresh_command(directory: Path | None, config_file: Path) -> None:
         _repository(config, settings, way).refresh()
     finally:
         way.close()
-    click.echo("refreshed")
+    say("refreshed")
 
 
 @click.command("offered")
@@ -124,7 +124,7 @@ def offered_command(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 -
     stale = repository.stale_since_ns
     if stale is not None:
         since = datetime.fromtimestamp(stale / 1e9, UTC).isoformat(timespec="seconds")
-        click.echo(f"stale since {since}: the repository was not reached, or offers nothing newer")
+        say(f"stale since {since}: the repository was not reached, or offers nothing newer")
 
 
 # ---- inside -------------------------------------------------------------------------------------------------

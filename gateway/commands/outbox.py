@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.commands.linkusage import forecast, show_usage, show_waiting
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import duration, print_json, print_table, size
+from gateway.commands.output import duration, print_json, print_table, say, size
 from gateway.config import Config
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
@@ -75,7 +75,7 @@ def status(config_file: Path, file: Path | None, as_json: bool) -> None:  # noqa
         return
     _show(path, found, running)
     if config is not None and config.outbox.ballast_bytes and not found.ballast:
-        click.echo(
+        say(
             f"ballast: missing, {size(config.outbox.ballast_bytes)} are to be kept back for a full disk: free space on "
             "its file system, or lower outbox.ballast_bytes"
         )
@@ -83,7 +83,7 @@ def status(config_file: Path, file: Path | None, as_json: bool) -> None:  # noqa
         zone = ZoneInfo(config.gateway.time_zone)
         show_waiting(usage, {name: each.rows for name, each in found.classes.items()}, zone)
         if config.metering.features or config.metering.classes:
-            click.echo()
+            say()
             show_usage(usage, zone)
 
 
@@ -134,7 +134,7 @@ def _flow(live: ClassReport | None) -> dict[str, Any]:
 
 
 def _show(path: Path, found: OutboxStats, running: GatewayStatus | None) -> None:
-    click.echo(f"{path}: epoch {found.epoch}, {size(found.file_bytes + found.wal_bytes)} on disk")
+    say(f"{path}: epoch {found.epoch}, {size(found.file_bytes + found.wal_bytes)} on disk")
     live = running.outbox.classes if running is not None else {}
     print_table(
         ("CLASS", "WAITING", "OF", "SIZE", "OF", "OLDEST", "IN/S", "OUT/S", "FORECAST", "FROM", "TO"),
@@ -156,15 +156,15 @@ def _show(path: Path, found: OutboxStats, running: GatewayStatus | None) -> None
         ],
     )
     if found.aside_files:
-        click.echo(
+        say(
             f"{path}.aside: {found.aside_files} records that could not travel, {size(found.aside_bytes)}; "
             "take them along for `cloud-bridge import`"
         )
     if running is not None:
         over = duration(running.outbox.rate_over_seconds)
-        click.echo(f"rates and forecasts: averaged over {over}, at the rates of now")
+        say(f"rates and forecasts: averaged over {over}, at the rates of now")
     else:
-        click.echo("rates and forecasts: the gateway is not running, or was not asked; nothing comes or goes")
+        say("rates and forecasts: the gateway is not running, or was not asked; nothing comes or goes")
 
 
 # ---- export --------------------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def export(  # noqa: PLR0917 - click passes by name
         total = sum(each.rows for key, each in inspect.status(path).classes.items() if key in chosen)
         with _progress(total) as progress:
             done = _export_to(place, records, name, progress)
-    click.echo(f"{done.records} records", err=True)
+    say(f"{done.records} records", err=True)
     if done.damaged:
-        click.echo(f"{done.damaged} rows are damaged on the disk and were left out", err=True)
+        say(f"{done.damaged} rows are damaged on the disk and were left out", err=True)
         sys.exit(1)
 
 

@@ -1,12 +1,17 @@
 """How commands print: tables for people, JSON for programs."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import click
 import msgspec
 
+from gateway.wire.plain import plain, plain_json, plain_lines
+
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red", "error": "red"}
+_VERDICT: Final = re.compile(rf"\x1b\[3[123]m(?:{'|'.join(_COLOURS)}) *\x1b\[0m")
+"""What `coloured` makes: the only commands to a terminal that `say` lets through."""
 
 
 def print_json(value: object) -> None:
@@ -14,16 +19,41 @@ def print_json(value: object) -> None:
     click.echo(formatted(value).decode(), nl=False)
 
 
+def print_json_line(value: object) -> None:
+    """Print a value as one line of JSON."""
+    click.echo(plain_json(msgspec.json.encode(value, enc_hook=str)))
+
+
 def formatted(value: object) -> bytes:
-    """Return a value as indented JSON with a final line end."""
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n"
+    """Return a value as indented JSON with a final line end; nothing in it acts on a terminal."""
+    return plain_json(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)) + b"\n"
+
+
+def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text for people; what others have put into it does nothing to their terminal."""
+    click.echo(_shown(text, plain_lines), err=err, nl=nl)
+
+
+def say_line(text: str) -> None:
+    """Print one line for people, also where others have put line ends into it."""
+    click.echo(_shown(text, plain))
+
+
+def _shown(text: str, escape: Callable[[str], str]) -> str:
+    """Escape all of a text but our own verdicts in their colours."""
+    shown, at = [], 0
+    for verdict in _VERDICT.finditer(text):
+        shown += [escape(text[at : verdict.start()]), verdict[0]]
+        at = verdict.end()
+    return "".join([*shown, escape(text[at:])])
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns as wide as they need."""
+    rows = [[_shown(cell, plain) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
     for row in (headings, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def coloured(word: str) -> str:

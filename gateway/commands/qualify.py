@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from gateway.commands.output import say
 from gateway.errors import OutboxError
 from gateway.outbox.medium import Tell, Timing, acknowledgements, verify, write
 
@@ -50,7 +51,7 @@ def write_command(directory: Path, minutes: float, host: str | None, witness: Pa
     if witness is not None and witness.absolute().parent.stat().st_dev == directory.stat().st_dev:
         raise click.UsageError(f"{witness} is on the medium that is to be tested: the plug would take it along")
     with _telling(host, witness) as tell:
-        click.echo("writing; pull the plug at any moment", err=True)
+        say("writing; pull the plug at any moment", err=True)
         timing = write(directory, minutes * 60, tell)
     _show(timing)
 
@@ -64,14 +65,14 @@ def write_command(directory: Path, minutes: float, host: str | None, witness: Pa
 def listen_command(port: int, address: str, witness: Path) -> None:
     """Write down what a device tells, until it is silent for good or Ctrl-C."""
     with socket.create_server((address, port)) as listener, witness.open("a", encoding="ascii", buffering=1) as out:
-        click.echo(f"listening on {address}:{port}", err=True)
+        say(f"listening on {address}:{port}", err=True)
         connection, peer = listener.accept()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with connection, connection.makefile("r", encoding="ascii") as lines:
-            click.echo(f"{peer[0]} writes", err=True)
+            say(f"{peer[0]} writes", err=True)
             with contextlib.suppress(ConnectionError, KeyboardInterrupt):
                 out.writelines(lines)
-    click.echo(f"the device is silent; now run verify there with {witness}", err=True)
+    say(f"the device is silent; now run verify there with {witness}", err=True)
 
 
 @command.command("verify")
@@ -85,12 +86,12 @@ def verify_command(directory: Path, witness: Path) -> None:
         raise OutboxError(f"{witness}: it has heard of nothing: write first, and name the file that `listen` wrote")
     finding = verify(directory, *told)
     if finding.missing:
-        click.echo(
+        say(
             f"NOT FIT: {len(finding.missing)} of {finding.checked} blocks are gone whose sync had returned, "
             f"the first is number {finding.missing[0]} of {finding.acknowledged}: this medium, or its controller, lies"
         )
         sys.exit(_MISSING_EXIT)
-    click.echo(f"all {finding.checked} blocks are there, up to number {finding.acknowledged}; this cut lost nothing")
+    say(f"all {finding.checked} blocks are there, up to number {finding.acknowledged}; this cut lost nothing")
 
 
 @contextlib.contextmanager
@@ -119,12 +120,10 @@ def _telling(host: str | None, witness: Path | None) -> Iterator[Tell]:
 
 
 def _show(timing: Timing) -> None:
-    click.echo(
+    say(
         f"{timing.count} syncs: median {timing.median * 1000:.2f} ms, p99 {timing.p99 * 1000:.2f} ms, "
         f"longest {timing.longest * 1000:.0f} ms"
     )
     if timing.median < _SUSPICIOUS_SECONDS:
-        click.echo("faster than flash can be: a battery-backed cache, a virtual disk, or a medium that does not sync")
-    click.echo(
-        "this says how fast it is; whether it tells the truth shows only when the plug is pulled while it writes"
-    )
+        say("faster than flash can be: a battery-backed cache, a virtual disk, or a medium that does not sync")
+    say("this says how fast it is; whether it tells the truth shows only when the plug is pulled while it writes")

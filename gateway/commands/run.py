@@ -1,12 +1,13 @@
 """`gateway run`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 import structlog
 
-from gateway import daemon, logs
+from gateway import logs, running
 from gateway.commands.options import config_option
 from gateway.configload import InvalidConfigError, read
 
@@ -16,7 +17,10 @@ log = structlog.get_logger()
 @click.command("run")
 @config_option
 def command(config_file: Path) -> None:
-    """Run the gateway until it gets SIGTERM or SIGINT; open events are ended and the outbox is drained first."""
+    """Run the gateway until it gets SIGTERM or SIGINT; open events are ended and the outbox is drained first.
+
+    SIGHUP has it read the configuration again, and begin anew if that is valid and has changed; not in a terminal.
+    """
     reading = read(config_file)
     if reading.config is None:
         raise InvalidConfigError(str(config_file), reading.errors)
@@ -26,4 +30,4 @@ def command(config_file: Path) -> None:
         log.warning(
             "config_questionable", place=place, path=problem.path, problem=problem.message, remedy=problem.remedy
         )
-    sys.exit(daemon.main(reading.config))
+    sys.exit(running.run(reading.config, partial(read, config_file)))

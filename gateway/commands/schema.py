@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gateway.commands.output import formatted, print_json
+from gateway.commands.output import formatted, print_json, say
 from gateway.wire.messages import MESSAGES, json_schema
 
 
@@ -23,13 +23,13 @@ def command(name: str | None, everything: bool, with_sample: bool, out: Path | N
         out.mkdir(parents=True, exist_ok=True)
         for each in names:
             (out / f"{each}.schema.json").write_bytes(formatted(json_schema(each)))
-        click.echo(f"{len(names)} schemas written to {out}", err=True)
+        say(f"{len(names)} schemas written to {out}", err=True)
     elif name is not None and with_sample:
-        click.echo((files("gateway.wire") / "samples" / f"{name}.json").read_text(encoding="utf-8"), nl=False)
+        say((files("gateway.wire") / "samples" / f"{name}.json").read_text(encoding="utf-8"), nl=False)
     elif name is not None:
         print_json(json_schema(name))
     elif everything:
         print_json({each: json_schema(each) for each in names})
     else:
         for each in names:
-            click.echo(each)
+            say(each)

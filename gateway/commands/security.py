@@ -1,8 +1,6 @@
 """How vault and identity stand, for a person who looks at `gateway status`."""
 
-import click
-
-from gateway.commands.output import coloured, duration
+from gateway.commands.output import coloured, duration, say
 from gateway.report import IdentityReport, VaultReport
 
 _SOON_SECONDS = 7 * 86_400.0
@@ -13,22 +11,22 @@ def show_vault(vault: VaultReport) -> None:
     """Tell the level, loudly where it protects nothing, and what stands in the way of a key."""
     sealed = f"{len(vault.releases)} releases sealed" if len(vault.releases) != 1 else "1 release sealed"
     state = "ready" if vault.ready else "NOT READY"
-    click.echo(f"vault:  level {vault.level}, {state}, {sealed}")
+    say(f"vault:  level {vault.level}, {state}, {sealed}")
     for warning in vault.warnings:
-        click.echo(f"  {coloured('warning')}: {warning}")
+        say(f"  {coloured('warning')}: {warning}")
     for problem in vault.problems:
-        click.echo(f"  {coloured('failed')}: {problem}")
+        say(f"  {coloured('failed')}: {problem}")
     for key in vault.keys:
         left = key.remaining_seconds
         if left is not None and 0 < left < _SOON_SECONDS:
             name = key.label or key.release[:12]
-            click.echo(f"  {coloured('warning')}: the key of {name} is leased for another {duration(left)}")
+            say(f"  {coloured('warning')}: the key of {name} is leased for another {duration(left)}")
 
 
 def show_identity(identity: IdentityReport) -> None:
     """Tell who this gateway is, and for how long."""
     left = identity.expires_in_seconds
     over = "no certificate" if left is None else f"valid for {duration(left)}" if left > 0 else "certificate over"
-    click.echo(f"identity: {identity.state}, {over}{f', {identity.spiffe_id}' if identity.spiffe_id else ''}")
+    say(f"identity: {identity.state}, {over}{f', {identity.spiffe_id}' if identity.spiffe_id else ''}")
     if identity.reason:
-        click.echo(f"  {coloured('failed')}: {identity.reason}")
+        say(f"  {coloured('failed')}: {identity.reason}")

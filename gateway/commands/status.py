@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.commands.linkusage import forecast, show_usage, show_waiting
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import coloured, duration, print_json, print_table, size
+from gateway.commands.output import coloured, duration, print_json, print_table, say, say_line, size
 from gateway.commands.security import show_identity, show_vault
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
@@ -44,18 +44,18 @@ def _socket_of(config_file: Path) -> Path:
 
 def _show(status: GatewayStatus) -> None:
     up = duration(status.uptime_seconds)
-    click.echo(f"{status.gateway}: up {up}, version {status.version}, pid {status.pid}, mode {status.mode}")
-    click.echo(f"cloud:  {_link(status.cloud)}{f', {status.partition}' if status.partition else ''}")
-    click.echo(f"local:  {_link(status.local)}")
+    say(f"{status.gateway}: up {up}, version {status.version}, pid {status.pid}, mode {status.mode}")
+    say_line(f"cloud:  {_link(status.cloud)}{f', {status.partition}' if status.partition else ''}")
+    say_line(f"local:  {_link(status.local)}")
     if status.vault is not None:
         show_vault(status.vault)
     if status.identity is not None:
         show_identity(status.identity)
     if status.metrics_url:
-        click.echo(f"metrics: {status.metrics_url}")
+        say(f"metrics: {status.metrics_url}")
     for name, reason in sorted(status.components.items()):
-        click.echo(f"{coloured('failed')}: {name}: {reason}")
-    click.echo()
+        say_line(f"{coloured('failed')}: {name}: {reason}")
+    say()
     print_table(
         ("PIPELINE", "STATE", "SOURCE", "MODEL", "BACKEND", "ANSWERS", "PER S", "DROPPED", "OPEN"),
         [
@@ -75,14 +75,12 @@ def _show(status: GatewayStatus) -> None:
     )
     for each in status.pipelines:
         if each.last_error:
-            click.echo(f"  {each.pipeline}: {each.last_error}")
-    click.echo(f"\noutbox: {status.outbox.state}, epoch {status.outbox.epoch}")
+            say_line(f"  {each.pipeline}: {each.last_error}")
+    say(f"\noutbox: {status.outbox.state}, epoch {status.outbox.epoch}")
     if status.outbox.reason:
-        click.echo(f"  {status.outbox.reason}")
+        say_line(f"  {status.outbox.reason}")
     if status.outbox.disk_full:
-        click.echo(
-            f"  {coloured('failed')}: DISK FULL: routine records give way, critical ones wait; make room on its disk"
-        )
+        say(f"  {coloured('failed')}: DISK FULL: routine records give way, critical ones wait; make room on its disk")
     print_table(
         ("CLASS", "WAITING", "SIZE", "OLDEST", "FORECAST", "EVICTED", "SENT"),
         [
@@ -101,7 +99,7 @@ def _show(status: GatewayStatus) -> None:
     if status.link_usage is not None:
         zone = ZoneInfo(status.time_zone)
         show_waiting(status.link_usage, {name: each.depth for name, each in status.outbox.classes.items()}, zone)
-        click.echo()
+        say()
         show_usage(status.link_usage, zone)
 
 

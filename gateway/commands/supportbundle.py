@@ -15,7 +15,7 @@ from gateway.appliance.errors import ApplianceError
 from gateway.appliance.places import Places
 from gateway.appliance.support import Manifest, Sources, collect, output_of
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import print_json, size
+from gateway.commands.output import print_json, say, size
 from gateway.config import Log
 from gateway.doctor import Diagnosis, examine
 from gateway.doctor.devices import Machine
@@ -63,7 +63,7 @@ def _checks(config_file: Path) -> Iterator[Diagnosis]:
 
 def _show(file: Path, manifest: Manifest) -> None:
     there = [entry for entry in manifest.files if not entry.missing]
-    click.echo(f"{file}: {size(file.stat().st_size)}, {len(there)} files, {manifest.secrets_removed} secrets removed")
+    say(f"{file}: {size(file.stat().st_size)}, {len(there)} files, {manifest.secrets_removed} secrets removed")
     for entry in manifest.files:
         if entry.missing:
-            click.echo(f"  without {entry.name}: {entry.missing}")
+            say(f"  without {entry.name}: {entry.missing}")

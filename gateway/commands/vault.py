@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from gateway import logs
 from gateway.commands.options import config_option, json_option
-from gateway.commands.output import coloured, duration, print_json, print_table
+from gateway.commands.output import coloured, duration, print_json, print_table, say
 from gateway.commands.vaultfiles import decrypt_files, encrypt_files
 from gateway.commands.vaultkeys import read_content_key
 from gateway.config import Config, Log
@@ -55,20 +55,20 @@ def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
 
 def _show(found: VaultStatus) -> None:
     store = found.store
-    click.echo(f"level      {store.level}" + (f" at {store.tcti}" if store.tcti else ""))
-    click.echo(f"vault      generation {found.generation}" if found.initialised else "vault      not initialised")
+    say(f"level      {store.level}" + (f" at {store.tcti}" if store.tcti else ""))
+    say(f"vault      generation {found.generation}" if found.initialised else "vault      not initialised")
     if store.policy_key:
-        click.echo(f"policy key {store.policy_key[:16]}…")
+        say(f"policy key {store.policy_key[:16]}…")
     if store.counter_index is not None:
         value = "never counted" if store.counter is None else str(store.counter)
-        click.echo(f"counter    {value} (index {store.counter_index:#x})")
+        say(f"counter    {value} (index {store.counter_index:#x})")
     for number, value in sorted((store.pcrs or {}).items()):
-        click.echo(f"PCR {number:<6} {value}")
+        say(f"PCR {number:<6} {value}")
     if store.approvals:
-        click.echo("")
+        say("")
         print_table(("POLICY", "KIND", "HOLDS", "WHY NOT"), [_row(each) for each in store.approvals])
     if found.keys:
-        click.echo("")
+        say("")
         rows = [
             (
                 key.label or "-",
@@ -79,11 +79,11 @@ def _show(found: VaultStatus) -> None:
         ]
         print_table(("KEY FOR", "RELEASE", "LEASE"), rows)
     for warning in store.warnings:
-        click.echo(f"{coloured('warning')} {warning}")
+        say(f"{coloured('warning')} {warning}")
     for problem in found.problems:
-        click.echo(f"{coloured('failed')} {problem}")
+        say(f"{coloured('failed')} {problem}")
     if not found.problems:
-        click.echo(f"{coloured('ok')} the key would be given out")
+        say(f"{coloured('ok')} the key would be given out")
 
 
 def _row(each: ApprovalStatus) -> tuple[str, str, str, str]:
@@ -125,7 +125,7 @@ def _initialise(config_file: Path, *, anew: bool) -> None:
     except PolicyRefusedError as error:
         _refused(error)
         return
-    click.echo(f"the vault is sealed, level {vault.store.level}, generation {vault.status().generation}")
+    say(f"the vault is sealed, level {vault.store.level}, generation {vault.status().generation}")
 
 
 @command.command("unseal")
@@ -151,13 +151,13 @@ def unseal(config_file: Path, check: bool, as_json: bool) -> None:  # noqa: ARG0
     if as_json:
         print_json({"unsealed": True, "error": None, "reasons": []})
     else:
-        click.echo("all keys open")
+        say("all keys open")
 
 
 def _refused(error: PolicyRefusedError) -> None:
-    click.echo("gateway: the TPM refuses the vault key:", err=True)
+    say("gateway: the TPM refuses the vault key:", err=True)
     for reason in error.reasons or ("no signed policy is there",):
-        click.echo(f"  {reason}", err=True)
+        say(f"  {reason}", err=True)
 
 
 @command.command("reseal")
@@ -166,7 +166,7 @@ def reseal(config_file: Path) -> None:
     """Seal the same keys anew, e.g. after the policy key was changed in the configuration of an approved image."""
     vault = _vault(config_file)
     vault.reseal()
-    click.echo(f"sealed anew, generation {vault.status().generation}")
+    say(f"sealed anew, generation {vault.status().generation}")
 
 
 @command.command("rotate")
@@ -175,14 +175,14 @@ def rotate(config_file: Path) -> None:
     """Change the vault key and the key that grants are addressed to; content keys stay."""
     vault = _vault(config_file)
     vault.rotate()
-    click.echo(f"rotated, generation {vault.status().generation}")
+    say(f"rotated, generation {vault.status().generation}")
 
 
 @command.command("advance")
 @config_option
 def advance(config_file: Path) -> None:
     """Count up, so that older images never get the key again. For after an update has proved itself."""
-    click.echo(f"the counter is {_vault(config_file).advance_counter()}")
+    say(f"the counter is {_vault(config_file).advance_counter()}")
 
 
 @command.command("import")
@@ -193,9 +193,9 @@ def import_release(release: Path, config_file: Path) -> None:
     vault = _vault(config_file)
     harden_process()
     stored = vault.import_release(release)
-    click.echo(f"{stored.label} lies sealed in {stored.directory}")
+    say(f"{stored.label} lies sealed in {stored.directory}")
     if not read_release(release).is_sealed:
-        click.echo(f"the plain files in {release} are still there; remove them when nobody needs them", err=True)
+        say(f"the plain files in {release} are still there; remove them when nobody needs them", err=True)
 
 
 @command.command("encrypt")
@@ -210,7 +210,7 @@ def import_release(release: Path, config_file: Path) -> None:
 def encrypt(release: Path, key_file: Path, out: Path) -> None:
     """Seal a release for a fleet, where it is built: one ciphertext for all devices. Needs no configuration."""
     stored = SealedStore(out).put(read_release(release), _content_key(key_file), this_machines_algorithm())
-    click.echo(f"{stored.label} ({stored.digest}) lies sealed in {stored.directory}")
+    say(f"{stored.label} ({stored.digest}) lies sealed in {stored.directory}")
 
 
 def _content_key(file: Path) -> bytes:
@@ -242,7 +242,7 @@ def keygen(private: Path) -> None:
     key = generate_private_key(SECP256R1())
     write_durably(private, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     write_durably(public, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), mode=0o644)
-    click.echo(f"{private} (secret) and {public} (fingerprint {policy.PolicyKey(key.public_key()).fingerprint[:16]}…)")
+    say(f"{private} (secret) and {public} (fingerprint {policy.PolicyKey(key.public_key()).fingerprint[:16]}…)")
 
 
 @policy_command.command("sign")
@@ -302,7 +302,7 @@ def sign(
     file = out / f"{name}{policy.POLICY_SUFFIX}"
     out.mkdir(parents=True, exist_ok=True)
     write_durably(file, policy.encode(policy.sign(approval, private)), mode=0o644)
-    click.echo(str(file))
+    say(str(file))
 
 
 @policy_command.command("show")

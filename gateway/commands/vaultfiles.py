@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from gateway.commands.output import say
 from gateway.commands.vaultkeys import read_content_key
 from gateway.errors import ModelError
 from gateway.vault.aead import this_machines_algorithm
@@ -61,7 +62,7 @@ def encrypt_files(directory: Path, manifest_file: Path, key_file: Path, out: Pat
         )
         target = out / (file.name + SEALED_SUFFIX)
         write_durably(target, sealed(contents, key, plain, this_machines_algorithm()))
-        click.echo(str(target))
+        say(str(target))
 
 
 @click.command("decrypt-files")
@@ -79,4 +80,4 @@ def decrypt_files(containers: tuple[Path, ...], key_file: Path, out: Path) -> No
             raise ModelError(f"{container}: {error}") from error
         target = out / header_of(container).file
         write_durably(target, plain)
-        click.echo(str(target))
+        say(str(target))

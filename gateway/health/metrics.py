@@ -1,180 +1,23 @@
 """What the gateway counts, in Prometheus form."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, GCCollector, Histogram, Info, ProcessCollector
 
 from gateway.config import Metrics as MetricsSettings
 from gateway.health.exposition import Exposition
+from gateway.health.figures import IdentityFigures, LinkUsageFigures, OutboxFigures, UplinkFigures, VaultFigures
 from gateway.values import Inference
-from gateway.wire.messages import CLASSES, Event, ModelRef, PipelineStatus, RecordClass
+from gateway.wire.messages import CLASSES, Event, ModelRef, PipelineStatus
 
 LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 
 _SOURCE_STATES: Final = ("opening", "streaming", "lost", "ended", "frozen")
 _PARTITION: Final = {"healthy": 0, "degraded": 1, "partitioned": 2}
-
-
-class FlowFigures(Protocol):
-    """A rate."""
-
-    @property
-    def rows_per_second(self) -> float: ...
-    @property
-    def bytes_per_second(self) -> float: ...
-
-
-class ClassFigures(Protocol):
-    """What the outbox tells of one class."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def disk_bytes(self) -> int: ...
-    @property
-    def oldest_age_seconds(self) -> float | None: ...
-    @property
-    def full_in_seconds(self) -> float | None: ...
-    @property
-    def empty_in_seconds(self) -> float | None: ...
-    @property
-    def incoming(self) -> FlowFigures: ...
-    @property
-    def outgoing(self) -> FlowFigures: ...
-    @property
-    def enqueued(self) -> int: ...
-    @property
-    def acknowledged(self) -> int: ...
-    @property
-    def evicted(self) -> int: ...
-    @property
-    def refusing(self) -> bool: ...
-
-
-class OutboxFigures(Protocol):
-    """What the outbox tells."""
-
-    @property
-    def classes(self) -> Mapping[RecordClass, ClassFigures]: ...
-    @property
-    def file_bytes(self) -> int: ...
-    @property
-    def wal_bytes(self) -> int: ...
-    @property
-    def queued_entries(self) -> int: ...
-    @property
-    def failed(self) -> bool: ...
-
-
-class LinkFigures(Protocol):
-    """What the uplink tells of one class."""
-
-    @property
-    def sent_bytes(self) -> int: ...
-    @property
-    def sent_records(self) -> int: ...
-    @property
-    def resent_batches(self) -> int: ...
-
-
-class UplinkFigures(Protocol):
-    """What the uplink tells."""
-
-    @property
-    def partition(self) -> str: ...
-    @property
-    def classes(self) -> Mapping[RecordClass, LinkFigures]: ...
-    @property
-    def connects(self) -> int: ...
-    @property
-    def ignored_acks(self) -> int: ...
-    @property
-    def withheld(self) -> Mapping[tuple[RecordClass, str], int]: ...
-    @property
-    def blocked_classes(self) -> Collection[RecordClass]: ...
-    @property
-    def conflicts(self) -> Mapping[RecordClass, int]: ...
-    @property
-    def bad_topics(self) -> int: ...
-    @property
-    def overflows(self) -> int: ...
-    @property
-    def publish_errors(self) -> Mapping[str, int]: ...
-
-
-class FeatureFigures(Protocol):
-    """What the meter tells of one use of the link."""
-
-    @property
-    def sent_bytes(self) -> int: ...
-    @property
-    def received_bytes(self) -> int: ...
-    @property
-    def budget_bytes(self) -> int | None: ...
-    @property
-    def left_bytes(self) -> int | None: ...
-    @property
-    def window_open(self) -> bool: ...
-
-
-class LinkUsageFigures(Protocol):
-    """What the meter tells."""
-
-    @property
-    def features(self) -> Mapping[str, FeatureFigures]: ...
-    @property
-    def held(self) -> Mapping[RecordClass, object]: ...
-    @property
-    def network_sent_bytes(self) -> int: ...
-    @property
-    def network_received_bytes(self) -> int: ...
-
-
-class KeyFigures(Protocol):
-    """A content key."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def release(self) -> str: ...
-    @property
-    def remaining_seconds(self) -> float | None: ...
-
-
-class VaultFigures(Protocol):
-    """What the vault tells."""
-
-    @property
-    def level(self) -> str: ...
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def releases(self) -> Sequence[str]: ...
-    @property
-    def keys(self) -> Sequence[KeyFigures]: ...
-    @property
-    def waiting(self) -> Mapping[str, str]: ...
-    @property
-    def refusals(self) -> int: ...
-
-
-class IdentityFigures(Protocol):
-    """What the identity tells."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def expires_in_seconds(self) -> float | None: ...
-    @property
-    def renewals(self) -> int: ...
-    @property
-    def refusals(self) -> int: ...
 
 
 def _now() -> datetime:

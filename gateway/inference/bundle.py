@@ -84,7 +84,9 @@ class Release:
             with path.open("rb") as opened:
                 content = opened.read(_GOLDEN_MAX_BYTES + 1)  # never a terabyte because somebody put one there
         except OSError as error:
-            raise ModelError(f"model {self.label}: {path} cannot be read: {error.strerror or error}") from error
+            raise ModelError(
+                f"model {self.label}: {path} cannot be read: {error.strerror or error}: install the release again"
+            ) from error
         self._compare(path, hashlib.sha256(content).hexdigest(), sha256)
         return content
 
@@ -187,9 +189,9 @@ def _read_manifest(listed: Listed) -> tuple[ModelManifest, bytes]:
             document = file.read(_MANIFEST_MAX_BYTES)
         manifest = read_manifest(document)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}: install the release again") from error
     except MalformedManifestError as error:
-        raise ModelError(f"{path}: {error}") from error
+        raise ModelError(f"{path}: {error}: install the release again") from error
     if (manifest.name, manifest.version) != (listed.name, listed.version):
         raise ModelError(
             f"{path} is the manifest of {manifest.name} {manifest.version}: it lies in the wrong directory"

@@ -1,5 +1,6 @@
 """Which artefact of a release runs on what, for one pipeline."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,32 @@ class Choices:
 
     usable: tuple[Choice, ...]
     passed_over: tuple[str, ...]
+
+
+class BackendFailures:
+    """Which backends have failed, while another took their place: told when that begins and when it is over.
+
+    A pipeline loads its model anew at each try, as while its camera is away. Methods may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._lock = threading.Lock()
+        self._reasons: dict[tuple[str, str], str] = {}
+
+    def failed(self, model: str, backend: str, reason: str) -> None:
+        """Note a failure; told again only when the reason is another one."""
+        with self._lock:
+            before, self._reasons[model, backend] = self._reasons.get((model, backend)), reason
+        if before != reason:
+            log.warning("backend_failed", model=model, backend=backend, error=reason)
+
+    def worked(self, model: str, backend: str) -> None:
+        """Note that a backend runs the model."""
+        with self._lock:
+            before = self._reasons.pop((model, backend), None)
+        if before is not None:
+            log.info("backend_works_again", model=model, backend=backend)
 
 
 def default_backends(settings: Pipeline) -> tuple[Backend, ...]:
@@ -75,6 +102,7 @@ def load_model(
     open_weights: OpenWeights,
     *,
     backends: Sequence[Backend] | None = None,
+    failures: BackendFailures | None = None,
 ) -> Model:
     """Find the release a pipeline names and load it on the best backend there is.
 
@@ -87,6 +115,7 @@ def load_model(
         preparation_for: `gateway.preprocess.preparation.preparation_for`.
         open_weights: hands over an artefact, verified.
         backends: the preferred first; default all there are.
+        failures: remembers what was told; default: nobody does.
 
     Raises:
         ModelError: no such release, or it cannot be run here.
@@ -118,8 +147,10 @@ def load_model(
             continue
         # Told once there is another in its place: what fails altogether is tried again and again, and the error
         # names every backend; whoever tries tells when that begins and ends.
+        told = failures or BackendFailures()
         for passed, why in failed:
-            log.warning("backend_failed", model=release.label, backend=passed.backend.name, error=str(why))
+            told.failed(release.label, passed.backend.name, str(why))
+        told.worked(release.label, choice.backend.name)
         _tell(release, choice, model, reasons)
         return model
     message = f"model {release.label} cannot run here: " + "; ".join(reasons or [f"no backend {settings.backend!r}"])

@@ -60,6 +60,8 @@ log = structlog.get_logger()
 TICK_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 5.0
 """Between two looks at the slots while an update is under way."""
+LOOK_PAUSE: Final = 4.0
+"""A look starts half a dozen programs; between two of them is at least so many times what the last one took."""
 MEDIA_SECONDS: Final = 10.0
 RESTART_AGAIN_SECONDS: Final = 300.0
 """A restart that was asked for and has not come in this time is asked for again."""
@@ -121,6 +123,7 @@ class OsAgent:
         self._around = around
         self._status: SystemStatus | None = None
         self._looked_at: float | None = None
+        self._look_took = 0.0
         self._problem = ""
         self._pause_until = 0.0
         self._failures = 0
@@ -271,22 +274,27 @@ class OsAgent:
 
     def _look(self) -> None:
         now, job = self._around.monotonic(), self._journal.book.job
-        every = LOOK_SECONDS if job is not None else self._settings.refresh_seconds
+        every = max(LOOK_SECONDS, LOOK_PAUSE * self._look_took) if job is not None else self._settings.refresh_seconds
         if self._looked_at is not None and now - self._looked_at < every:
             return
-        self._looked_at = now
         try:
             self._status = self._rauc.status()
         except OtaError as error:
+            self._looked(now)
             if self._problem != str(error):
                 log.warning("os_slots_not_known", code=error.code, error=str(error))
             self._problem = str(error)
             return
+        self._looked(now)
         if self._problem:
             log.info("os_slots_known_again")
         self._problem = ""
         if self._around.release is not None:
             self._journal.change(steps.found_in(self._status.booted, self._around.release.version))
+
+    def _looked(self, began: float) -> None:
+        self._looked_at = self._around.monotonic()
+        self._look_took = self._looked_at - began
 
     def _look_soon(self) -> None:
         self._looked_at = None

@@ -29,8 +29,11 @@ from gateway.osupdate.release import BundleFacts
 from gateway.ota.errors import StoppedError, StorageError
 
 ASK_SECONDS: Final = 60.0
-SILENT_SECONDS: Final = 900.0
-"""An installation that says nothing for so long is given up here; RAUC may still end it."""
+SILENT_SECONDS: Final = 2 * 3600.0
+"""An installation that says nothing for so long is given up here; RAUC may still end it.
+
+From the beginning to the end of hashing and copying a slot it says nothing, which a slow device takes an hour for.
+"""
 _PIECE_SECONDS: Final = 0.5
 _REMEMBERED_LINES: Final = 30
 _MAX_OUTPUT_BYTES: Final = 1 << 20

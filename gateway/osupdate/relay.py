@@ -20,13 +20,16 @@ from typing import Final
 
 import structlog
 
-from gateway.ota.errors import MismatchError, OtaError, UnreachableError
-from gateway.ota.fetch_budget import ASK_BYTES, Purse, Spend
+from gateway.ota.errors import MismatchError, OtaError, StoppedError, UnreachableError
+from gateway.ota.fetch_budget import ASK_BYTES, FEATURE, Purse, Spend
 from gateway.ota.ways import Way
 
 log = structlog.get_logger()
 
 PIECE_BYTES: Final = 1024 * 1024
+AHEAD_BYTES: Final = 1024 * 1024
+"""At most so much is read ahead of RAUC, whose kernel asks for 128 kB at a time and waits for each."""
+_FIRST_AHEAD_BYTES: Final = 128 * 1024
 PAUSES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Between tries at a source that does not answer, or is asked too often; RAUC waits for so long."""
 _CLIENT_SECONDS: Final = 120.0
@@ -63,6 +66,9 @@ class Reader:
         self._seen = seen
         self._lock = threading.Lock()  # a way belongs to one thread at a time
         self._tail: bytes | None = None
+        self._held, self._held_at = b"", 0  # what was read ahead, and its offset
+        self._window = 0
+        self.closed = False
 
     @property
     def size_bytes(self) -> int:
@@ -84,20 +90,63 @@ class Reader:
             raise MismatchError(f"{bundle.place}: its signature part is not the one that the repository has signed for")
         self._tail = tail
 
+    def close(self) -> None:
+        """Read no more; when this returns, nobody uses the way any more.
+
+        RAUC may go on for a while with an installation that was given up here, and ask for more.
+        """
+        self.closed = True
+        if self._lock.acquire(timeout=_CLIENT_SECONDS):
+            self._lock.release()
+
     def read(self, offset: int, length: int) -> Generator[bytes, None, None]:
         """Yield a part of the bundle. Raises as `check`."""
         assert self._tail is not None, "check() comes first"
         begin = self._bundle.size_bytes - len(self._tail)
         body = max(0, min(length, begin - offset))
         with self._lock:
-            yield from self._fetched(offset, body)
+            yield from self._body(offset, body, begin)
         if length > body:
             at = offset + body - begin
             yield self._tail[at : at + length - body]
 
+    def _body(self, offset: int, length: int, end: int) -> Generator[bytes, None, None]:
+        """Yield a part of what is in front of the signature part, which begins at `end`; then read on for a while.
+
+        How far grows while RAUC reads on, and is nothing when it skips what it has already: what is read in vain is
+        never more than what was of use just before. Where bytes are counted, nothing is read ahead.
+        """
+        held, at = self._held, self._held_at
+        self._held = b""
+        if at <= offset <= at + len(held) and at:
+            self._window = min(max(2 * self._window, _FIRST_AHEAD_BYTES), AHEAD_BYTES)
+            mine = held[offset - at :][:length]
+            if mine:
+                yield mine
+            offset, length = offset + len(mine), length - len(mine)
+            if not length:
+                self._held, self._held_at = held, at
+                return
+        else:
+            self._window = 0
+        ahead = min(self._window, end - offset - length) if self._meter.room(FEATURE) is None else 0
+        self._held_at = offset + length
+        try:
+            for piece in self._fetched(offset, length + ahead):
+                mine, rest = piece[:length], piece[length:]
+                length -= len(mine)
+                self._held += rest
+                if mine:
+                    yield mine
+        except OtaError:
+            if length:
+                raise  # else nobody has missed anything yet
+
     def _fetched(self, offset: int, length: int) -> Generator[bytes, None, None]:
         end, pauses = offset + length, iter(self._pauses)
         while offset < end:
+            if self.closed:
+                raise StoppedError(f"{self._bundle.place} is not relayed any more")
             asked = min(offset + PIECE_BYTES, end)
             try:
                 for piece in self._asked(offset, asked - offset):
@@ -154,6 +203,7 @@ def relay(
         server.shutdown()
         server.server_close()
         thread.join()
+        reader.close()
 
 
 def _handler(reader: Reader, path: str, seen: Relayed) -> type[BaseHTTPRequestHandler]:
@@ -184,7 +234,7 @@ def _handler(reader: Reader, path: str, seen: Relayed) -> type[BaseHTTPRequestHa
                 # The first piece is fetched before the head goes out, so that what cannot be had now has a status.
                 first = b"" if only_head else next(pieces, b"")
             except OtaError as error:
-                seen.error = seen.error or error
+                self._note(error)
                 self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
                 return
             self.send_response(HTTPStatus.PARTIAL_CONTENT if "range" in self.headers else HTTPStatus.OK)
@@ -203,12 +253,16 @@ def _handler(reader: Reader, path: str, seen: Relayed) -> type[BaseHTTPRequestHa
                         self.wfile.write(piece)
                         sent += len(piece)
             except OtaError as error:
-                seen.error = seen.error or error
+                self._note(error)
             except OSError:  # RAUC has gone
                 self.close_connection = True
                 return
             if sent < length:
                 self.close_connection = True  # only the end of the connection can say that something is missing
+
+        def _note(self, error: OtaError) -> None:
+            if not reader.closed:  # after its end nobody is interested any more
+                seen.error = seen.error or error
 
         def _refuse(self, status: HTTPStatus) -> None:
             self.send_response(status)

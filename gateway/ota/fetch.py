@@ -35,7 +35,7 @@ from gateway.ota.fetch_budget import ASK_BYTES, Purse, Spend
 from gateway.ota.fetch_file import Download, Wanted
 from gateway.ota.fetch_offer import Listed, Offer, OfferedFile, listed, offer_of, offered, release_of
 from gateway.ota.fetch_pace import Limits, Pace
-from gateway.ota.trust import MAX_BYTES, MAX_ROOTS, Role, Trust
+from gateway.ota.trust import MAX_BYTES, MAX_ROOTS, Floors, Role, Trust
 from gateway.ota.trust_store import MetadataFiles, storage_error
 from gateway.ota.ways import DirectoryWay, Way
 
@@ -44,6 +44,9 @@ log = structlog.get_logger()
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 REFRESH_SECONDS: Final = 120.0
 """For one file of metadata, all tries together."""
+
+FRESH_STEP_NS: Final = 3_600_000_000_000
+"""The time of the last refresh is written down when it has moved by so much: it may not wear the disk out."""
 
 _DAY_NS: Final = 86_400_000_000_000
 
@@ -98,7 +101,7 @@ class Repository:
         self._manifests = home / "manifests"
         self._imported = home / "imported"
         self._kept_anchor: bytes | None = None  # as it was when it could be read first
-        self._floors = self._files.read_floors()
+        self._floors = self._written_floors = self._files.read_floors()
         self._clock.learn(self._floors.fresh_ns)
         self._began_ns = self._clock.now_ns()
         self._held_back = False  # the last refresh found nothing but what has expired
@@ -129,7 +132,8 @@ class Repository:
             StorageError: it cannot be kept.
         """
         with self._files.locked(self._stop.wait):
-            self._floors = self._floors.joined(self._files.read_floors())  # a person may have imported meanwhile
+            self._written_floors = self._files.read_floors()  # a person may have imported meanwhile
+            self._floors = self._floors.joined(self._written_floors)
             self._clock.learn(self._floors.fresh_ns)
             trust = self._begin()
             try:
@@ -144,9 +148,11 @@ class Repository:
                 self._clock.learn(fresh)
                 self._sweep(trust)
             finally:
-                if trust.floors != self._floors:
+                self._files.settle()
+                if _is_worth_writing(self._written_floors, trust.floors):
                     self._files.write_floors(trust.floors)
-                    self._floors = trust.floors
+                    self._written_floors = trust.floors
+                self._floors = trust.floors
                 self._tell_staleness()
 
     def verify(self) -> None:
@@ -394,6 +400,12 @@ class Repository:
     def _download(self, wanted: Wanted, to: Path, progress: Callable[[int], None]) -> Download:
         pace = Pace(wanted.path, self._file_limits, self._monotonic_ns)
         return Download(wanted, to, pace=pace, meter=self._meter, stop=self._stop, progress=progress)
+
+
+def _is_worth_writing(written: Floors, floors: Floors) -> bool:
+    """Tell whether the disk must learn of floors: of each version, at once, and of the time now and then."""
+    same = msgspec.structs.replace(floors, fresh_ns=written.fresh_ns) == written
+    return not same or floors.fresh_ns - written.fresh_ns >= FRESH_STEP_NS
 
 
 def _read_anchor(root_file: Path) -> bytes:

@@ -23,6 +23,7 @@ from gateway.ota.canary_child import Answer
 from gateway.ota.errors import BudgetError, OtaError, StorageError
 from gateway.ota.fetch_offer import Offer, OfferedFile
 from gateway.ota.patch import ZSTD, PatchError, Recipe, make
+from gateway.vault.damage import damage_of
 from gateway.vault.errors import (
     DamagedContainerError,
     KeyMissingError,
@@ -35,7 +36,7 @@ from gateway.vault.files import remove_directory, write_durably
 from gateway.vault.store import ReleaseDirectory
 from gateway.vault.vault import Vault
 from gateway.vault.weights import SealedWeights
-from gateway.wire.manifest import MANIFEST_FILE, Artefact
+from gateway.wire.manifest import MANIFEST_FILE, OVER_THE_AIR_FILE, Artefact
 
 log = structlog.get_logger()
 
@@ -274,6 +275,20 @@ class Installer:
     def forget(self, name: str, version: str) -> None:
         """Throw away what was fetched for a release."""
         remove_directory(self._directory / name / version)
+
+    def put_aside_damaged(self, name: str, version: str) -> str:
+        """Take a release that came over the air out of the store if it is damaged; returns what is wrong, or "".
+
+        Raises:
+            VaultError: it cannot be looked at, or put aside, now.
+        """
+        directory = self._vault.releases.directory / name / version
+        if not (directory / OVER_THE_AIR_FILE).exists():
+            return ""
+        damage = damage_of(directory)
+        if damage:
+            self._vault.put_aside(directory, damage)
+        return damage
 
     def remove(self, name: str, version: str) -> None:
         """Remove a release from the store. Raises VaultError if the disk refuses."""

@@ -125,7 +125,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str
     pipeline: str
-    what: str  # accepted, swapped, proven, reverted, refused, pinned, unpinned, crashed
+    what: str  # accepted, swapped, proven, reverted, refused, pinned, unpinned, crashed, missing
     model: str = ""
     code: str = ""
     detail: str = ""

@@ -9,9 +9,13 @@ document has named, and the caller compares the digest.
 
 The patch of bsdiff (Percival 2003, format BSDIFF40) is read here rather than by a library, block by block: libraries
 decompress it whole, and one of 874 bytes can make 1 GiB of that.
+
+It imports next to nothing: for a file of some megabytes the start of this process is most of the time, and numpy alone
+would double both that and its memory.
 """
 
 import bz2
+import functools
 import mmap
 import os
 import struct
@@ -19,7 +23,6 @@ import sys
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-import numpy as np
 import zstandard
 
 from gateway.ota.sandbox import Limits, confine
@@ -143,11 +146,30 @@ def apply_zstd(base: memoryview, packed: memoryview, out: Output) -> None:
 
 def _added(base: memoryview, position: int, diff: bytes) -> bytes:
     """Add a stretch of the base to a stretch of the patch, byte by byte; beyond its ends the base counts as zeros."""
-    made = np.frombuffer(diff, np.uint8).copy()
     first, last = max(0, position), min(len(base), position + len(diff))
-    if first < last:
-        made[first - position : last - position] += np.frombuffer(base[first:last], np.uint8)
-    return made.tobytes()
+    if first >= last:
+        return diff
+    within = slice(first - position, last - position)
+    return diff[: within.start] + sum_of_bytes(base[first:last], diff[within]) + diff[within.stop :]
+
+
+def sum_of_bytes(one: memoryview | bytes, other: bytes) -> bytes:
+    """Add two strings of the same length byte by byte, modulo 256.
+
+    As two large numbers: the upper bit of each byte is added without a carry, so that none reaches the next byte.
+    """
+    size = len(other)
+    if other.count(0) == size:  # most of a patch: what has not changed
+        return bytes(one)
+    lower, upper = _masks(size)
+    a, b = int.from_bytes(one, "little"), int.from_bytes(other, "little")
+    return (((a & lower) + (b & lower)) ^ ((a ^ b) & upper)).to_bytes(size, "little")
+
+
+@functools.lru_cache(maxsize=2)
+def _masks(size: int) -> tuple[int, int]:
+    """Return what leaves the lower seven bits of each byte, and what leaves the upper one."""
+    return int.from_bytes(b"\x7f" * size, "little"), int.from_bytes(b"\x80" * size, "little")
 
 
 def _offset(encoded: bytes) -> int:

@@ -9,8 +9,7 @@ import os
 import platform
 import resource
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_SECCOMP: Final = 22
@@ -37,8 +36,7 @@ _FORBIDDEN: Final = {
 """By machine: what the kernel calls its architecture (audit.h), and the numbers of the calls (asm/unistd.h)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):  # no dataclass, which would import `inspect` into every child
     """What a child may use."""
 
     memory_bytes: int  # beyond what it uses when it calls `confine`

@@ -145,6 +145,20 @@ def give_directly(pipeline: str, model: Installed) -> Step:
     return step
 
 
+def want_again(pipeline: str, at: str) -> Step:
+    """Have the active release fetched once more: it is gone from the disk."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.active is None or slot.wanted is not None:
+            return book
+        wanted = Wanted(model=slot.active, token=slot.token)
+        event = Event(at=at, pipeline=pipeline, what="missing", model=slot.active.label)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, wanted=wanted), event)
+
+    return step
+
+
 def run_begins(pipeline: str, at: str) -> Step:
     """Count a crash if the last run under the release on trial did not say that it ended."""
 

@@ -39,6 +39,21 @@ def write_durably(file: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk refuses; the old file is as it was.
     """
+    replace_whole(file, content)
+    try:
+        sync_directory(file.parent)
+    except OSError as error:
+        raise storage_error(file, error) from error
+
+
+def replace_whole(file: Path, content: bytes) -> None:
+    """Replace a file: written beside it, synced, renamed.
+
+    Until somebody syncs the directory a power cut may leave the old file, whole, under the name; never neither.
+
+    Raises:
+        StorageError: the disk refuses; the old file is as it was.
+    """
     part = file.with_name(f".{file.name}.part")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -47,7 +62,6 @@ def write_durably(file: Path, content: bytes) -> None:
             out.flush()
             os.fsync(descriptor)
         part.replace(file)
-        sync_directory(file.parent)
     except OSError as error:
         raise storage_error(file, error) from error
 
@@ -79,6 +93,7 @@ class MetadataFiles:
         self.directory = directory
         self._roots = directory / "roots"
         self._floors_file = floors_file
+        self._unsettled = False  # a name in `directory` was changed and not synced
 
     @contextlib.contextmanager
     def locked(self, pause: Callable[[float], object] = time.sleep) -> Iterator[None]:
@@ -119,9 +134,23 @@ class MetadataFiles:
         return self._read(self._roots / f"{version}.root.json", MAX_BYTES["root"])
 
     def write(self, role: Role, content: bytes) -> None:
-        """Keep verified metadata; nothing is written when it is there already. Raises StorageError."""
+        """Keep verified metadata, durably after `settle`; nothing is written when it is there already.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
         if self.read(role) != content:
-            write_durably(self.directory / f"{role}.json", content)
+            self._unsettled = True
+            replace_whole(self.directory / f"{role}.json", content)
+
+    def settle(self) -> None:
+        """Make durable what was written, the names of all roles with one sync. Raises StorageError."""
+        if self._unsettled:
+            try:
+                sync_directory(self.directory)
+            except OSError as error:
+                raise storage_error(self.directory, error) from error
+            self._unsettled = False
 
     def write_root(self, version: int, content: bytes) -> None:
         """Keep a verified root of the chain. Raises StorageError."""

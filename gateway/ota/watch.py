@@ -21,7 +21,7 @@ Look = Callable[[Sample, Inference], None]
 
 
 class Watch:
-    """The spectator of one pipeline (`gateway.pipeline.Spectator`). Every method may be called from any thread."""
+    """The spectator of one pipeline (`gateway.surroundings.Spectator`). Every method may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -4,6 +4,8 @@ Asynchronous inside, for then each step has a total time; the time-out of a sock
 """
 
 import asyncio
+import contextlib
+import math
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Final
@@ -23,6 +25,8 @@ CLIENT_SECONDS: Final = 60.0
 
 _Pieces = AsyncGenerator[bytes, None]
 _ETAGS: Final = 64
+_WORDS_BYTES: Final = 4096
+"""A "not found" of at most so much is read to its end, so that its connection is used again."""
 _GONE: Final = (httpx.codes.NOT_FOUND, httpx.codes.GONE)
 
 Context = Callable[[], ssl.SSLContext]
@@ -68,6 +72,8 @@ class HttpsWay:
                 piece = runner.run(self._next(pieces))
                 if not piece:
                     return
+                if len(piece) >= limit:
+                    self._end(runner, pieces)
                 yield piece[:limit]
                 limit -= len(piece)
         except NotThereError:
@@ -105,6 +111,14 @@ class HttpsWay:
             self._made_ns = self._monotonic_ns()
         return self._runner, self._pieces(self._client, path, offset, limit)
 
+    def _end(self, runner: asyncio.Runner, pieces: _Pieces) -> None:
+        """Take note of the end of an answer: only then can its connection carry the next request.
+
+        A bundle that is streamed is asked for in thousands of parts; a handshake for each would take hours.
+        """
+        with contextlib.suppress(UnreachableError):  # what was asked for is here; the next request finds out
+            runner.run(self._next(pieces))
+
     async def _next(self, pieces: _Pieces) -> bytes:
         """Return the next piece, b"" at the end."""
         try:
@@ -125,6 +139,10 @@ class HttpsWay:
         elif limit:
             headers["range"] = f"bytes=0-{limit - 1}"
         async with client.stream("GET", f"{self.url}/{quote(path)}", headers=headers) as response:
+            if response.status_code in _GONE and _size_of(response) <= _WORDS_BYTES:
+                # Each refresh asks for a root that is not there (TUF §5.3.3): no handshake is made anew for that.
+                async for _ in response.aiter_raw():
+                    pass
             self._check(response, path, offset)
             async for (
                 piece
@@ -155,6 +173,12 @@ class HttpsWay:
             self._etags[path] = etag
             if len(self._etags) > _ETAGS:
                 del self._etags[next(iter(self._etags))]
+
+
+def _size_of(response: httpx.Response) -> float:
+    """Return how many bytes an answer announces; infinite where it does not say."""
+    announced = response.headers.get("content-length", "")
+    return int(announced) if announced.isascii() and announced.isdigit() else math.inf
 
 
 async def _closed(client: httpx.AsyncClient) -> None:

@@ -19,6 +19,7 @@ from gateway.errors import OutboxError
 from gateway.outbox.damage import side, sync_directory
 from gateway.values import Stored
 from gateway.wire.messages import RecordClass
+from gateway.wire.plain import plain_json
 
 log = structlog.get_logger()
 
@@ -135,7 +136,7 @@ def _line(record_class: RecordClass, epoch: str, row: Stored, reason: str, gatew
         fields["body"] = msgspec.Raw(row.body)
     if row.blob:
         fields["blob"] = base64.b64encode(row.blob).decode("ascii")
-    return msgspec.json.encode(fields) + b"\n"
+    return plain_json(msgspec.json.encode(fields)) + b"\n"
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ from gateway.errors import OutboxError
 from gateway.outbox.inspect import Chunk
 from gateway.values import Stored
 from gateway.wire.messages import RecordClass
+from gateway.wire.plain import plain_json
 
 EXPORT_VERSION: Final = 1
 _ROW_GROUP_BYTES: Final = 8 * 1024 * 1024
@@ -135,7 +136,7 @@ class NdjsonFile:
         self._records += len(rows)
 
     def _line(self, content: msgspec.Struct) -> None:
-        line = self._encoder.encode(content) + b"\n"
+        line = plain_json(self._encoder.encode(content)) + b"\n"
         self._digest.update(line)
         self._out.write(line)
 

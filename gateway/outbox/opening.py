@@ -46,6 +46,7 @@ from gateway.outbox.quarantine import (
     cross_out,
     notice_of,
     quarantine,
+    quarantined_name,
     write_down,
     written_down,
 )
@@ -60,6 +61,9 @@ log = structlog.get_logger()
 
 ALONE: Final = MappingProxyType({"vfs": "unix-excl"})
 """The options of a connection to a store that no other program may open."""
+
+_TOLD: Final = "told"
+"""In `meta`: when the store was put aside that lay in the place of this one, and of which there is a notice here."""
 
 LOST_WAL_JUMP: Final = 1 << 24
 """Numbers left out when a WAL was lost: more than any WAL holds rows, so that none of them is given twice."""
@@ -129,7 +133,7 @@ def open_store(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) ->
     Raises:
         OutboxError: neither the old store nor a new one can be opened.
     """
-    put_back(file)
+    put_back(file, clocks.wall_ns)
     if not file.exists():
         untold = written_down(file)
         return (
@@ -142,6 +146,9 @@ def open_store(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) ->
     except DamagedStoreError as error:
         reason = str(error)
     else:
+        untold = written_down(file)
+        if untold is not None and untold.usurper:
+            return _tell_of_usurper(opened, untold, clocks)
         cross_out(file)
         return opened
     return replace_store(file, reason, page_limit, clocks, ballast)
@@ -153,6 +160,9 @@ def replace_store(file: Path, reason: str, page_limit: int, clocks: Clocks, ball
     Raises:
         OutboxError: the old one cannot be renamed, or no new one be made; the next opening goes on from there.
     """
+    before = written_down(file)
+    if before is not None and before.usurper:  # its notice would have come into this very store
+        reason = f"{before.reason}, which is kept too; then {reason}"
     damage = Damage(reason=reason, at=rfc3339(clocks.wall_ns()))
     write_down(file, damage)
     return _begin_anew(file, damage, page_limit, clocks, ballast)
@@ -166,6 +176,30 @@ def _begin_anew(file: Path, damage: Damage, page_limit: int, clocks: Clocks, bal
     opened = _create(file, page_limit, clocks, ballast, notice_of(damage, aside))
     cross_out(file)
     return replace(opened, quarantined=aside)
+
+
+def _tell_of_usurper(opened: Opened, damage: Damage, clocks: Clocks) -> Opened:
+    """Leave the notice that a store was put aside which lay in the place of this one.
+
+    Where there is no room for it now, the next opening leaves it; killed in between, it is not left twice.
+    """
+    database = opened.database
+    if database.recall(_TOLD) != damage.at:
+        notice = notice_of(damage, quarantined_name(database.file))
+        try:
+            with database.transaction():
+                row = row_of("notice", notice, clocks.wall_ns())
+                database.insert("critical", [row], opened.age.now_ms())
+                database.remember(_TOLD, damage.at)
+        except StoreFullError as error:
+            log.warning("quarantine_not_told_yet", file=str(database.file), error=str(error))
+            return opened
+        except OutboxError:
+            database.let_go()
+            raise
+        opened = replace(opened, notices=(*opened.notices, notice), quarantined=quarantined_name(database.file))
+    cross_out(database.file)
+    return opened
 
 
 def _open_with_ballast(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:

@@ -31,6 +31,7 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
 
     reason: str
     at: str
+    usurper: bool = False  # nothing is wrong with it: it lay in the place of the store that goes on
 
 
 def write_down(file: Path, damage: Damage) -> None:
@@ -71,12 +72,14 @@ def cross_out(file: Path) -> None:
 
 def notice_of(damage: Damage, aside: Path) -> Notice:
     """Say what was put aside, and what could still be read of it."""
-    remains = remains_of(aside)
+    # The log that lies beside one that took another's place may be that other's.
+    remains = remains_of(aside, log=not damage.usurper)
     kept = f"kept as {aside.name}, records in it were not delivered" if aside.exists() else "it is gone"
+    after = "the store it stood for goes on" if damage.usurper else "a new epoch begins"
     return Notice(
         code="store_quarantined",
         severity="error",
-        detail=f"{damage.reason}; {kept}; a new epoch begins",
+        detail=f"{damage.reason}; {kept}; {after}",
         at=damage.at,
         epoch=remains.epoch,
         missing=remains.missing,

@@ -23,10 +23,13 @@ class Remains:
     missing: dict[RecordClass, tuple[int, int]] = field(default_factory=dict)
 
 
-def remains_of(aside: Path) -> Remains:
-    """Read a few pages of a damaged store; what cannot be read is left out, and nothing is ever raised for it."""
+def remains_of(aside: Path, *, log: bool = True) -> Remains:
+    """Read a few pages of a damaged store; what cannot be read is left out, and nothing is ever raised for it.
+
+    Without its `log` nothing is read but the file itself.
+    """
     with suppress(sqlite3.Error):
-        uri = f"{aside.absolute().as_uri()}?mode=ro"
+        uri = f"{aside.absolute().as_uri()}?mode=ro{'' if log else '&immutable=1'}"
         with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as db:
             epoch = _one(db, "SELECT value FROM meta WHERE name = 'epoch'")
             if not isinstance(epoch, str) or _EPOCH.fullmatch(epoch) is None:

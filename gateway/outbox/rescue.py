@@ -6,6 +6,7 @@ open, everything is still in it. It is written out again under another name, and
 
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,8 @@ import structlog
 from gateway.errors import OutboxError
 from gateway.outbox.damage import SIDES, side, sync_directory
 from gateway.outbox.faults import translated
-from gateway.outbox.quarantine import quarantine
+from gateway.outbox.quarantine import Damage, quarantine, write_down
+from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
 
@@ -64,8 +66,10 @@ def write_out(db: sqlite3.Connection, file: Path) -> None:
         raise OutboxError(f"{fresh}: {error.strerror or error}") from error
 
 
-def put_back(file: Path) -> bool:
+def put_back(file: Path, wall_ns: Callable[[], int]) -> bool:
     """Give a store that was written out its name again; what stands there now is put aside. False: there is none.
+
+    That something was put aside is written down first, for the opening that follows to leave a notice of it.
 
     Raises:
         OutboxError: it cannot be renamed.
@@ -74,7 +78,10 @@ def put_back(file: Path) -> bool:
     if not rescued.exists():
         return False
     if file.exists():
-        quarantine(file)
+        reason = f"{file} was replaced by another store while the gateway had it open"
+        write_down(file, Damage(reason=reason, at=rfc3339(wall_ns()), usurper=True))
+        aside = quarantine(file)
+        log.error("store_quarantined", file=str(file), aside=str(aside), reason=reason)
     try:
         for end in SIDES:
             side(file, end).unlink(missing_ok=True)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.outbox.quota import Amount
-from gateway.outbox.rates import STILL, Flow, Meter
+from gateway.config import ClassQuota
+from gateway.outbox.quota import Amount, Held
+from gateway.outbox.rates import STILL, Flow, Meter, seconds_until_empty, seconds_until_full
 from gateway.wire.messages import CLASSES, RecordClass
 
 
@@ -85,3 +86,25 @@ class Tally:
         tally = self.classes[record_class]
         tally.acknowledged += amount.rows
         tally.outgoing.add(amount, now_ns)
+
+    def stats_of(self, name: RecordClass, held: Held, quota: ClassQuota, now_ns: int, now_ms: int) -> ClassStats:
+        """Sum up one class; `now_ns` is uptime, `now_ms` the age of the store."""
+        tally = self.classes[name]
+        incoming, outgoing = tally.incoming.flow(now_ns), tally.outgoing.flow(now_ns)
+        return ClassStats(
+            rows=held.rows,
+            disk_bytes=held.disk_bytes,
+            max_rows=quota.max_rows,
+            max_bytes=quota.max_bytes,
+            lowest=held.lowest,
+            highest=held.highest,
+            oldest_age_seconds=None if held.oldest_ms is None else (now_ms - held.oldest_ms) / 1000,
+            enqueued=tally.enqueued,
+            acknowledged=tally.acknowledged,
+            evicted=tally.evicted,
+            incoming=incoming,
+            outgoing=outgoing,
+            full_in_seconds=seconds_until_full(quota, held, incoming, outgoing),
+            empty_in_seconds=seconds_until_empty(held, incoming, outgoing),
+            refusing=name in self.refusing,
+        )

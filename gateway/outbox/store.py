@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from gateway.config import Outbox as OutboxSettings
-from gateway.errors import OutboxError, OutboxFullError
+from gateway.errors import OutboxError
 from gateway.outbox.ages import Clocks
 from gateway.outbox.aside import Aside
 from gateway.outbox.ballast import Ballast
@@ -23,12 +23,12 @@ from gateway.outbox.faults import DamagedStoreError, StoreClosedError, may_pass
 from gateway.outbox.generation import Generation, Surroundings
 from gateway.outbox.mailbox import Done, Lead, Mailbox, Submission
 from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
-from gateway.outbox.quota import Amount, Held, exceeds, page_quota, quotas_of
-from gateway.outbox.rates import seconds_until_empty, seconds_until_full
+from gateway.outbox.quota import Amount, Held, page_quota, quotas_of
 from gateway.outbox.rollback import keep_ahead
 from gateway.outbox.space import CHECKPOINT_PAGES
 from gateway.outbox.stats import ClassStats, OutboxStats, Tally
 from gateway.outbox.stranger import refuse_stranger
+from gateway.outbox.submissions import UNCERTAIN_SECONDS, stored_within, submission_of
 from gateway.outbox.writer import OnCommit, abandon, guarded
 from gateway.values import Entry, Receipt, Stored, StoredRun
 from gateway.wire.messages import CLASSES, Notice, RecordClass
@@ -44,9 +44,6 @@ OnFailed = Callable[[OutboxError], None]
 _NOTHING: Final[dict[RecordClass, Held]] = {
     name: Held(rows=0, disk_bytes=0, lowest=1, highest=0, oldest_ms=None) for name in CLASSES
 }
-
-UNCERTAIN_SECONDS: Final = 5.0
-"""How long a `put` whose time is over waits for a transaction that has begun."""
 
 
 class Outbox:
@@ -174,7 +171,7 @@ class Outbox:
             OutboxError: the outbox is closed or has failed, or the entries are more than a class may ever hold.
         """
         if entries:
-            self._mailbox.offer(self._submission(entries, done, abandoned), None)
+            self._mailbox.offer(submission_of(entries, self._quotas, done, abandoned), None)
         elif done is not None:
             done([])
 
@@ -188,47 +185,7 @@ class Outbox:
         """
         if not entries:
             return []
-        answers: queue.SimpleQueue[Sequence[Receipt] | OutboxError] = queue.SimpleQueue()
-        submission = self._submission(entries, answers.put, answers.put)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._mailbox.offer(submission, timeout)
-        try:
-            answer = answers.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            answer = self._take_back(submission, answers)
-        if isinstance(answer, OutboxError):
-            raise answer
-        return list(answer)
-
-    def _take_back(
-        self, submission: Submission, answers: "queue.SimpleQueue[Sequence[Receipt] | OutboxError]"
-    ) -> Sequence[Receipt] | OutboxError:
-        if self._mailbox.withdraw(submission):
-            return OutboxFullError("the entries could not be stored in time and were taken back")
-        try:
-            return answers.get(timeout=UNCERTAIN_SECONDS)
-        except queue.Empty:
-            return OutboxError("the transaction has begun and not ended: whether the entries are stored is uncertain")
-
-    def _submission(
-        self, entries: Sequence[Entry], done: Done | None, abandoned: Callable[[OutboxError], None] | None
-    ) -> Submission:
-        rows = [
-            (entry.record_class, row_of(entry.kind, entry.body, entry.recorded_at_ns, entry.blob)) for entry in entries
-        ]
-        counts: dict[RecordClass, list[int]] = {}
-        for record_class, row in rows:
-            count = counts.setdefault(record_class, [0, 0])
-            count[0] += 1
-            count[1] += row[0]
-        amounts = {name: Amount(*count) for name, count in counts.items()}
-        for name, amount in amounts.items():
-            if exceeds(self._quotas[name], amount):
-                raise OutboxError(
-                    f"{amount.rows} entries of class {name} ({amount.disk_bytes} bytes on disk) are more than the "
-                    f"class may hold: raise outbox.classes.{name}.max_bytes or max_rows, or hand over less at once"
-                )
-        return Submission(rows, amounts, done, abandoned)
+        return stored_within(self._mailbox, entries, self._quotas, timeout)
 
     # ---- the uplink ------------------------------------------------------------------------------
 
@@ -337,30 +294,13 @@ class Outbox:
         """Return the figures of this moment, without reading the store."""
         generation = self._current
         now_ns, now_ms = self._clocks.uptime_ns(), 0 if generation is None else generation.age.now_ms()
-        classes: dict[RecordClass, ClassStats] = {}
-        for name, held in (_NOTHING if generation is None else generation.database.committed).items():
-            quota, tally = self._quotas[name], self._tally.classes[name]
-            incoming, outgoing = tally.incoming.flow(now_ns), tally.outgoing.flow(now_ns)
-            classes[name] = ClassStats(
-                rows=held.rows,
-                disk_bytes=held.disk_bytes,
-                max_rows=quota.max_rows,
-                max_bytes=quota.max_bytes,
-                lowest=held.lowest,
-                highest=held.highest,
-                oldest_age_seconds=None if held.oldest_ms is None else (now_ms - held.oldest_ms) / 1000,
-                enqueued=tally.enqueued,
-                acknowledged=tally.acknowledged,
-                evicted=tally.evicted,
-                incoming=incoming,
-                outgoing=outgoing,
-                full_in_seconds=seconds_until_full(quota, held, incoming, outgoing),
-                empty_in_seconds=seconds_until_empty(held, incoming, outgoing),
-                refusing=name in self._tally.refusing,
-            )
+        committed = _NOTHING if generation is None else generation.database.committed
         return OutboxStats(
             epoch="" if generation is None else generation.database.epoch,
-            classes=classes,
+            classes={
+                name: self._tally.stats_of(name, held, self._quotas[name], now_ns, now_ms)
+                for name, held in committed.items()
+            },
             file_bytes=size_of(self._file),
             wal_bytes=size_of(side(self._file, "-wal")),
             queued_entries=self._mailbox.waiting,

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 
 import msgspec
 import numpy as np
@@ -16,6 +16,12 @@ from gateway.values import Held, SampleBlock
 
 MAX_PAYLOAD_BYTES = 64 * 1024
 QUEUE_MESSAGES = 1000
+HELD_MESSAGES = 10_000
+"""So many are taken of those that the broker keeps for us: what is refused is answered for, and gone.
+
+Where a session goes on, mosquitto sends all that has queued up meanwhile at once, whatever Receive Maximum and its own
+`max_inflight_messages` say.
+"""
 
 _Message = tuple[str, bytes, int, int, Held | None]  # topic, payload, UTC, monotonic
 _DONE: _Message = ("", b"", 0, 0, None)
@@ -41,7 +47,7 @@ class MqttLeaf(ClosableSource):
         self._wall_clock = wall_clock
         self._channels = len(settings.fields) if settings.fields else settings.channels
         self._recent: deque[tuple[str, object]] = deque(maxlen=QUEUE_MESSAGES)  # topics and sequence numbers
-        self._queue: Queue[_Message] = Queue(QUEUE_MESSAGES)
+        self._queue: Queue[_Message] = Queue()  # bounded in `_arrived`
 
     def close(self) -> None:
         """Make `captures` return at once."""
@@ -95,17 +101,14 @@ class MqttLeaf(ClosableSource):
             self._drops.count("too_large")
             _settle(held)
             return
-        try:
-            self._queue.put_nowait((topic, payload, self._wall_clock(), time.monotonic_ns(), held))
-        except Full:
+        if self._queue.qsize() >= (QUEUE_MESSAGES if held is None else HELD_MESSAGES):
             self._drops.count("queue_full")
             _settle(held)
+            return
+        self._queue.put((topic, payload, self._wall_clock(), time.monotonic_ns(), held))
 
     def _wake(self) -> None:
-        try:
-            self._queue.put_nowait(_DONE)
-        except Full:
-            return  # then `captures` is not waiting
+        self._queue.put(_DONE)
 
     def _is_repeated(self, topic: str, payload: bytes) -> bool:
         """Tell whether a leaf has sent the same reading before, as it may where an answer of the broker got lost."""

@@ -12,7 +12,9 @@ from gateway.sources.pacing import SECOND_NS, wait_until
 from gateway.sources.recordings import Recording, read_recording
 from gateway.values import SampleBlock
 
-_SAMPLE_FILES = frozenset({".csv", ".tsv", ".txt", ".npz", ".npy"})
+SAMPLE_FILES = frozenset({".csv", ".tsv", ".txt", ".npz", ".npy"})
+"""Endings of recorded samples; everything else is tried as video."""
+
 _CLOCK_STEP_NS = SECOND_NS
 """The times of blocks follow a ruler laid down at the start; if the clock is off by so much, it is laid down anew."""
 
@@ -84,7 +86,7 @@ class SampleReplay(ClosableSource):
 
 def open_replay(name: str, settings: ReplaySource) -> Source:
     """Make the source for a recording, by the ending of its name; what is not known as samples is tried as video."""
-    if settings.file.suffix.lower() in _SAMPLE_FILES:
+    if settings.file.suffix.lower() in SAMPLE_FILES:
         return SampleReplay(name, settings)
     from gateway.sources.video import VideoFile  # noqa: PLC0415 - sensors alone need no OpenCV
 

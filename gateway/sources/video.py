@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 
@@ -75,6 +76,20 @@ class VideoFile(ClosableSource):
         """Return the time between two frames; 0 for as fast as possible."""
         if self._settings.speed == "max":
             return 0
-        told = video.get(cv2.CAP_PROP_FPS)
-        fps = self._settings.rate_hz or (told if 0 < told <= 1000 else DEFAULT_FPS)
+        fps = self._settings.rate_hz or _told_fps(video)
         return round(SECOND_NS / (fps * self._settings.speed))
+
+
+def fps_of(path: Path) -> float:
+    """Return how many pictures a second a video says it has; 25 where it does not say."""
+    silence_opencv()
+    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        return _told_fps(video)
+    finally:
+        video.release()
+
+
+def _told_fps(video: cv2.VideoCapture) -> float:
+    told = video.get(cv2.CAP_PROP_FPS)
+    return told if 0 < told <= 1000 else DEFAULT_FPS

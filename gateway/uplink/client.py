@@ -1,4 +1,4 @@
-"""One connection to one MQTT broker: a paho client, a socket and a thread. The only file that knows paho.
+"""One connection to one MQTT broker: a paho client, a socket and a thread. With `pahoclient` alone it knows paho.
 
 What paho 2 does behind one's back, and what is done about it here:
 
@@ -19,32 +19,26 @@ QoS 2 and topic aliases are not offered: neither survives a restart, and the ack
 
 import asyncio
 import errno
-import fcntl
 import select
-import socket
 import ssl
-import sys
-import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import paho.mqtt.client as paho
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.config import Broker
 from gateway.errors import ConfigError, UplinkError
 from gateway.uplink.alerts import told_by_alert
-from gateway.uplink.backoff import Lane
-from gateway.uplink.endpoint import Access, CredentialsAwaitedError, Endpoint, distrust, password_of
+from gateway.uplink.endpoint import Access, CredentialsAwaitedError, Endpoint, distrust
 from gateway.uplink.exchange import (
     PACKET_TOO_LARGE,
     ConnectionLostError,
@@ -58,7 +52,10 @@ from gateway.uplink.exchange import (
     Terms,
 )
 from gateway.uplink.network import NetworkBytes, network_bytes
+from gateway.uplink.pahoclient import CountedClient, client_for, properties_of, refusal_of, terms_of, wishes_of
+from gateway.uplink.postbox import Postbox
 from gateway.uplink.receipts import Receipt, Receipts
+from gateway.uplink.sockets import UNANSWERED_SECONDS, Waker, error_of, unanswered_bytes, words_of
 from gateway.uplink.traffic import Tap
 
 log = structlog.get_logger()
@@ -66,25 +63,14 @@ log = structlog.get_logger()
 TICK_SECONDS: Final = 1.0
 """The network thread wakes at least so often, to ping and to show that it lives."""
 
-UNANSWERED_SECONDS: Final = 8.0
-"""What was sent may go unanswered by the peer's TCP for so long, then the connection is over.
-
-Left alone, TCP tries for a quarter of an hour, and each pause is as long as the outage was until then: after a link
-that was away for 15 s has healed, nothing would move for another ten. A new connection is there sooner.
-"""
-
 LARGE_BYTES: Final = 16 * 1024
 """While more than this is on its way and the peer's TCP takes some of it, its broker may be silent."""
 
 _NOBODY_ANSWERS: Final = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
 """Errors of a socket whose link is away: the broker is not busy, and may be asked again soon."""
 
-_BUSY_CODES: Final = frozenset({0x88, 0x89, 0x8B, 0x8D, 0x93, 0x96, 0x97, 0x98, 0x9F, 0xA0})
-"""Reasons (MQTT 5 §2.4) that pass by themselves; all others from 0x80 need a person."""
-
 Publication = asyncio.Future[PublishResult]
 Subscription = asyncio.Future[tuple[int, ...]]
-Notice = Callable[[], None]
 
 
 class MqttConnection:
@@ -127,17 +113,13 @@ class MqttConnection:
         self._wishes: deque[tuple[Sequence[str], Subscription]] = deque()
         self._unwanted: deque[str] = deque()
         self._acknowledged: deque[int] = deque()
-        self._notices: deque[Notice] = deque()
-        self._notice_lock = threading.Lock()
-        self._notified = False
+        self._postbox = Postbox(self._loop)
         self._stop = False
         self._quit = False
         self._finishing = False
         self._farewell = Ending("unreachable", "stopped")
         self._beat_ns = time.monotonic_ns()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.settimeout(0)
-        self._wake_write.settimeout(0)
+        self._waker = Waker()
         # Owned by the network thread.
         self._ending: Ending | None = None
         self._terms: Terms | None = None
@@ -160,7 +142,7 @@ class MqttConnection:
             future.set_exception(ConnectionLostError("not connected"))
             return future
         self._waiting.append((message, future))
-        self._wake()
+        self._waker.wake()
         return future
 
     def subscribe(self, filters: Sequence[str]) -> Subscription:
@@ -170,23 +152,23 @@ class MqttConnection:
             future.set_exception(ConnectionLostError("not connected"))
             return future
         self._wishes.append((filters, future))
-        self._wake()
+        self._waker.wake()
         return future
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Take back a subscription that an earlier run has left in the session."""
         self._unwanted.append(topic_filter)
-        self._wake()
+        self._waker.wake()
 
     def acknowledge(self, packets: Sequence[int]) -> None:
         """Send PUBACKs, in this order. Any thread may call it."""
         self._acknowledged.extend(packets)
-        self._wake()
+        self._waker.wake()
 
     def stop(self) -> None:
         """Say goodbye to the broker once all that was published is written, and end the thread."""
         self._stop = True
-        self._wake()
+        self._waker.wake()
 
     def finish(self, ending: Ending) -> None:
         """Send nothing more, wait for the answers that are due, then say goodbye.
@@ -195,12 +177,12 @@ class MqttConnection:
         """
         self._farewell = ending
         self._finishing = True
-        self._wake()
+        self._waker.wake()
 
     def abandon(self, ending: Ending) -> None:
         """Give the connection up at once. A thread that hangs is left behind and ends when its call returns."""
         self._quit = True
-        self._wake()
+        self._waker.wake()
         self._finish(ending)
 
     def is_stuck(self, now_ns: int, limit_seconds: float) -> bool:
@@ -211,12 +193,6 @@ class MqttConnection:
     def thread_alive(self) -> bool:
         """Whether the network thread still runs."""
         return self._thread.is_alive()
-
-    def _wake(self) -> None:
-        try:
-            self._wake_write.send(b"\0")
-        except OSError:  # full: it will wake anyway; closed: the connection is over
-            return
 
     def _finish(self, ending: Ending) -> None:
         """Settle everything that still waits for this connection."""
@@ -237,24 +213,9 @@ class MqttConnection:
 
     # ---- from the network thread to the event loop --------------------------------------------------
 
-    def _post(self, notice: Notice) -> None:
-        """Queue something for the event loop; one wake-up serves all that is queued by then."""
-        with self._notice_lock:
-            self._notices.append(notice)
-            if self._notified:
-                return
-            self._notified = True
-        try:
-            self._loop.call_soon_threadsafe(self._deliver)
-        except RuntimeError:  # the loop is closed: nobody is interested any more
+    def _post(self, call: Callable[[], None]) -> None:
+        if not self._postbox.post(call):
             self._stop = True
-
-    def _deliver(self) -> None:
-        with self._notice_lock:
-            notices, self._notices = self._notices, deque()
-            self._notified = False
-        for notice in notices:
-            notice()
 
     def _receive(self, message: Incoming) -> None:
         # One with a receipt is not told again when it comes again, so it must be told now.
@@ -274,15 +235,15 @@ class MqttConnection:
         except ssl.SSLCertVerificationError as error:
             ending = Ending("refused", distrust(error, self._clock_ns()), distrust=True)
         except ssl.SSLError as error:
-            ending = self._refused_by_tls(error) or Ending("unreachable", _words(error), doubt=True)
+            ending = self._refused_by_tls(error) or Ending("unreachable", words_of(error), doubt=True)
         except (ConfigError, CredentialsAwaitedError) as error:
             ending = Ending("refused", str(error))
         except ConnectionRefusedError as error:  # nobody listens: asking costs that machine a packet, not a handshake
-            ending = Ending("unreachable", _words(error))
+            ending = Ending("unreachable", words_of(error))
         except ConnectionError as error:
-            ending = Ending("busy", _words(error))
+            ending = Ending("busy", words_of(error))
         except OSError as error:  # names that do not resolve, time-outs, no route, broken TLS
-            ending = Ending("unreachable", _words(error))
+            ending = Ending("unreachable", words_of(error))
         except Exception as error:  # this thread's supervisor: what broke it is told, and a new one made
             log.exception("mqtt_thread_failed", broker=str(self._endpoint))
             ending = Ending("busy", f"{type(error).__name__}: {error}")
@@ -295,58 +256,34 @@ class MqttConnection:
             if self._tap is not None:
                 self._tap.finish()
             self._post(partial(self._finish, ending))
-            self._wake_read.close()
-            self._wake_write.close()
+            self._waker.close()
 
-    def _dial(self) -> "_CountedClient":
+    def _dial(self) -> CountedClient:
         """Connect the socket and send CONNECT; blocks up to the connect time-out, longer where names resolve slowly."""
         options, broker = self._options, self._broker
-        client = _CountedClient(
-            CallbackAPIVersion.VERSION2,
-            client_id=options.client_id,
-            clean_session=None if self._is_v5 else options.clean_start,
-            protocol=MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-            manual_ack=self._receipts is not None,
-        )
+        client = client_for(broker, options, manual_ack=self._receipts is not None)
         client.tap = self._tap
-        client.connect_timeout = options.connect_timeout_seconds
-        client.max_inflight_messages = options.in_flight
-        if broker.username is not None or broker.password_file is not None:
-            client.username_pw_set(broker.username or "", password_of(broker))
         if self._endpoint.tls:
             client.tls_set_context(self._access.context(broker))
-        if options.will is not None:
-            topic, payload = options.will
-            client.will_set(topic, payload, qos=1, retain=True)
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_publish = self._published
         client.on_subscribe = self._subscribed
         client.on_message = self._arrived
-        client.on_socket_open = _tune
-        # With this set, paho writes only when asked to: no callback runs inside `publish()`.
-        client.on_socket_register_write = _ignore
         address = (self._endpoint.host, self._endpoint.port, broker.keepalive_seconds)
         if self._is_v5:
-            wishes = _properties_of(PacketTypes.CONNECT)
-            wishes.MaximumPacketSize = options.max_incoming_bytes
-            if options.receive_maximum is not None:
-                wishes.ReceiveMaximum = options.receive_maximum
-            if options.session_expiry_seconds:
-                wishes.SessionExpiryInterval = options.session_expiry_seconds
-            client.connect(*address, clean_start=options.clean_start, properties=wishes)
+            client.connect(*address, clean_start=options.clean_start, properties=wishes_of(options))
         else:
             client.connect(*address)
         return client
 
-    def _serve(self, client: "_CountedClient") -> Ending:
+    def _serve(self, client: CountedClient) -> Ending:
         """Move packets until the connection is over."""
         sock = client.socket()
         if sock is None:
             return self._ending or Ending("busy", "closed before the first packet")
         poller = select.poll()
-        poller.register(self._wake_read, select.POLLIN)
+        poller.register(self._waker, select.POLLIN)
         poller.register(sock, select.POLLIN)
         handle = sock.fileno()
         heard_at = time.monotonic()
@@ -359,7 +296,7 @@ class MqttConnection:
                 self._look_at_network(handle)
                 if self._receipts is not None:
                     self._receipts.look()
-                queued, before = _unanswered_bytes(handle), queued
+                queued, before = unanswered_bytes(handle), queued
                 taken, until_now = client.written - queued, taken
                 if taken > until_now and before >= LARGE_BYTES:
                     # One large message may take a thin link longer than the broker may be silent. Of a peer that is
@@ -371,10 +308,10 @@ class MqttConnection:
             poller.modify(handle, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
             buffered = sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
             ready = dict(poller.poll(0 if buffered else TICK_SECONDS * 1000))
-            if self._wake_read.fileno() in ready:
-                _drain(self._wake_read)
+            if self._waker.fileno() in ready:
+                self._waker.drain()
             events = ready.get(handle, 0)
-            if events & select.POLLERR and _error_of(sock) in _NOBODY_ANSWERS:
+            if events & select.POLLERR and error_of(sock) in _NOBODY_ANSWERS:
                 return Ending("unreachable", f"nothing has answered for {UNANSWERED_SECONDS:g} s")
             code = MQTTErrorCode.MQTT_ERR_SUCCESS
             if buffered or events & ~select.POLLOUT:
@@ -442,7 +379,7 @@ class MqttConnection:
                 message.payload,
                 qos,
                 message.retain and terms.retain_available,
-                self._properties(message),
+                properties_of(message) if self._is_v5 else None,
             )
         except ValueError as error:
             return self._settle(future, UplinkError(f"message for {message.topic[:120]!r}: {error}"))
@@ -450,18 +387,6 @@ class MqttConnection:
             return self._settle(future, ConnectionLostError(paho.error_string(info.rc)))
         (self._in_flight if qos else self._unwritten)[info.mid] = future
         return None
-
-    def _properties(self, message: Outgoing) -> Properties | None:
-        if not self._is_v5:
-            return None
-        properties = _properties_of(PacketTypes.PUBLISH)
-        if message.content_type is not None:
-            properties.ContentType = message.content_type
-        if message.user_properties:
-            properties.UserProperty = list(message.user_properties.items())
-        if message.expiry_seconds is not None:
-            properties.MessageExpiryInterval = message.expiry_seconds
-        return properties
 
     def _settle(
         self, future: Publication | Subscription, outcome: PublishResult | tuple[int, ...] | UplinkError
@@ -483,18 +408,9 @@ class MqttConnection:
         self, _c: paho.Client, _u: object, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
     ) -> None:
         if reason.is_failure:
-            self._ending = _refusal(reason, properties)
+            self._ending = refusal_of(reason, properties)
             return
-        granted = _given(properties)
-        self._terms = terms = Terms(
-            session_present=flags.session_present,
-            client_id=str(granted.get("AssignedClientIdentifier", self._options.client_id)),
-            receive_maximum=_number(granted, "ReceiveMaximum", 65_535),
-            max_packet_bytes=_number(granted, "MaximumPacketSize", 268_435_455),
-            keepalive_seconds=_number(granted, "ServerKeepAlive", self._broker.keepalive_seconds),
-            maximum_qos=_number(granted, "MaximumQoS", 1),
-            retain_available=bool(_number(granted, "RetainAvailable", 1)),
-        )
+        self._terms = terms = terms_of(properties, flags, self._options.client_id, self._broker.keepalive_seconds)
         self._window = max(1, min(self._options.in_flight, terms.receive_maximum))
         if self._receipts is not None:
             self._receipts.connected(self, session_present=terms.session_present)
@@ -509,7 +425,7 @@ class MqttConnection:
         properties: Properties | None,
     ) -> None:
         if self._ending is None and flags.is_disconnect_packet_from_server:
-            self._ending = _refusal(reason, properties)
+            self._ending = refusal_of(reason, properties)
 
     def _published(self, _c: paho.Client, _u: object, mid: int, reason: ReasonCode, _p: Properties | None) -> None:
         future = self._unwritten.pop(mid, None)
@@ -544,43 +460,10 @@ class MqttConnection:
             receipt = self._receipts.arrived(self, message.mid, topic, payload)
             if receipt is None:
                 return
-        elif len(self._notices) >= self._options.max_waiting_messages:  # nothing makes the broker wait
+        elif len(self._postbox) >= self._options.max_waiting_messages:  # nothing makes the broker wait
             self._drops.overflow += 1
             return
         self._post(partial(self._receive, Incoming(topic, payload, bool(message.retain), receipt)))
-
-
-class _CountedClient(paho.Client):
-    """A paho client that lets a tap hear what it really writes and reads: paho itself counts nothing."""
-
-    tap: Tap | None = None
-    written = 0  # bytes
-    tls_error: ssl.SSLError | None = None  # the last read's; paho itself only says that the connection is lost
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        size = super()._sock_send(buf)
-        self.written += max(size, 0)
-        if self.tap is not None and size > 0:
-            self.tap.passed("out", bytes(buf[:size]))
-        return size
-
-    def heard(self) -> None:
-        """Have paho, too, believe that the peer lives, though it has said nothing: it has limits of its own."""
-        now = time.monotonic()
-        with self._msgtime_mutex:
-            self._last_bytes_received = now
-        if self._ping_t:  # the ping waits behind the message
-            self._ping_t = now
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        try:
-            data = super()._sock_recv(bufsize)
-        except ssl.SSLError as error:
-            self.tls_error = error
-            raise
-        if self.tap is not None:
-            self.tap.passed("in", data)
-        return data
 
 
 def _resolve(future: "asyncio.Future[Any]", outcome: object) -> None:
@@ -590,65 +473,3 @@ def _resolve(future: "asyncio.Future[Any]", outcome: object) -> None:
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
-
-
-def _refusal(reason: ReasonCode, properties: Properties | None) -> Ending:
-    """Read a CONNACK or DISCONNECT that ends the connection. A Server Reference in it is told, never followed."""
-    given = _given(properties)
-    words = [str(reason)]
-    if text := given.get("ReasonString"):
-        words.append(str(text)[:200])
-    if elsewhere := given.get("ServerReference"):
-        words.append(f"it names {str(elsewhere)[:200]!r}, which is not followed")
-    lane: Lane = "busy" if reason.value in _BUSY_CODES or reason.value < 0x80 else "refused"
-    return Ending(lane, ": ".join(words), reason.value)
-
-
-def _properties_of(packet: int) -> Properties:
-    return Properties(packet)  # type: ignore[no-untyped-call]  # paho declares no types here
-
-
-def _given(properties: Properties | None) -> dict[str, object]:
-    """Return the properties of a packet by their names; lists where a property may repeat."""
-    found: dict[str, object] = {}
-    if properties is not None:
-        found.update(properties.json())  # type: ignore[no-untyped-call]  # paho declares no types here
-    return found
-
-
-def _number(granted: Mapping[str, object], name: str, otherwise: int) -> int:
-    value = granted.get(name, otherwise)
-    return value if isinstance(value, int) else otherwise
-
-
-def _tune(_c: paho.Client, _u: object, sock: object) -> None:
-    if isinstance(sock, socket.socket):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an event must not wait for a delayed TCP ack
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNANSWERED_SECONDS * 1000))  # RFC 5482
-
-
-def _error_of(sock: object) -> int:
-    """Return why a socket is broken, 0 if it is not; the answer is given once (socket(7), SO_ERROR)."""
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if isinstance(sock, socket.socket) else 0
-
-
-def _unanswered_bytes(handle: int) -> int:
-    """Return how much was written that the peer's TCP has not answered yet (tcp(7), SIOCOUTQ)."""
-    answer = fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(answer, sys.byteorder)
-
-
-def _ignore(_c: paho.Client, _u: object, _s: object) -> None:
-    return
-
-
-def _drain(sock: socket.socket) -> None:
-    try:
-        sock.recv(65_536)
-    except BlockingIOError:
-        return
-
-
-def _words(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__

@@ -6,19 +6,17 @@ else), because brokers acknowledge what they then lose. When a class makes no pr
 goes back to its mark and probes with one small batch, at doubling intervals, until the bridge answers.
 
 Order of service: critical, event, measure, bulk; a class that waits gains one rank each `ageing_seconds`, so no
-class starves. One place of the window is kept for critical. The window itself follows the delay: it grows with
-each acknowledged batch and shrinks when acks take over a second longer than they did at best, so that on a thin
-link a fresh critical record does not queue behind megabytes already on their way.
+class starves. One place of the window is kept for critical; how wide the window is says `pacing`.
 """
 
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
+from gateway.uplink.pacing import SECOND, BrokerPatience, Window
+from gateway.uplink.streams import Batch, Stream
 from gateway.wire.messages import CLASSES, Ack, RecordClass
 
-SECOND: Final = 1_000_000_000
 PROBE_SHARE: Final = 8
 """A probe is a batch of this fraction."""
 MAX_PATIENCE_DOUBLINGS: Final = 2
@@ -27,12 +25,8 @@ MAX_PAUSE_DOUBLINGS: Final = 4
 UNHEARD_PAUSE_NS: Final = SECOND // 2
 MAX_UNHEARD_DOUBLINGS: Final = 2
 """While the broker has nobody for our records, one of them asks again after 0.5, 1, then every 2 s."""
-MAX_PUBACK_DOUBLINGS: Final = 4
-"""What a thin link needs longer for than the broker may be silent, passes in one of the next connections."""
 TELL_NS: Final = SECOND // 4
 """The bridge must hear soon which numbers it holds unread: until then its mark stands still below them."""
-QUEUEING_LIMIT_NS: Final = SECOND
-FIRST_WINDOW: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,65 +65,17 @@ class ClassProgress:
     timeouts: int  # in a row, without an ack
 
 
-@dataclass(slots=True)
-class _Batch:
-    ticket: int
-    first: int
-    last: int
-    sent_ns: int
-    taken: bool = False  # the broker has answered
-
-
-@dataclass(slots=True)
-class _Stream:
-    """One class."""
-
-    confirmed: int = 0
-    sent_to: int = 0
-    sent_high: int = 0
-    taken_high: int = 0  # up to here the broker has answered everything that was sent, on some connection of this run
-    stored_high: int = 0  # highest row seen in the store when the epoch began, or when it was numbered again
-    doubted: bool = False  # nothing was heard of a mark that should be there: one record goes ahead of the others
-    met: bool = False  # so it has, or the bridge has confirmed what this run sent
-    batches: deque[_Batch] = field(default_factory=deque)
-    has_more: bool = False
-    offers: int = 0
-    waiting_since_ns: int = 0
-    progress_ns: int = 0
-    timeouts: int = 0
-    rejections: int = 0
-    unheard: int = 0  # batches in a row that the broker had nobody for
-    not_before_ns: int = 0
-    turn: int = 0
-    resent: int = 0
-    unread: list[tuple[int, int]] = field(default_factory=list)  # above the first, up to the second: in dead letters
-    untold: bool = False  # the bridge has not heard yet which numbers those were
-
-    def go_back(self) -> None:
-        """Forget what is outstanding: it will be sent again."""
-        self.batches.clear()
-        self.has_more = self.has_more or self.sent_to > self.confirmed
-        self.sent_to = self.confirmed
-        self.turn += 1
-
-
 class Delivery:
     """The state of all classes. Every method is called from one thread; `now_ns` is monotonic."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._epoch = ""
-        self._streams: dict[RecordClass, _Stream] = {name: _Stream() for name in CLASSES}
+        self._streams: dict[RecordClass, Stream] = {name: Stream() for name in CLASSES}
         self._connected = False
-        self._cap = limits.in_flight
-        self._window = float(min(FIRST_WINDOW, limits.in_flight))
-        self._best_delay_ns: int | None = None
-        self._shrunk_ns = 0
+        self._window = Window(limits.in_flight)
+        self._patience = BrokerPatience(limits.puback_timeout_seconds)
         self._tickets = 0
-        self._answered = 0  # the latest ticket that the broker has answered on this connection
-        self._answered_ns = 0
-        self._puback_doublings = 0
-        self._stuck = False
         self._names_the_deaf = True  # the broker says so when nobody listens, and is right
         self.ignored_acks = 0
 
@@ -142,7 +88,7 @@ class Delivery:
         """
         if epoch != self._epoch:
             self._epoch = epoch
-            self._streams = {name: _Stream(turn=old.turn + 1) for name, old in self._streams.items()}
+            self._streams = {name: Stream(turn=old.turn + 1) for name, old in self._streams.items()}
             for name, (_, high) in heads.items():
                 self._streams[name].stored_high = high
         for name, (_, high) in heads.items():
@@ -157,10 +103,8 @@ class Delivery:
     def link_up(self, receive_maximum: int, now_ns: int) -> None:
         """A connection is there. Everything unconfirmed is sent again: the broker may have lost it."""
         self._connected = True
-        self._cap = max(1, min(self._limits.in_flight, receive_maximum))
-        self._window = float(min(FIRST_WINDOW, self._cap))
-        self._best_delay_ns = None
-        self._answered = self._answered_ns = 0
+        self._window.begin(receive_maximum)
+        self._patience.link_up()
         self._names_the_deaf = True
         for stream in self._streams.values():
             stream.go_back()
@@ -171,9 +115,7 @@ class Delivery:
     def link_down(self) -> None:
         """The connection is gone; answers to what was sent on it will not come."""
         self._connected = False
-        if self._stuck:
-            self._puback_doublings = min(self._puback_doublings + 1, MAX_PUBACK_DOUBLINGS)
-            self._stuck = False
+        self._patience.link_down()
         for stream in self._streams.values():
             stream.go_back()
 
@@ -191,7 +133,7 @@ class Delivery:
             stream.progress_ns = now_ns
         self._tickets += 1
         stream.untold = False  # each batch mentions them
-        stream.batches.append(_Batch(self._tickets, first, last, now_ns))
+        stream.batches.append(Batch(self._tickets, first, last, now_ns))
         stream.sent_to = last
         stream.sent_high = max(stream.sent_high, last)
         stream.waiting_since_ns = now_ns
@@ -208,9 +150,7 @@ class Delivery:
         stream = self._streams[record_class]
         for batch in stream.batches:
             if batch.ticket == ticket:
-                if now_ns - self._waiting_since_ns(batch) <= self._limits.puback_timeout_seconds / 2 * SECOND:
-                    self._puback_doublings = 0
-                self._note_answer(ticket, now_ns)
+                self._patience.taken(ticket, batch.sent_ns, now_ns)
                 batch.taken = True
                 stream.taken_high = max(stream.taken_high, self.taken_to(record_class))
                 stream.progress_ns = now_ns
@@ -227,7 +167,7 @@ class Delivery:
         if not self._names_the_deaf:
             self.taken(record_class, ticket, now_ns)
         elif any(batch.ticket == ticket for batch in stream.batches):
-            self._note_answer(ticket, now_ns)
+            self._patience.answered(ticket, now_ns)
             stream.go_back()
             stream.not_before_ns = now_ns + (UNHEARD_PAUSE_NS << min(stream.unheard, MAX_UNHEARD_DOUBLINGS))
             stream.unheard += 1
@@ -238,7 +178,7 @@ class Delivery:
         if ticket is not None and all(batch.ticket != ticket for batch in stream.batches):
             return
         if ticket is not None:
-            self._note_answer(ticket, now_ns)
+            self._patience.answered(ticket, now_ns)
         stream.go_back()
         pause = self._limits.rejected_pause_seconds * 2.0 ** min(stream.rejections, MAX_PAUSE_DOUBLINGS)
         stream.rejections += 1
@@ -359,7 +299,7 @@ class Delivery:
                 stream.untold = False  # nothing is wrong: what is sent again only says what the bridge waits for
                 continue
             stream.timeouts += 1
-            self._window = max(1.0, self._window / 2)
+            self._window.halve()
             overdue.append(name)
         return tuple(overdue)
 
@@ -401,7 +341,8 @@ class Delivery:
         been the link that is thin, so what was found stuck gets twice the time on the next one.
         """
         stuck = any(at <= now_ns for at in self._puback_deadlines())
-        self._stuck = self._stuck or stuck
+        if stuck:
+            self._patience.note_stuck()
         return stuck
 
     def deadline(self) -> int | None:
@@ -447,7 +388,7 @@ class Delivery:
             stream.has_more = True
             stream.waiting_since_ns = now_ns
 
-    def _confirm(self, stream: _Stream, mark: int, now_ns: int) -> int:
+    def _confirm(self, stream: Stream, mark: int, now_ns: int) -> int:
         """Take note that a stream is confirmed up to a mark, and beyond it as far as dead letters follow."""
         progress = mark > stream.confirmed
         stream.unread.sort()
@@ -462,7 +403,7 @@ class Delivery:
         stream.timeouts = 0
         stream.progress_ns = now_ns
         while stream.batches and stream.batches[0].last <= mark:
-            self._steer(now_ns, stream.batches.popleft().sent_ns)
+            self._window.steer(now_ns, stream.batches.popleft().sent_ns)
         if stream.sent_to < mark:  # it had been sent before: no need to send it again
             stream.sent_to = mark
             stream.turn += 1
@@ -474,7 +415,7 @@ class Delivery:
             return False
         if stream.batches and (stream.timeouts or stream.rejections or stream.unheard or stream.doubted):
             return False  # a probe is out
-        room = int(min(self._window, self._cap))
+        room = self._window.room
         others = sum(len(each.batches) for key, each in self._streams.items() if key != "critical")
         critical = len(self._streams["critical"].batches)
         if name == "critical":
@@ -498,25 +439,5 @@ class Delivery:
 
     def _puback_deadlines(self) -> list[int]:
         """When the broker must have answered each batch."""
-        limit = int(self._limits.puback_timeout_seconds * SECOND) << self._puback_doublings
         batches = (batch for stream in self._streams.values() for batch in stream.batches)
-        return [self._waiting_since_ns(batch) + limit for batch in batches if not batch.taken]
-
-    def _waiting_since_ns(self, batch: _Batch) -> int:
-        """Since when an answer may be expected: until the one before was answered, that was on its way."""
-        # Brokers answer in order (MQTT 5 §4.6): what is passed over is not on its way any more.
-        return batch.sent_ns if batch.ticket < self._answered else max(batch.sent_ns, self._answered_ns)
-
-    def _note_answer(self, ticket: int, now_ns: int) -> None:
-        self._answered = max(self._answered, ticket)
-        self._answered_ns = now_ns
-
-    def _steer(self, now_ns: int, sent_ns: int) -> None:
-        """Fit the window to the delay of an acknowledged batch."""
-        delay = now_ns - sent_ns
-        self._best_delay_ns = delay if self._best_delay_ns is None else min(self._best_delay_ns, delay)
-        if delay - self._best_delay_ns <= QUEUEING_LIMIT_NS:
-            self._window = min(float(self._cap), self._window + 1)
-        elif now_ns - self._shrunk_ns >= delay:  # once for all that was sent into the same queue
-            self._window = max(2.0, self._window * 0.7)
-            self._shrunk_ns = now_ns
+        return [self._patience.deadline(batch.ticket, batch.sent_ns) for batch in batches if not batch.taken]

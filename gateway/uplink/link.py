@@ -11,18 +11,10 @@ from typing import Final, Literal, Protocol
 import structlog
 
 from gateway.config import Broker
-from gateway.errors import ConfigError
-from gateway.uplink.backoff import Backoff, Lane
+from gateway.uplink.backoff import Backoff
+from gateway.uplink.candidates import Candidate, Candidates
 from gateway.uplink.client import MqttConnection, Publication
-from gateway.uplink.endpoint import (
-    Access,
-    CredentialsAwaitedError,
-    Endpoint,
-    FileAccess,
-    endpoint_of,
-    password_of,
-    tls_context_of,
-)
+from gateway.uplink.endpoint import Access, FileAccess
 from gateway.uplink.exchange import (
     ConnectionLostError,
     ConnectionRefusedByBrokerError,
@@ -33,18 +25,15 @@ from gateway.uplink.exchange import (
     Outgoing,
     Terms,
 )
-from gateway.uplink.filters import matches
 from gateway.uplink.network import NetworkBytes
 from gateway.uplink.receipts import Receipts
+from gateway.uplink.subscriptions import Handler, Subscriptions
 from gateway.uplink.traffic import Tap
 
 log = structlog.get_logger()
 
 State = Literal["connecting", "connected", "refused", "waiting", "stopped"]
 
-STABLE_SECONDS: Final = 10.0
-"""A connection that lasts so long is a success; one that ends sooner counts as one more failure in a row."""
-SUSPICIOUS_LIVES: Final = 3
 GOODBYE_SECONDS: Final = 2.0
 MAX_THREADS_LEFT_BEHIND: Final = 4
 AWAITING_SECONDS: Final = 5.0
@@ -54,7 +43,6 @@ RENEWAL_SECONDS: Final = 5.0
 RESUMED_SECONDS: Final = 60
 """The broker keeps our session for so long, so that nothing is lost while a connection is made anew (MQTT 5)."""
 WATCH_SECONDS: Final = 2.0
-MAX_STRAYS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +96,6 @@ class Owner(Protocol):
         ...
 
 
-Handler = Callable[[Incoming], None]
-
 _RENEWED: Final = Ending("unreachable", "the certificate was renewed", renewal=True)
 
 
@@ -119,21 +105,6 @@ def _no_tap() -> None:
 
 def _nothing() -> None:
     return
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """A broker of the list, and how it has behaved."""
-
-    broker: Broker
-    endpoint: Endpoint
-    failures: int = 0
-    short_lives: int = 0  # connections in a row that were made and soon lost
-    lane: Lane = "unreachable"
-    distrusted: bool = False
-    not_before: float = 0.0
-    awaiting: bool = False  # there is no certificate to show to it
-    told: tuple[Lane, str] | None = None  # why it is away, as it was logged last; None: it was connected since
 
 
 class MqttClient:
@@ -163,36 +134,31 @@ class MqttClient:
         Raises:
             ConfigError: a broker cannot be used as configured.
         """
-        if not brokers:
-            raise ConfigError("no broker is configured")
-        self._candidates = [_Candidate(broker, _checked(broker)) for broker in brokers]
+        self._candidates = Candidates(brokers, backoff or Backoff(), monotonic=monotonic, draw=draw)
         self._options = options
         self._owner = owner
         self._presence = presence
-        self._backoff = backoff or Backoff()
         self._fail_back_seconds = fail_back_seconds
         self._tap = tap
         self._access = access or FileAccess()
         self._receipts = receipts
-        self._strays: set[str] = set()  # topics nobody here has asked for
         self._woken = asyncio.Event()  # a certificate has come
         self._give_up_at = float("inf")  # monotonic; until then answers are waited for before a renewal
         self._resuming = False  # the last connection has been left only to make this one
-        self._handlers: dict[str, Handler] = {}
+        self._subscriptions = Subscriptions(self._unsubscribe)
         self._network = NetworkBytes()  # of earlier connections
-        self._present: _Candidate | None = None
+        self._present: Candidate | None = None
         self._parting = False
         if presence is not None:
-            self._handlers[presence.topic] = self._contradict
+            self._subscriptions.add(presence.topic, self._contradict)
         self._clock_ns = clock_ns
         self._monotonic = monotonic
-        self._draw = draw
         self._connection: MqttConnection | None = None
         self._left_behind: list[MqttConnection] = []
         self._terms: Terms | None = None
         self.drops = Drops()
         self.connects = 0
-        self.state = LinkState("connecting", str(self._candidates[0].endpoint), "", clock_ns())
+        self.state = LinkState("connecting", str(self._candidates.first.endpoint), "", clock_ns())
 
     # ---- use -----------------------------------------------------------------------------------------
 
@@ -222,9 +188,8 @@ class MqttClient:
 
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
         """Have a handler called with every message of a filter, now and after every reconnect."""
-        known = topic_filter in self._handlers
-        self._handlers[topic_filter] = handler
-        if not known and self._connection is not None and self._terms is not None:
+        new = self._subscriptions.add(topic_filter, handler)
+        if new and self._connection is not None and self._terms is not None:
             self._ask(self._connection, [topic_filter])
 
     def reconnect(self, reason: str) -> None:
@@ -238,9 +203,7 @@ class MqttClient:
         A connection that stands is left only after the broker has answered what was sent, and made again at once; with
         MQTT 5 the broker keeps the session meanwhile.
         """
-        for candidate in self._candidates:
-            if candidate.broker.identity:
-                candidate.not_before = 0.0
+        self._candidates.certificate_came()
         if self._connection is not None and self._present is not None and self._present.broker.identity:
             self._give_up_at = self._monotonic() + RENEWAL_SECONDS
             self._connection.finish(_RENEWED)
@@ -253,7 +216,7 @@ class MqttClient:
                 candidate = await self._choose()
                 ending = await self._live(candidate)
                 if ending.renewal:
-                    candidate.failures = candidate.short_lives = 0
+                    candidate.forgive()
                     self._resuming = True
                 else:
                     self._settle(candidate, ending)
@@ -262,7 +225,7 @@ class MqttClient:
 
     # ---- one life ------------------------------------------------------------------------------------
 
-    async def _choose(self) -> _Candidate:
+    async def _choose(self) -> Candidate:
         """Return the first broker of the list that may be tried now; wait until there is one."""
         while True:
             self._left_behind = [each for each in self._left_behind if each.thread_alive]
@@ -278,7 +241,7 @@ class MqttClient:
                 wait = min(wait, AWAITING_SECONDS)
             await self._rest(max(wait, 0.02) if wait > 0 else 1.0)
 
-    def _awaits(self, candidate: _Candidate) -> bool:
+    def _awaits(self, candidate: Candidate) -> bool:
         """Tell whether a broker cannot be tried because there is nothing to show to it."""
         reason = self._access.awaited(candidate.broker)
         if reason and not candidate.awaiting:
@@ -295,7 +258,7 @@ class MqttClient:
         except TimeoutError:
             return
 
-    async def _live(self, candidate: _Candidate) -> Ending:
+    async def _live(self, candidate: Candidate) -> Ending:
         """Connect, and stay until the connection ends."""
         if self.state.state != "refused":  # a refusal stays to be read until a connection succeeds
             self._tell("connecting", candidate, self.state.reason)
@@ -305,7 +268,7 @@ class MqttClient:
             candidate.broker,
             candidate.endpoint,
             replace(self._options_for(candidate), will=will),
-            self._dispatch,
+            self._subscriptions.dispatch,
             self.drops,
             access=self._access,
             receipts=self._receipts,
@@ -330,7 +293,7 @@ class MqttClient:
                 if connection.thread_alive:
                     self._left_behind.append(connection)
 
-    def _options_for(self, candidate: _Candidate) -> ConnectOptions:
+    def _options_for(self, candidate: Candidate) -> ConnectOptions:
         options = self._options
         if not candidate.broker.identity:
             return options
@@ -350,17 +313,17 @@ class MqttClient:
             connection.abandon(Ending("unreachable", f"no connection within {limit:g} s"))
             return await connection.opened
 
-    async def _use(self, connection: MqttConnection, candidate: _Candidate, terms: Terms) -> Ending:
+    async def _use(self, connection: MqttConnection, candidate: Candidate, terms: Terms) -> Ending:
         self._terms = terms
         self.connects += 1
         candidate.told = None
         log.info("mqtt_connected", broker=str(candidate.endpoint), client_id=terms.client_id)
         if self._presence is not None:
             _ignore(connection.publish(Outgoing(self._presence.topic, self._presence.online(), retain=True)))
-        if self._handlers:
+        if filters := self._subscriptions.filters:
             # Until it has granted them, what others publish for us goes past: nobody should be told to rely on us yet.
             self._tell("connecting", candidate, "the broker has not granted the subscriptions yet")
-            self._ask(connection, list(self._handlers), partial(self._tell, "connected", candidate, ""))
+            self._ask(connection, filters, partial(self._tell, "connected", candidate, ""))
         else:
             self._tell("connected", candidate, "")
         self._owner.link_up(terms)
@@ -377,43 +340,19 @@ class MqttClient:
                     connection.abandon(Ending("busy", "the network thread hangs or is dead"))
                 if self._monotonic() >= fail_back_at:
                     fail_back_at = self._monotonic() + self._fail_back_seconds
-                    await self._fail_back(connection, candidate)
+                    if (better := await self._candidates.back_above(candidate, self._access)) is not None:
+                        connection.abandon(Ending("unreachable", f"{better.endpoint} is back"))
         finally:
             if connection.closed.done():
                 self._terms = None
-                candidate.short_lives += 1
-                if self._monotonic() - began >= STABLE_SECONDS:
-                    candidate.failures = candidate.short_lives = 0
+                candidate.lived(self._monotonic() - began)
                 self._owner.link_down(connection.closed.result())
         return connection.closed.result()
 
-    async def _fail_back(self, connection: MqttConnection, present: _Candidate) -> None:
-        """Leave for a broker further up the list if one takes connections again."""
-        for better in self._candidates[: self._candidates.index(present)]:
-            # One that refused us is there all the time: leaving for it would only interrupt what works. Whether a
-            # certificate is believed by now, though, the try itself tells.
-            if (better.lane != "refused" or better.distrusted) and await _answers(better, self._access):
-                better.not_before = 0.0
-                connection.abandon(Ending("unreachable", f"{better.endpoint} is back"))
-                return
-
-    def _settle(self, candidate: _Candidate, ending: Ending) -> None:
-        """Decide when this broker may be tried again."""
-        candidate.failures += 1
-        candidate.lane = ending.lane
-        candidate.distrusted = ending.distrust
-        delay = self._backoff.delay(ending.lane, candidate.failures, self._draw())
-        candidate.not_before = self._monotonic() + delay
-        if ending.code is None and candidate.short_lives >= SUSPICIOUS_LIVES:
-            # What a broker does that gives no reason, as mosquitto 2.0 when a session is taken over.
-            used = self._options_for(candidate).client_id
-            hint = f"{ending.reason}, again and again; does another client use the id {used!r}?"
-            ending = replace(ending, reason=hint)
-        state: State = "refused" if ending.lane == "refused" else "waiting"
-        if candidate.told != (ending.lane, ending.reason):
-            candidate.told = ending.lane, ending.reason
-            log.warning("mqtt_not_connected", broker=str(candidate.endpoint), lane=ending.lane, reason=ending.reason)
-        self._tell(state, candidate, ending.reason)
+    def _settle(self, candidate: Candidate, ending: Ending) -> None:
+        """Take note that a connection is over, or could not be made."""
+        ending = self._candidates.settle(candidate, ending, self._options_for(candidate).client_id)
+        self._tell("refused" if ending.lane == "refused" else "waiting", candidate, ending.reason)
 
     async def _say_goodbye(self) -> None:
         connection = self._connection
@@ -461,54 +400,16 @@ class MqttClient:
 
         connection.subscribe(filters).add_done_callback(look)
 
-    def _dispatch(self, message: Incoming) -> None:
-        wanted = False
-        for topic_filter, handler in list(self._handlers.items()):
-            if matches(topic_filter, message.topic):
-                # A handler that fails must not take the messages behind this one with it.
-                asyncio.get_running_loop().call_soon(handler, message)
-                wanted = True
-        if message.receipt is not None:
-            asyncio.get_running_loop().call_soon(message.receipt.done)
-            if not wanted:
-                self._unwanted(message.topic)
+    def _unsubscribe(self, topic_filter: str) -> bool:
+        if self._connection is None:
+            return False
+        self._connection.unsubscribe(topic_filter)
+        return True
 
-    def _unwanted(self, topic: str) -> None:
-        """Take back a subscription of an earlier configuration, which the broker has kept with the session.
-
-        Its filter is not known. If it has wildcards, the messages go on coming and are acknowledged and forgotten.
-        """
-        if topic in self._strays or len(self._strays) >= MAX_STRAYS or self._connection is None:
-            return
-        self._strays.add(topic)
-        log.info("mqtt_subscription_taken_back", topic=topic)
-        self._connection.unsubscribe(topic)
-
-    def _tell(self, state: State, candidate: _Candidate | None, reason: str) -> None:
+    def _tell(self, state: State, candidate: Candidate | None, reason: str) -> None:
         broker = str(candidate.endpoint) if candidate is not None else self.state.broker
         since = self.state.since_ns if state == self.state.state else self._clock_ns()
         self.state = LinkState(state, broker, reason, since)
-
-
-def _checked(broker: Broker) -> Endpoint:
-    """Find what a person must change before anything is started."""
-    endpoint = endpoint_of(broker)
-    password_of(broker)
-    if endpoint.tls and not broker.identity:
-        tls_context_of(broker)
-    return endpoint
-
-
-async def _answers(candidate: _Candidate, access: Access) -> bool:
-    """Tell whether a broker takes connections at all, so that a working one is not left for nothing."""
-    try:
-        context = access.context(candidate.broker) if candidate.endpoint.tls else None
-        async with asyncio.timeout(5.0):
-            _, writer = await asyncio.open_connection(candidate.endpoint.host, candidate.endpoint.port, ssl=context)
-    except (OSError, ConfigError, CredentialsAwaitedError):  # TimeoutError and SSLError are OSErrors
-        return False
-    writer.close()
-    return True
 
 
 def _ignore(future: Publication) -> None:

@@ -31,13 +31,14 @@ from gateway.uplink.exchange import (
     Terms,
 )
 from gateway.uplink.gate import Gate, LinkMeter
-from gateway.uplink.link import Handler, MqttClient
+from gateway.uplink.link import MqttClient
 from gateway.uplink.marks import Marks, RecordStore, StoreWatch
 from gateway.uplink.packetlimit import PacketLimit
 from gateway.uplink.packing import Load
 from gateway.uplink.parts import PartExchange
 from gateway.uplink.presence import GatewayPresence
 from gateway.uplink.status import ClassStatus, Partition, UplinkStatus
+from gateway.uplink.subscriptions import Handler
 from gateway.uplink.withholding import NotKeptError, Withholding
 from gateway.wire.batch import CONTENT_FRAMED
 from gateway.wire.messages import CLASSES, Event, Measure, PipelineStatus, RecordClass

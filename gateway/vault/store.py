@@ -1,7 +1,8 @@
 """Releases whose weights lie sealed: `<state>/models/<name>/<version>/`.
 
 Manifest, golden inputs and everything else lies there as it came; each artefact lies as `<file>.sealed` alone. The
-manifest is the signed one of the plain release, so nothing about it changes by sealing.
+manifest is the signed one of the plain release, so nothing about it changes by sealing. A release that was found
+damaged is kept for a look in `<state>/models-damaged/<name>-<version>/`, the last few of them.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ SEALED_SUFFIX: Final = ".sealed"
 _PARTIAL_SUFFIX: Final = ".partial"  # no semantic version, so nobody takes it for a release
 _MANIFEST_MAX_BYTES: Final = 1 << 20
 _BLOCK_BYTES: Final = 1 << 20
+MAX_ASIDE: Final = 2
+"""So many damaged releases are kept: each takes as much of the disk as the one in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class SealedStore:
     def __init__(self, directory: Path) -> None:
         """Take `<state>/models`; made when something is put in."""
         self.directory = directory
+        self.aside = directory.with_name(f"{directory.name}-damaged")
 
     def releases(self) -> Iterator[ReleaseDirectory]:
         """Yield what is there, by name and version; what cannot be read is left out."""
@@ -93,44 +97,85 @@ class SealedStore:
             log.info("partial_release_removed", directory=str(partial))
             remove_directory(partial)
 
-    def put(self, plain: ReleaseDirectory, content_key: bytes, algorithm: Algorithm) -> ReleaseDirectory:
+    def put(
+        self, plain: ReleaseDirectory, content_key: bytes, algorithm: Algorithm, *, damage: str = ""
+    ) -> ReleaseDirectory:
         """Seal a plain release into the store; the plain one stays where it is.
 
-        What lies there already and does not open with the key, because it is damaged or sealed under a vault that was
-        given up, is replaced.
+        What lies there already is replaced when it is damaged, and when it does not open with the key, because it is
+        sealed under a vault that was given up. Nothing of it is touched before the new one is whole.
+
+        Args:
+            plain: the release.
+            content_key: 32 bytes.
+            algorithm: of the container.
+            damage: what is known to be wrong with the one that lies there, which is put aside then.
 
         Raises:
             VaultError: a file is not what the manifest says, or this version is there with another manifest.
         """
-        self._drop_unusable(plain, content_key)
-        return self._install(plain, lambda to: _seal_into(plain, to, content_key, algorithm))
+        if not damage:
+            damage = self._drop_unusable(plain, content_key)
+        return self._install(plain, lambda to: _seal_into(plain, to, content_key, algorithm), damage)
 
-    def _drop_unusable(self, plain: ReleaseDirectory, content_key: bytes) -> None:
-        target = self.directory / plain.manifest.name / plain.manifest.version
+    def _drop_unusable(self, plain: ReleaseDirectory, content_key: bytes) -> str:
+        """Return what is wrong within the containers that are there; remove them where their key is lost."""
+        target = self.place_of(plain)
         if not target.exists() or target.samefile(plain.directory):
-            return
+            return ""
         there = read_release(target)
         if not there.is_sealed or there.digest != plain.digest:
-            return
+            return ""
         try:
             for artefact in there.manifest.artefacts:
                 open_sealed(there.sealed_file(artefact), content_key, sha256=artefact.sha256).close()
-        except (WrongKeyError, DamagedContainerError) as error:
+        except WrongKeyError as error:
             log.warning("sealed_release_replaced", directory=str(target), reason=str(error))
             remove_directory(target)
+        except DamagedContainerError as error:
+            return str(error)
+        return ""
 
-    def take(self, sealed: ReleaseDirectory) -> ReleaseDirectory:
-        """Copy a release that came sealed into the store.
+    def place_of(self, release: ReleaseDirectory) -> Path:
+        """Return where a release lies in the store, or would."""
+        return self.directory / release.manifest.name / release.manifest.version
+
+    def put_aside(self, name: str, version: str, damage: str) -> Path:
+        """Take a damaged release out of the store, and keep it for a look; returns where.
+
+        Raises:
+            VaultError: the disk refuses.
+        """
+        source, to = self.directory / name / version, self.aside / f"{name}-{version}"
+        try:
+            self.aside.mkdir(parents=True, exist_ok=True, mode=0o700)
+            remove_directory(to)
+            source.rename(to)
+            os.utime(to)
+            sync_directory(self.aside)
+            sync_directory(source.parent)
+            kept = sorted(self.aside.iterdir(), key=lambda each: each.stat().st_mtime_ns)
+            for each in kept[:-MAX_ASIDE]:
+                remove_directory(each)
+        except OSError as error:
+            raise VaultError(f"{source} is damaged and cannot be put aside: {error.strerror or error}") from error
+        log.warning("sealed_release_put_aside", directory=str(source), kept_as=str(to), reason=damage)
+        return to
+
+    def take(self, sealed: ReleaseDirectory, *, damage: str = "") -> ReleaseDirectory:
+        """Copy a release that came sealed into the store; `damage` as for `put`.
 
         Raises:
             VaultError: it is not complete, or this version is there with another manifest.
         """
-        return self._install(sealed, lambda to: _copy_into(sealed, to))
+        return self._install(sealed, lambda to: _copy_into(sealed, to), damage)
 
     def add(
         self, release: ReleaseDirectory, artefact: Artefact, plain: memoryview, content_key: bytes, algorithm: Algorithm
     ) -> ReleaseDirectory:
         """Seal one artefact into the store, with everything of the release that is no weights.
+
+        What lies there and is damaged must have been put aside.
 
         Raises:
             VaultError: the bytes are not what the manifest says, this version is there with another manifest, or the
@@ -138,7 +183,7 @@ class SealedStore:
         """
         if hashlib.sha256(plain).hexdigest() != artefact.sha256:
             raise VaultError(f"what was made for {release.label}, {artefact.file} is not the file of this release")
-        target = self.directory / release.manifest.name / release.manifest.version
+        target = self.place_of(release)
         partial = target.with_name(target.name + _PARTIAL_SUFFIX)
         sealer = Sealer(new_header(_contents_of(release, artefact), content_key, algorithm), content_key)
         try:
@@ -180,9 +225,9 @@ class SealedStore:
         if read_release(target).digest != release.digest:
             raise VaultError(f"{target} holds another {release.label}: a version is never changed, choose a new one")
 
-    def _install(self, release: ReleaseDirectory, fill: Callable[[Path], None]) -> ReleaseDirectory:
-        target = self.directory / release.manifest.name / release.manifest.version
-        if target.exists():
+    def _install(self, release: ReleaseDirectory, fill: Callable[[Path], None], damage: str = "") -> ReleaseDirectory:
+        target = self.place_of(release)
+        if target.exists() and not damage:
             there = read_release(target)
             if there.digest != release.digest:
                 raise VaultError(
@@ -195,6 +240,8 @@ class SealedStore:
             remove_directory(partial)
             partial.mkdir(parents=True)
             fill(partial)
+            if damage and target.exists():
+                self.put_aside(release.manifest.name, release.manifest.version, damage)
             remove_directory(target)  # only ever one that was not complete
             put_in_place(partial, target)
             sync_directory(self.directory)

@@ -8,6 +8,8 @@ soon as the machine's state is not an approved one any more. What was opened bef
 at the same time, as at a start, share one unsealing.
 """
 
+import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ import structlog
 from gateway.config import Vault as VaultSettings
 from gateway.vault.aead import KEY_BYTES, this_machines_algorithm
 from gateway.vault.approvals import read_approvals, read_key_file
+from gateway.vault.damage import damage_of, names_of
 from gateway.vault.errors import DamagedContainerError, KeyMissingError, VaultConfigError, VaultError
 from gateway.vault.files import locked, write_durably
 from gateway.vault.hardening import Hardening, hardening
@@ -40,12 +43,14 @@ from gateway.vault.store import ReleaseDirectory, SealedStore, read_release
 from gateway.vault.tpm.connection import Connection
 from gateway.vault.tpm.identity import TpmIdentity
 from gateway.vault.tpm.keystore import TpmKeyStore
-from gateway.vault.weights import SealedWeights, header_of, open_own, open_sealed
+from gateway.vault.weights import SealedWeights, header_of, open_own, open_sealed, read_ahead
 from gateway.wire.manifest import Artefact
 
 log = structlog.get_logger()
 
 _FLOOR: Final = "clock.json"
+KERNELS_TPM: Final = re.compile(r"device:/dev/tpm(rm)?[0-9]{1,3}")
+"""What root on an appliance reaches the TPM by; see `open_connection`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,23 +255,30 @@ class Vault:
 
     # ---- releases --------------------------------------------------------------------------------
 
-    def import_release(self, directory: Path) -> ReleaseDirectory:
+    def import_release(self, directory: Path, *, damage: str = "") -> ReleaseDirectory:
         """Put a release into the store: a plain one is sealed, a sealed one is taken as it is.
 
-        A plain release gets a content key of its own, without a lease; the plain files stay where they are.
+        A plain release gets a content key of its own, without a lease; the plain files stay where they are. What lies
+        in the store under this version and is damaged is put aside, once the new one is whole.
+
+        Args:
+            directory: of the release.
+            damage: what is wrong with the one in the store, where that shows only when weights are opened.
 
         Raises:
-            VaultError: it is not what its manifest says; or it is sealed, and its key is not on this device.
+            VaultError: it is not what its manifest says; or it is sealed, and its key is not on this device; or what
+                lies in the store is another release, whole or damaged.
         """
         release = read_release(directory)
         with self._locked(exclusive=True):
+            damage = self._damage(release, damage)
             if release.is_sealed:
                 key = self._keyring.open(self._keyring.find(release.digest))
                 for artefact in release.manifest.artefacts:
                     open_sealed(release.sealed_file(artefact), key.secret, sha256=artefact.sha256).close()
-                stored = self.releases.take(release)
+                stored = self.releases.take(release, damage=damage)
             else:
-                stored = self.releases.put(release, self._own_key(release), this_machines_algorithm())
+                stored = self.releases.put(release, self._own_key(release), this_machines_algorithm(), damage=damage)
         log.info("release_stored", model=release.label, directory=str(stored.directory))
         return stored
 
@@ -304,9 +316,42 @@ class Vault:
         release = read_release(directory)
         key = self._openings.ask((release.digest, release.label))
         with self._locked(exclusive=True):
+            if damage := self._damage(release):
+                self.releases.put_aside(release.manifest.name, release.manifest.version, damage)
             stored = self.releases.add(release, artefact, plain, key.secret, this_machines_algorithm())
         log.info("artefact_stored", model=release.label, target=artefact.target, directory=str(stored.directory))
         return stored
+
+    def _damage(self, release: ReleaseDirectory, known: str = "") -> str:
+        """Say what is wrong with the copy of a release in the store, "" if there is none, or nothing is.
+
+        Args:
+            release: that is to take its place.
+            known: damage that shows only when weights are opened.
+
+        Raises:
+            VaultError: it is the copy of another release.
+        """
+        target = self.releases.place_of(release)
+        if not target.exists() or target.samefile(release.directory):
+            return ""
+        damage = damage_of(target) or known
+        names = names_of(target) if damage else frozenset()
+        if names and release.digest not in names:
+            raise VaultError(
+                f"{target} is damaged ({damage}), and {release.directory} is another {release.label}: import the one "
+                "that it was sealed from, or remove it"
+            )
+        return damage
+
+    def put_aside(self, directory: Path, damage: str) -> Path:
+        """Take a damaged release out of the store, and keep it for a look; returns where.
+
+        Raises:
+            VaultError: the disk refuses.
+        """
+        with self._locked(exclusive=True):
+            return self.releases.put_aside(directory.parent.name, directory.name, damage)
 
     def remove(self, name: str, version: str) -> None:
         """Remove a release from the store; what a program has opened stays usable."""
@@ -335,6 +380,7 @@ class Vault:
         header = header_of(file)
         if header.release != release.digest:
             raise DamagedContainerError(f"{file} belongs to another release than the manifest beside it")
+        read_ahead(file)
         key = self._openings.ask((release.digest, release.label))
         opened = open_own if key.is_own else open_sealed
         return opened(file, key.secret, sha256=artefact.sha256)
@@ -415,8 +461,23 @@ def open_key_store(
     )
 
 
-def open_connection(settings: VaultSettings) -> Connection:
-    """Return the connection to the configured TPM; nothing is opened yet."""
+def open_connection(
+    settings: VaultSettings,
+    *,
+    appliance_marker: Path = APPLIANCE_MARKER,
+    user_id: Callable[[], int] = os.geteuid,
+) -> Connection:
+    """Return the connection to the configured TPM; nothing is opened yet.
+
+    Raises:
+        VaultConfigError: root on an appliance is to reach the TPM by something else than a device of the kernel. The
+            gateway's user may write the configuration, and a TCTI may name a program or a library that would be run.
+    """
+    if user_id() == 0 and not KERNELS_TPM.fullmatch(settings.tcti) and appliance_marker.exists():
+        raise VaultConfigError(
+            f"vault.tcti {settings.tcti!r} is not used by root on an appliance; name the kernel's TPM, as in "
+            "device:/dev/tpmrm0, or run this as the user sluice"
+        )
     return Connection(settings.tcti, seconds=settings.timeout_seconds)
 
 

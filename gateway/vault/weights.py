@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -28,6 +28,7 @@ from gateway.vault.container import (
     size_complaint,
 )
 from gateway.vault.errors import DamagedContainerError, VaultError
+from gateway.vault.files import is_passing
 from gateway.vault.memory import PlaintextMemory, scratch
 
 _START_BYTES: Final = FIXED_BYTES + MAX_HEADER_BYTES + max(PREFIX_BYTES.values())
@@ -98,14 +99,21 @@ def header_of(container: Path) -> ContainerHeader:
 
     Raises:
         DamagedContainerError: it cannot be read, or is none.
+        VaultError: it cannot be read now, which may pass.
     """
     try:
         with container.open("rb") as file:
             return read_header(file.read(_START_BYTES))[0]
     except OSError as error:
-        raise DamagedContainerError(f"{container} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(container, error) from error
     except DamagedContainerError as error:
         raise _at(container, error) from error
+
+
+def read_ahead(container: Path) -> None:
+    """Have the kernel read a container while its key is still being asked for; a TPM may take half a second."""
+    with contextlib.suppress(OSError), container.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def open_sealed(container: Path, content_key: bytes, *, sha256: str | None = None) -> SealedWeights:
@@ -150,7 +158,7 @@ def _opened(container: Path, content_key: bytes, sha256: str | None, fill: Fill)
     except DamagedContainerError as error:
         raise _at(container, error) from error
     except OSError as error:
-        raise DamagedContainerError(f"{container} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(container, error) from error
 
 
 def _open(file: FileIO, content_key: bytes, sha256: str | None, fill: Fill) -> SealedWeights:
@@ -176,42 +184,38 @@ def _open(file: FileIO, content_key: bytes, sha256: str | None, fill: Fill) -> S
 
 def _fill(opening: Opening, file: FileIO, memory: PlaintextMemory) -> str:
     """Decrypt everything; returns the digest that the header names, which the chunks have authenticated."""
-    _decrypt_blocks(opening, file, memory.append)
+    _decrypt_blocks(opening, file, [memory.append])
     return opening.header.sha256
 
 
 def _fill_and_hash(opening: Opening, file: FileIO, memory: PlaintextMemory) -> str:
     """Decrypt everything; returns the digest of the plaintext."""
     digest = hashlib.sha256()
-
-    def take(plain: memoryview) -> None:
-        memory.append(plain)
-        digest.update(plain)
-
-    _decrypt_blocks(opening, file, take)
+    _decrypt_blocks(opening, file, [memory.append, digest.update])
     return digest.hexdigest()
 
 
-def _decrypt_blocks(opening: Opening, file: FileIO, take: Callable[[memoryview], None]) -> None:
-    """Decrypt block by block, while another core takes the block before to where it belongs.
+def _decrypt_blocks(opening: Opening, file: FileIO, takers: Sequence[Callable[[memoryview], None]]) -> None:
+    """Decrypt block by block, while other cores take the blocks before: one thread for each taker, in order.
 
-    A block stays in the caches while it is decrypted, copied and hashed; and taking new memory from the kernel, which
-    costs as much as decrypting, does not hold up the decryption. With 100 MB that is what takes the time.
+    A block stays in the caches while it is decrypted, copied and hashed; and neither taking new memory from the kernel,
+    which costs as much as decrypting, nor hashing, which costs more than both, holds up the rest. With 100 MB that is
+    what takes the time.
     """
     header = opening.header
     chunks = _chunks_of_a_block(header)
     sealed = memoryview(bytearray(chunks * header.sealed_chunk_bytes))
-    turns = itertools.cycle([_Turn(scratch(chunks * header.chunk_bytes)) for _ in range(min(_BLOCKS, header.chunks))])
-    last: Future[None] | None = None
-    with ThreadPoolExecutor(1, "weights") as taker:  # one, so that blocks are taken in order
-        while not opening.is_complete:
-            turn = next(turns)
-            if turn.taken is not None:
-                turn.taken.result()
+    turns = [_Turn(scratch(chunks * header.chunk_bytes)) for _ in range(min(_BLOCKS, header.chunks))]
+    with contextlib.ExitStack() as threads:
+        hands = [(threads.enter_context(ThreadPoolExecutor(1, "weights")), take) for take in takers]
+        for turn in itertools.cycle(turns):
+            if opening.is_complete:
+                break
+            turn.wait()
             size = _decrypt_block(opening, file, sealed, turn.block)
-            turn.taken = last = taker.submit(_take, take, turn.block, size)
-        if last is not None:
-            last.result()
+            turn.taken = [thread.submit(_take, take, turn.block, size) for thread, take in hands]
+        for turn in turns:
+            turn.wait()
 
 
 def _chunks_of_a_block(header: ContainerHeader) -> int:
@@ -232,7 +236,12 @@ class _Turn:
     """A block of plaintext that is used again and again, and the taking of what it held last."""
 
     block: mmap.mmap
-    taken: Future[None] | None = None
+    taken: Sequence[Future[None]] = ()
+
+    def wait(self) -> None:
+        """Wait until all have taken what it holds; raises what they have raised."""
+        for each in self.taken:
+            each.result()
 
 
 def _take(take: Callable[[memoryview], None], block: mmap.mmap, size: int) -> None:
@@ -249,6 +258,11 @@ def _read_block(file: FileIO, block: memoryview) -> int:
             break
         filled += count
     return filled
+
+
+def _unreadable(container: Path, error: OSError) -> VaultError:
+    words = f"{container} cannot be read: {error.strerror or error}"
+    return VaultError(words) if is_passing(error) else DamagedContainerError(words)
 
 
 def _at(container: Path, error: DamagedContainerError) -> DamagedContainerError:

@@ -43,7 +43,7 @@ def call(path: Path, *arguments: str) -> Result:
 
 def lines(result: Result) -> list[dict[str, Any]]:
     assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n") if line]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from cloud_bridge.errors import BridgeError
 from cloud_bridge.serving import HttpServer
@@ -59,6 +60,43 @@ async def test_connections_without_a_request_do_not_keep_others_out() -> None:
         for _, writer in crowd:
             writer.close()
         server.stop()
+
+
+async def test_an_answer_of_two_parts_is_not_held_back_until_the_first_is_acknowledged() -> None:
+    found: list[int] = []
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        (connection,) = server._server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        found.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await PlainTextResponse("here")(scope, _receive, send)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = HttpServer("test", app, "127.0.0.1", port)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.run())
+        assert (await _asked(port)).endswith(b"here")
+        server.stop()
+    assert found == [1]
+
+
+async def test_a_socket_that_was_only_listened_on_would_hold_it_back() -> None:
+    found: list[int] = []  # control of the test before
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted = writer.get_extra_info("socket")
+        found.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = await asyncio.start_server(serve, sock=listening)
+        reader, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+        await reader.read()
+        writer.close()
+        server.close()
+    assert found == [0]
 
 
 async def _connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

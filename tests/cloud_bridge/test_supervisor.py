@@ -1,4 +1,5 @@
 import pytest
+from structlog.testing import capture_logs
 
 from cloud_bridge.errors import BridgeError, GaveUpError
 from cloud_bridge.supervisor import RestartPolicy, supervise
@@ -35,3 +36,13 @@ async def test_too_many_failures_end_it() -> None:
     component = Component(99)
     with pytest.raises(GaveUpError, match="failed 3 times"):
         await component.supervised(RestartPolicy(2))
+
+
+async def test_a_trouble_is_logged_when_it_begins_and_when_it_is_over_however_often_it_comes() -> None:
+    component = Component(30)
+    with capture_logs() as logs:
+        await component.supervised(RestartPolicy(None))
+    told = [line for line in logs if line["log_level"] != "debug"]
+    assert [line["event"] for line in told] == ["component_failed", "component_recovered"]
+    assert told[1]["failures"] == 30
+    assert sum(line["event"] == "component_failed_again" for line in logs) == 29

@@ -75,7 +75,8 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         pipelines |= {f"on-{name}": {"source": name, "model": BRIGHT} for name in cameras}
         pipelines["wrong-kind"] = on_motor(BRIGHT)
         pipelines["wrong-width"] = {"source": "machine", "model": LOUD}
-        rig = site(sources=cameras, pipelines=pipelines)
+        # With each try in the log, which otherwise tells only of the first.
+        rig = site(sources=cameras, pipelines=pipelines, gateway={"log": {"level": "debug", "format": "json"}})
         rig.start()
         yield rig
 

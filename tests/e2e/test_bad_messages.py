@@ -53,7 +53,7 @@ def dead_letters(rig: Rig) -> list[dict[str, Any]]:
     """Ask the bridge's command line."""
     command = [*rig.bridge.command[:3], "deadletters", "list", "--json", "--config", str(rig.bridge_file)]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    return [json.loads(line) for line in shown.stdout.splitlines()]
+    return [json.loads(line) for line in shown.stdout.split("\n") if line]
 
 
 def test_garbage_for_the_bridge_becomes_dead_letters_and_records_flow(site: Site) -> None:

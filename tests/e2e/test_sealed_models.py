@@ -69,6 +69,23 @@ def test_a_sealed_release_runs_when_its_plain_files_are_gone(site: Site, tmp_pat
     settle(rig)
 
 
+@pytest.mark.parametrize("part", ["manifest.json", "*.sealed"])
+def test_a_sealed_release_that_is_damaged_comes_back_by_itself_and_the_cloud_hears_of_it(site: Site, part: str) -> None:
+    rig = site()
+    rig.start()
+    waits(rig, 3)
+    assert rig.gateway.stop() == 0
+    (damaged,) = (rig.state_directory / "models" / LOUD).rglob(part)
+    damaged.write_bytes(b"")
+    rig.start_gateway()
+    goes_on(rig, "motor")
+    assert not logged(rig, "component_failed")
+    eventually(lambda: notices(rig) == ["release_mended"], "the notice reaches the cloud")
+    (kept,) = (rig.state_directory / "models-damaged").iterdir()
+    assert kept.name.startswith(LOUD)
+    settle(rig)
+
+
 def test_a_release_for_two_pipelines_is_sealed_once(site: Site) -> None:
     motor = {"source": "loud", "model": LOUD, "rules": [{"name": "anomaly", "min_score": 0.5}]}
     rig = site(pipelines={f"motor-{number}": motor for number in range(3)})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.uplink.client import UNANSWERED_SECONDS
+from gateway.uplink.sockets import UNANSWERED_SECONDS
 from hil.loopback.rig import Rig, eventually
 from tests.bench.echo import echo_pipeline, ticking, write_echo
 from tests.bench.link import NamespaceLink, namespaces_work
@@ -18,8 +18,8 @@ pytestmark = [
 ]
 
 PATIENT = """
-import gateway.uplink.client as client
-client.UNANSWERED_SECONDS = 900.0
+import gateway.uplink.sockets as sockets
+sockets.UNANSWERED_SECONDS = 900.0
 from gateway.cli import main
 main()
 """

@@ -53,7 +53,7 @@ def letters(rig: Rig, *words: str, program: str = "") -> list[dict[str, Any]]:
     python = [sys.executable, "-c", program] if program else rig.bridge.command[:3]
     command = [*python, "deadletters", *words, "--json", "--config", str(rig.bridge_file)]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    return [json.loads(line) for line in shown.stdout.splitlines()]
+    return [json.loads(line) for line in shown.stdout.split("\n") if line]
 
 
 def depth(rig: Rig) -> int:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ def restored() -> Iterator[None]:
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
+    return [json.loads(line) for line in stream.getvalue().split("\n") if line]
 
 
 def test_outside_a_terminal_each_line_is_json() -> None:
@@ -122,3 +123,16 @@ def test_lines_in_the_journal_carry_their_priority(tmp_path: Path) -> None:
     first, second = (tmp_path / "journal").read_text().splitlines()
     assert first.startswith("<3>{")
     assert second.startswith("<6>{")
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_what_others_have_sent_does_nothing_to_the_terminal_and_starts_no_line(form: Any) -> None:
+    out = io.StringIO()
+    configure(Log(format=form), stream=out, environment={})
+    structlog.get_logger().info(
+        "mqtt_subscription_taken_back", topic="leaf/\x1b[2J\x9b\x85\u2028\x7f\nfaked", many=["\x9b"]
+    )
+    told = out.getvalue()
+    assert len(told.splitlines()) == 1
+    assert not any(unicodedata.category(each) == "Cc" for each in told.rstrip("\n"))
+    assert "x9b" in told or "u009b" in told

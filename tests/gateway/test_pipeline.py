@@ -11,9 +11,10 @@ from gateway.config import Pipeline as PipelineSettings
 from gateway.errors import ModelError, OutboxError
 from gateway.health.metrics import Metrics
 from gateway.inference.model import Model
-from gateway.pipeline import Pipeline, Surroundings
+from gateway.pipeline import Pipeline
 from gateway.sources.base import Source
 from gateway.sources.capture import SourceState, State
+from gateway.surroundings import Surroundings
 from gateway.values import Entry, Receipt
 from gateway.wire.messages import Notice
 

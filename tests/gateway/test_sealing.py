@@ -1,9 +1,16 @@
 """Pipelines get weights from the sealed store alone; what lies in clear is sealed first."""
 
+import contextlib
+import hashlib
+import json
+import os
+import resource
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -14,10 +21,11 @@ from gateway.errors import ModelError, WeightsWithheldError
 from gateway.inference.bundle import Release, ReleaseStore
 from gateway.sealing import KeyWatch, SealedModels, VaultView, open_vault
 from gateway.vault.aead import this_machines_algorithm
-from gateway.vault.store import read_release
+from gateway.vault.damage import damage_of
+from gateway.vault.store import MAX_ASIDE, read_release
 from gateway.vault.vault import Vault
 from gateway.wire.identity import Grant
-from gateway.wire.manifest import Artefact
+from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact
 from gateway.wire.times import rfc3339
 from tests.simulators import swtpm
 from tests.simulators.releases import write_release
@@ -36,9 +44,23 @@ class Device:
         self.state.mkdir()
         self.site = tmp_path / "site"
         self.now_ns = NOW_NS
-        write_release(self.site, "pump", "1.0.0", WEIGHTS)
+        golden = {"golden-input.bin": b"\x01", "golden-output.bin": b"\x02"}
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in golden.items()}
+        pair = {
+            "target": "cpu-int8",
+            "input": "golden-input.bin",
+            "output": "golden-output.bin",
+            "input_sha256": digests["golden-input.bin"],
+            "output_sha256": digests["golden-output.bin"],
+        }
+        folder = write_release(self.site, "pump", "1.0.0", WEIGHTS, golden=[pair])
+        for name, content in golden.items():
+            (folder / name).write_bytes(content)
         self.vault = Vault.open(SOFTWARE, self.state, now_ns=lambda: self.now_ns)
-        self.models = SealedModels(self.vault)
+        self.notices: list[str] = []
+        self.models = SealedModels(self.vault, lambda code, _severity, _words: self.notices.append(code))
+        self.sealed = self.state / "models" / "pump" / "1.0.0"
+        self.aside = self.state / "models-damaged" / "pump-1.0.0"
 
     def find(self, wanted: str = "pump") -> tuple[Release, Artefact]:
         store = ReleaseStore([self.site], packaged=self.site / "none", sealed=self.models.directory)
@@ -117,14 +139,143 @@ def test_weights_that_are_not_those_of_the_manifest_are_not_sealed(device: Devic
     assert not (device.models.directory / "pump" / "1.0.0").exists()
 
 
-def test_a_damaged_container_is_a_matter_of_the_release(device: Device) -> None:
+def flipped(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def in_clear(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, Damage] = {
+    "a bit of the weights": lambda sealed: flipped(sealed / "model.tflite.sealed", -20),
+    "a bit of the header": lambda sealed: flipped(sealed / "model.tflite.sealed", 12),
+    "half of the weights": lambda sealed: (sealed / "model.tflite.sealed").write_bytes(
+        (sealed / "model.tflite.sealed").read_bytes()[:500]
+    ),
+    "no weights": lambda sealed: (sealed / "model.tflite.sealed").unlink(),
+    "an empty manifest": lambda sealed: (sealed / "manifest.json").write_bytes(b""),
+    "no manifest": lambda sealed: (sealed / "manifest.json").unlink(),
+    "another word in the manifest": lambda sealed: in_clear(sealed / "manifest.json", "for tests", "for toasts"),
+    "no golden input": lambda sealed: (sealed / "golden-input.bin").unlink(),
+    "another golden output": lambda sealed: (sealed / "golden-output.bin").write_bytes(b"\x03"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_release_is_sealed_anew_from_its_original_and_kept_for_a_look(device: Device, damage: Damage) -> None:
     device.read()
-    (sealed,) = device.models.directory.rglob("*.sealed")
-    content = bytearray(sealed.read_bytes())
-    content[-20] ^= 1
-    sealed.write_bytes(content)
-    with pytest.raises(ModelError, match="gateway vault import"):
+    damage(device.sealed)
+    assert device.read() == WEIGHTS
+    assert device.notices == ["release_mended"]
+    assert device.aside.is_dir()
+    assert device.read() == WEIGHTS
+    assert device.notices == ["release_mended"]  # once
+    assert device.clear_files() == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_nothing_but_the_very_release_takes_the_place_of_a_damaged_one(device: Device, damage: Damage) -> None:
+    device.read()
+    damage(device.sealed)
+    (device.site / "pump" / "1.0.0" / "model.tflite").write_bytes(WEIGHTS[:-1] + b"!")
+    with pytest.raises(ModelError, match="not the file of this release"):
         device.read()
+    assert device.sealed.is_dir()
+    assert not device.aside.exists()
+    assert device.notices == []
+    (device.site / "pump" / "1.0.0" / "model.tflite").write_bytes(WEIGHTS)
+    assert device.read() == WEIGHTS  # control: it was that alone
+
+
+def test_a_damaged_release_is_not_mended_from_another_of_the_same_name(device: Device) -> None:
+    device.read()
+    original = (device.site / "pump" / "1.0.0" / "manifest.json").read_text()
+    in_clear(device.site / "pump" / "1.0.0" / "manifest.json", "for tests", "for toasts")
+    with pytest.raises(ModelError, match="holds another"):  # control: whole, it is just another
+        device.read()
+    (device.sealed / "manifest.json").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"is another pump 1\.0\.0: import the one that it was sealed from"):
+        device.read()
+    (device.site / "pump" / "1.0.0" / "manifest.json").write_text(original)
+    assert device.read() == WEIGHTS
+
+
+def test_without_an_original_a_damaged_release_stays_and_the_error_says_what_helps(device: Device) -> None:
+    device.read()
+    shutil.rmtree(device.site / "pump")
+    flipped(device.sealed / "model.tflite.sealed", -20)
+    with pytest.raises(ModelError, match="put the release there again: `gateway vault import`"):
+        device.read()
+    assert device.sealed.is_dir()
+    for file in ("golden-input.bin", "manifest.json"):
+        (device.sealed / file).unlink() if file != "manifest.json" else (device.sealed / file).write_bytes(b"")
+        with pytest.raises(ModelError, match=r"put the release there again|install the release again"):
+            device.read()
+
+
+def test_a_damaged_release_that_came_over_the_air_is_put_aside_so_that_it_is_fetched_again(device: Device) -> None:
+    device.read()
+    shutil.rmtree(device.site / "pump")
+    (device.sealed / OVER_THE_AIR_FILE).touch()
+    store = ReleaseStore([], packaged=device.site, sealed=device.models.directory)
+    release = store.find("pump@1.0.0")
+    device.models.open(release, release.manifest.artefacts[0]).close()  # control: whole, it opens
+    flipped(device.sealed / "model.tflite.sealed", -20)
+    with pytest.raises(ModelError, match="assign it again"):
+        device.models.open(release, release.manifest.artefacts[0])
+    assert not device.sealed.exists()
+    assert device.aside.is_dir()
+    assert device.notices == ["release_damaged"]
+
+
+def test_an_artefact_that_was_never_fetched_is_no_damage(device: Device) -> None:
+    device.read()
+    shutil.rmtree(device.site / "pump")
+    manifest = json.loads((device.sealed / "manifest.json").read_bytes())
+    (device.sealed / OVER_THE_AIR_FILE).touch()
+    other = {**manifest["artefacts"][0], "target": "edgetpu", "file": "other.tflite"}
+    release, artefact = device.find("pump@1.0.0")
+    assert damage_of(device.sealed) == ""
+    missing = msgspec.convert(other, Artefact)
+    with pytest.raises(ModelError, match="only what ran here then was fetched"):
+        device.models.open(release, missing)
+    assert device.sealed.is_dir()
+    device.models.open(release, artefact).close()
+
+
+def test_only_the_last_few_damaged_releases_are_kept(device: Device) -> None:
+    device.models.prepare()
+    for number in range(MAX_ASIDE + 2):
+        write_release(device.site, "pump", f"2.0.{number}", WEIGHTS)
+        stored = device.vault.import_release(device.site / "pump" / f"2.0.{number}")
+        device.vault.put_aside(stored.directory, "for the test")
+    kept = sorted(each.name for each in (device.state / "models-damaged").iterdir())
+    assert kept == [f"pump-2.0.{number}" for number in range(2, MAX_ASIDE + 2)]
+
+
+def test_a_file_that_cannot_be_opened_for_now_is_not_called_damaged(device: Device) -> None:
+    device.read()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+    release, artefact = device.find()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, limit[1]))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises((ModelError, WeightsWithheldError, OSError)):
+            device.models.open(release, artefact)
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert not device.aside.exists()
+    assert device.read() == WEIGHTS
 
 
 def test_a_damaged_container_is_replaced_when_the_release_is_put_there_again(device: Device) -> None:

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.errors import GaveUpError, ModelError
-from gateway.supervisor import RestartPolicy, supervise
+from gateway.supervisor import RestartPolicy, Trouble, supervise
 
 
 @dataclass
@@ -103,7 +103,60 @@ async def test_what_was_raised_on_purpose_is_told_in_its_own_words_without_a_tra
 
     with capture_logs() as logs:
         await supervise("c", run, RestartPolicy(), time.clock, time.sleep)
-    (line,) = logs
+    line, end = logs
     assert (line["event"], line["log_level"]) == ("component_failed", "error")
     assert bool(line.get("exc_info")) is traceback
     assert (line.get("error") == "install it again") is not traceback
+    assert (end["event"], end["failures"]) == ("component_recovered", 1)
+
+
+async def test_a_trouble_is_logged_when_it_begins_and_when_it_is_over_however_often_it_comes() -> None:
+    time, left = Timeline(), 30
+
+    async def run() -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise ModelError("install it again")
+
+    with capture_logs() as logs:
+        await supervise("c", run, RestartPolicy(max_restarts=None), time.clock, time.sleep)
+    told = [line for line in logs if line["log_level"] != "debug"]
+    assert [line["event"] for line in told] == ["component_failed", "component_recovered"]
+    assert told[1]["failures"] == 30
+    assert told[1]["after_seconds"] == pytest.approx(sum(time.slept), abs=0.1)
+    assert sum(line["event"] == "component_failed_again" for line in logs) == 29
+
+
+async def test_a_component_that_runs_on_has_recovered() -> None:
+    time, runs = Timeline(), 0
+    end = asyncio.Event()
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise ModelError("not yet")
+        await end.wait()
+
+    policy = RestartPolicy(max_restarts=None, first_delay_seconds=0.01, max_delay_seconds=0.01, well_after_seconds=0.01)
+    with capture_logs() as logs:
+        task = asyncio.get_running_loop().create_task(supervise("c", run, policy, time.clock, time.sleep))
+        async with asyncio.timeout(10):
+            while not any(line["event"] == "component_recovered" for line in logs):
+                await asyncio.sleep(0.01)
+        end.set()
+        await task
+    assert [line["failures"] for line in logs if line["event"] == "component_recovered"] == [2]
+
+
+def test_another_reason_is_told_too_but_not_one_for_each_time() -> None:
+    time = Timeline()
+    trouble = Trouble("c", time.clock)
+    with capture_logs() as logs:
+        for number in range(100):
+            trouble.failed(ModelError("missing" if number % 2 else "damaged"), 1.0)
+        assert [line["error"] for line in logs if line["event"] == "component_failed"] == ["damaged", "missing"]
+        for number in range(100):
+            trouble.failed(ModelError(f"at byte {number}"), 1.0)
+    assert sum(line["event"] == "component_failed" for line in logs) == 5

@@ -60,6 +60,14 @@ def test_users_and_groups_of_the_units_are_made(tmp_path: Path) -> None:
         assert wanted <= named
 
 
+def test_whoever_asks_as_the_gateways_user_has_the_groups_of_its_unit() -> None:
+    users = (UNITS / "sluice.sysusers.conf").read_text()
+    of_the_user = {line.split()[2] for line in users.splitlines() if line.startswith("m sluice ")}
+    unit = (UNITS / "gateway.service").read_text()
+    (groups,) = [line for line in unit.splitlines() if line.startswith("SupplementaryGroups=")]
+    assert set(groups.partition("=")[2].split()) <= of_the_user
+
+
 def test_the_daemon_notifies_and_is_watched() -> None:
     text = (UNITS / "gateway.service").read_text()
     assert "Type=notify\n" in text

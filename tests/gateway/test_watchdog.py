@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,16 @@ def test_the_manager_hears_ready_status_and_stopping(address: str) -> None:
         notifier.status("all well")
         notifier.stopping()
         assert heard(listener) == ["READY=1\nSTATUS=3 pipelines", "STATUS=all well", "STOPPING=1"]
+
+
+def test_the_manager_hears_of_a_reload_with_the_time_it_began(address: str) -> None:
+    with manager(address) as listener:
+        before_us = time.monotonic_ns() // 1000
+        Notifier(address).reloading()
+        (told,) = heard(listener)
+    reloading, began, _status = told.split("\n")
+    assert reloading == "RELOADING=1"
+    assert before_us <= int(began.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
 
 
 def test_the_watchdog_is_fed_at_a_third_of_its_time(address: str) -> None:

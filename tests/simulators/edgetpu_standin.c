@@ -10,7 +10,8 @@
  * Knobs, read from the environment at each call:
  *   STANDIN_DEVICES    what is connected, e.g. "usb,usb,pci" (default "usb"; empty: nothing)
  *   STANDIN_DEVICES_FILE  a file with what is connected, instead: "usb 1". A device that was opened answers only while
- *                      the file says the very same; so writing "usb 2" is a device that was out and in again
+ *                      the file says the very same; so writing "usb 2" is a device that was out and in again. While it
+ *                      says "usb 1 hang", an inference does not come back
  *   STANDIN_FAIL_OPEN  opening fails, with this message
  *   STANDIN_LOG        a file that gets one line for each option given when a device is opened
  */
@@ -20,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef int Status; /* kTfLiteOk = 0, kTfLiteError = 1 */
 
@@ -121,6 +123,11 @@ static Status prepare_node(Context *context, Node *node) {
 static Status invoke_node(Context *context, Node *node) {
   const Delegate *delegate = node->user_data;
   char *now = connected();
+  while (strstr(now, " hang")) {
+    free(now);
+    usleep(20000);
+    now = connected();
+  }
   bool gone = getenv("STANDIN_DEVICES_FILE") && strcmp(now, delegate->data) != 0;
   free(now);
   if (gone) return 1; /* kTfLiteError */

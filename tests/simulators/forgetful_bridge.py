@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from cloud_bridge import cli
-from cloud_bridge.store import sqlite, writing
+from cloud_bridge.store import writing
 from cloud_bridge.store.ledger import StreamLedger
+from cloud_bridge.store.sqlitetransaction import SqliteTransaction
 from cloud_bridge.store.writing import SqlRow
 
 
@@ -15,7 +16,7 @@ class ForgetfulLedger(StreamLedger):
         super().receive(seqs)
 
 
-def _insert(self: sqlite._SqliteTransaction, rows: Sequence[SqlRow]) -> int:
+def _insert(self: SqliteTransaction, rows: Sequence[SqlRow]) -> int:
     # Without the runs of numbers, which would refuse one that is there.
     return self._connection.executemany(
         "INSERT INTO stream_records (stream, seq, kind, pipeline, recorded_at_ns, received_at_ns, body, blob)"
@@ -27,5 +28,5 @@ def _insert(self: sqlite._SqliteTransaction, rows: Sequence[SqlRow]) -> int:
 if __name__ == "__main__":
     # The parts under test, replaced on purpose.
     vars(writing)["StreamLedger"] = ForgetfulLedger
-    sqlite._SqliteTransaction.insert_records = _insert  # type: ignore[method-assign]
+    SqliteTransaction.insert_records = _insert  # type: ignore[method-assign]
     cli.main()

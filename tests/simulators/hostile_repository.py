@@ -185,6 +185,7 @@ class Knobs:
     extra: bytes = b""  # follows the file
     replace: bytes | None = None  # is sent instead of the file
     cuts_left: int | None = None  # so often `cut_after` holds; None: always
+    words: bytes = b""  # the body of an answer that is no file
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ class HostileServer:
     context: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
     sent_bytes: int = 0
+    connections: int = 0
     _closing: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -238,6 +240,7 @@ class HostileServer:
 
             def get_request(self) -> tuple[socket.socket, Any]:
                 connection, address = super().get_request()
+                outer.connections += 1
                 connection.settimeout(30)
                 if outer.context is not None:
                     connection = outer.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
@@ -262,7 +265,9 @@ class HostileServer:
         knobs = self.knobs if self.knobs.only in path else Knobs()
         content = self.files.get(path) if knobs.replace is None else knobs.replace
         if knobs.status is not None or content is None:
-            self._head(handler, knobs, knobs.status or 404, {"content-length": "0", "location": knobs.location})
+            described = {"content-length": str(len(knobs.words)), "location": knobs.location}
+            self._head(handler, knobs, knobs.status or 404, described)
+            self._body(handler, knobs, knobs.words)
             return
         content += knobs.extra
         begin, status = 0, 200

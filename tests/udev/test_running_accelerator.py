@@ -40,6 +40,7 @@ CONFIG = """
 gateway: {{id: plugged, state_directory: "{root}/state"}}
 vault: {{level: software}}
 metrics: {{enabled: false}}
+log: {{level: debug}}
 models: {{directories: ["{root}/models"]}}
 sources:
   values: {{type: replay, file: "{root}/values.csv", rate_hz: 1, speed: 40, loop: true}}

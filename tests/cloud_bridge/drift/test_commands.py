@@ -37,7 +37,7 @@ def run(place: Path, *words: str) -> Result:
 
 def lines(result: Result) -> list[dict[str, object]]:
     assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n") if line]
 
 
 def write_findings(place: Path) -> str:

@@ -37,7 +37,7 @@ def create(file: Path, *words: str) -> Result:
 
 def tokens(file: Path) -> list[Any]:
     listed = CliRunner().invoke(main, ["identity", "token", "list", "--json", "--config", str(file)])
-    return [json.loads(line) for line in listed.stdout.splitlines()]
+    return [json.loads(line) for line in listed.stdout.split("\n") if line]
 
 
 def test_a_device_can_use_the_file_that_the_bridge_writes(file: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def run(file: Path, *words: str) -> Result:
 def lines(file: Path, *words: str) -> list[dict[str, Any]]:
     result = run(file, *words, "--json")
     assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n") if line]
 
 
 def device_at(file: Path, gateway: str = "dock-7") -> AttestedDevice:

@@ -29,7 +29,7 @@ def run(file: Path, *words: str) -> Result:
 def answer(file: Path, *words: str, status: int = 0) -> Any:
     result = run(file, *words, "--json")
     assert result.exit_code == status, result.output
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    lines = [json.loads(line) for line in result.stdout.split("\n") if line]
     return lines[0] if len(lines) == 1 else lines
 
 

@@ -118,7 +118,7 @@ def test_the_control_without_the_runs_it_would_be_there_twice(
 ) -> None:
     take(store, arrival(DOCK, 3, 4, 5))
     forget_spans(store)
-    monkeypatch.setattr("cloud_bridge.store.sqlite.add_runs", lambda *_: None)
+    monkeypatch.setattr("cloud_bridge.store.sqlitetransaction.add_runs", lambda *_: None)
     take(store, arrival(DOCK, 3))
     assert [one.seq for one in store.records(RecordFilter())].count(3) == 2
     assert {"doubled-key", "run-missing"} <= {violation.rule for violation in store.check()}

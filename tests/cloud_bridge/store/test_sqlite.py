@@ -211,7 +211,7 @@ def test_closing_waits_for_a_snapshot_that_is_read_and_the_log_is_emptied(
     path: Path, monkeypatch: pytest.MonkeyPatch, *, patience: float, log_is_left: bool
 ) -> None:
     """The second is the control: without the patience the file is not whole without its log."""
-    monkeypatch.setattr("cloud_bridge.store.sqlite._LAST_READS_SECONDS", patience)
+    monkeypatch.setattr("cloud_bridge.store.sqlitereading._LAST_READS_SECONDS", patience)
     store = SqliteStore(path)
     store.ingest(rows(1, 10))
     reading, go_on = threading.Event(), threading.Event()

@@ -81,8 +81,9 @@ def test_a_retrained_release_waits_for_a_person_or_begins_a_canary_as_configured
     assert run(site, "rollout", "abort", begun["id"]).exit_code == 0
 
     write_settings(site, "canary")
-    again = answer(site, "training", "retrain", NAME, "--share", str(SHARE), "--from", "1.0.0")
+    again = answer(site, "training", "retrain", NAME, "--share", str(SHARE))
     assert (again["version"], again["state"]) == ("1.0.2", "candidate")
+    assert again["lineage"]["parent"] == f"{NAME} 1.0.1", "the newest that is published, opened again"
     (rollout,) = again["rollouts"]
     status = answer(site, "rollout", "status", rollout)
     assert (status["release"], status["pipeline"], status["phase"]) == (f"{NAME}@1.0.2", "motor", "running")

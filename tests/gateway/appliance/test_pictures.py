@@ -72,6 +72,19 @@ def test_a_code_that_is_out_of_focus_is_not_misread() -> None:
         assert codes_in(seen(paper, height=240, seed=seed, blur=4.0)) in ([], [content])
 
 
+@pytest.mark.parametrize(("over", "ways"), [(False, 5), (True, 1)])
+def test_a_picture_is_tried_in_further_ways_only_while_there_is_time(over: bool, ways: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (240, 320, 3)).astype(np.uint8)
+    asked: list[None] = []
+
+    def enough() -> bool:
+        asked.append(None)
+        return over
+
+    assert codes_in(noise, enough) == []
+    assert len(asked) == ways
+
+
 def test_without_cameras_nothing_is_seen(tmp_path: Path) -> None:
     assert list(seen_codes(tmp_path)) == []
     (tmp_path / "video0").touch()

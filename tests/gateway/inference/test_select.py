@@ -12,7 +12,7 @@ from gateway.errors import BackendUnavailableError, ConfigError, ModelError
 from gateway.inference.backend import Availability
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.plain import open_plain
-from gateway.inference.select import default_backends, load_model
+from gateway.inference.select import BackendFailures, default_backends, load_model
 from gateway.preprocess.preparation import preparation_for
 from gateway.wire.manifest import Plain, Regression, Target, WindowInput
 from tests.gateway.inference.graphs import dense
@@ -126,6 +126,31 @@ def test_a_backend_that_fails_is_told_when_another_takes_its_place(tmp_path: Pat
     with capture_logs() as logs:
         load(tmp_path, backends=(accelerator(refuse_load=ModelError("it is broken")), cpu()))
     assert (logs[0]["event"], logs[0]["backend"]) == ("backend_failed", "edgetpu")
+
+
+def test_a_backend_that_fails_again_and_again_is_told_when_that_begins_and_when_it_is_over(tmp_path: Path) -> None:
+    release(tmp_path, "cpu-int8", "edgetpu")
+    failures = BackendFailures()
+
+    def told(*reasons: str | None, remembered: BackendFailures | None = failures) -> list[str]:
+        with capture_logs() as logs:
+            for reason in reasons:
+                refused = ModelError(reason) if reason is not None else None
+                load_model(
+                    ReleaseStore([tmp_path]),
+                    Pipeline(source="a", model="probe"),
+                    preparation_for,
+                    open_plain,
+                    backends=(accelerator(refuse_load=refused), cpu()),
+                    failures=remembered,
+                )
+        return [entry["event"] for entry in logs if entry["event"].startswith("backend_")]
+
+    assert told("broken", "broken", "broken") == ["backend_failed"]
+    assert told("broken otherwise") == ["backend_failed"]
+    assert told(None, None) == ["backend_works_again"]
+    assert told("broken") == ["backend_failed"]
+    assert told("broken", "broken", remembered=None) == ["backend_failed"] * 2  # control: nobody remembers
 
 
 def test_threads_reach_the_runtime(tmp_path: Path) -> None:

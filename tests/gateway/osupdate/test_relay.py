@@ -3,7 +3,9 @@
 import hashlib
 import http.client
 import threading
+import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,100 @@ def test_many_at_once_get_what_they_ask_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ["bytes=5-2", "bytes=-5", "pages=1-2", "bytes=a-b", "", "bytes=99-"])
 def test_ranges_that_no_download_needs_have_no_part(header: str) -> None:
     assert part_of(header, 10) is None
+
+
+class CountingWay(DirectoryWay):
+    """Tells how often it was read, and how many bytes it gave."""
+
+    reads = 0
+    given_bytes = 0
+
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+        self.reads += 1
+        for piece in super().read(path, offset, limit):
+            self.given_bytes += len(piece)
+            yield piece
+
+
+PART = 32 * 1024
+
+
+def in_parts(address: str, offsets: range) -> bytes:
+    return b"".join(asked(address, f"{offset}-{offset + PART - 1}")[1] for offset in offsets)
+
+
+def test_the_relay_reads_ahead_of_who_reads_on(tmp_path: Path) -> None:
+    _, bundle = streamed(tmp_path)
+    way = CountingWay(tmp_path)
+    with relay(way, Unmetered(), bundle, Relayed()) as address:
+        assert in_parts(address, range(0, 20 * PART, PART)) == CONTENT[: 20 * PART]
+    assert way.reads <= 6
+
+
+def test_who_skips_and_who_counts_bytes_gets_what_was_asked_for_and_no_more(tmp_path: Path) -> None:
+    class Counted(Unmetered):
+        def room(self, feature: str) -> int | None:
+            return 1 << 30
+
+    _, bundle = streamed(tmp_path)
+    for meter, step in ((Unmetered(), 2 * PART), (Counted(), PART)):
+        way = CountingWay(tmp_path)
+        offsets = range(0, 10 * step, step)
+        with relay(way, meter, bundle, Relayed()) as address:
+            assert in_parts(address, offsets) == b"".join(CONTENT[offset : offset + PART] for offset in offsets)
+        assert way.given_bytes == TAIL + len(offsets) * PART
+
+
+def test_what_cannot_be_read_ahead_is_missed_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    class EndingWay(DirectoryWay):
+        def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+            if offset < len(CONTENT) - TAIL and offset + limit > 2 * PART:
+                yield from super().read(path, offset, max(0, 2 * PART - offset))
+                raise UnreachableError("the bridge is away")
+            yield from super().read(path, offset, limit)
+
+    _, bundle = streamed(tmp_path)
+    seen = Relayed()
+    with relay(EndingWay(tmp_path), Unmetered(), bundle, seen, pauses=()) as address:
+        assert in_parts(address, range(0, 2 * PART, PART)) == CONTENT[: 2 * PART]
+        assert seen.error is None
+        assert asked(address, f"{2 * PART}-{3 * PART - 1}")[0] == 503
+    assert isinstance(seen.error, UnreachableError)
+
+
+def test_a_relay_that_has_ended_leaves_its_source_alone(tmp_path: Path) -> None:
+    """RAUC went on reading after the gateway had given an installation up; the next relay uses the same source."""
+    going_on, left = threading.Event(), threading.Event()
+
+    class HeldWay(DirectoryWay):
+        held = False
+
+        def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+            if offset >= len(CONTENT) - TAIL:  # the signature part
+                yield from super().read(path, offset, limit)
+                return
+            assert not left.is_set()
+            self.held = True
+            going_on.set()
+            try:
+                for piece in super().read(path, offset, limit):
+                    time.sleep(0.1)  # a slow link: the rest would take two seconds
+                    yield piece
+            finally:
+                self.held = False
+
+    _, bundle = streamed(tmp_path)
+    way = HeldWay(tmp_path)
+    with relay(way, Unmetered(), bundle, Relayed()) as address:
+
+        def read() -> None:
+            with suppress(http.client.IncompleteRead):  # it is told that something is missing
+                asked(address, "0-")
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        assert going_on.wait(10)
+    assert not way.held
+    left.set()
+    reading.join(30)
+    assert not reading.is_alive()

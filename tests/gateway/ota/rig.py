@@ -22,16 +22,18 @@ from gateway.inference.bundle import ReleaseStore
 from gateway.inference.litert import LiteRtBackend
 from gateway.inference.model import Model
 from gateway.inference.select import load_model
-from gateway.ota.agent import Around, OtaAgent
+from gateway.ota.agent import OtaAgent
+from gateway.ota.around import Around
 from gateway.ota.bay import Bay
 from gateway.ota.effective import came_over_the_air
 from gateway.ota.figures import OtaMetrics
 from gateway.ota.install import Installer
 from gateway.ota.journal import FILE, Installed, Journal, Slot
 from gateway.ota.watch import Watch
-from gateway.pipeline import Pipeline, Surroundings
+from gateway.pipeline import Pipeline
 from gateway.preprocess.preparation import preparation_for
 from gateway.sealing import SealedModels
+from gateway.surroundings import Surroundings
 from gateway.values import Capture, Entry, Inference, Receipt, Sample, SampleBlock
 from gateway.vault.vault import Vault
 from gateway.wire.messages import Assignment, ModelRef, Twin, encode

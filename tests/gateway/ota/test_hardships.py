@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from gateway.config import Trial
+from gateway.ota.errors import UnreachableError
 from gateway.ota.journal import VERDICTS, Journal
 from tests.gateway.ota.releases import release, scorer
 from tests.gateway.ota.rig import Device, digest
@@ -243,6 +244,7 @@ def test_a_release_that_is_missing_is_told_once(device: Device) -> None:
     runs(device, "2.0.0")
     device.stop()
     device.vault.remove("probe", "2.0.0")
+    device.repository.failing = UnreachableError("nobody answers")  # else it would be fetched again
     with structlog.testing.capture_logs() as logs:
         device.restart()
         answers = len(device.record.versions)

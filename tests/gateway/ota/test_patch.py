@@ -4,14 +4,18 @@ import bz2
 import hashlib
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.ota.patch import BSDIFF, MAX_RATIO, ZSTD, PatchError, Recipe, make
-from gateway.ota.patch_child import BadPatchError, Output, apply_bsdiff
+from gateway.ota.patch_child import BadPatchError, Output, apply_bsdiff, sum_of_bytes
 from gateway.vault.memory import PlaintextMemory
 from tests.simulators.release_repository import difference
 
@@ -129,3 +133,17 @@ def test_memory_is_limited(tmp_path: Path) -> None:
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(PatchError, match="xdelta"):
         make(recipe("xdelta"), memory(b"x"), memory(OLD))
+
+
+@given(st.binary(max_size=600), st.binary(max_size=600))
+def test_strings_of_bytes_are_added_byte_by_byte_and_no_carry_reaches_the_next(one: bytes, other: bytes) -> None:
+    size = min(len(one), len(other))
+    expected = bytes((a + b) % 256 for a, b in zip(one, other, strict=False))
+    assert sum_of_bytes(memoryview(one)[:size], other[:size]) == expected
+
+
+def test_the_child_that_applies_patches_starts_without_numpy() -> None:
+    loaded = "import sys, {}; print('numpy' in sys.modules)"
+    for module, expected in (("gateway.ota.patch_child", "False"), ("gateway.ota.canary_child", "True")):
+        run = subprocess.run([sys.executable, "-c", loaded.format(module)], check=True, capture_output=True, text=True)
+        assert run.stdout.strip() == expected, module

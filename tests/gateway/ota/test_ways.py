@@ -131,6 +131,30 @@ def test_the_repository_is_asked_with_the_certificate_of_the_hour(
     without.close()
 
 
+def test_many_parts_of_a_file_cost_one_handshake(secured: tuple[HostileServer, Authority], tmp_path: Path) -> None:
+    """RAUC streams a bundle in thousands of parts, and takes of each no byte more than it has asked for."""
+    server, authority = secured
+    authority.issue(tmp_path / "hour.pem", host="gw-a")
+
+    def identity() -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(authority.ca_file))
+        context.load_cert_chain(tmp_path / "hour.pem")
+        return context
+
+    way = HttpsWay(server.url, identity, monotonic_ns=time.monotonic_ns)
+    for offset in range(0, 500_000, 100_000):
+        got, pieces = b"", way.read("targets/file", offset, 100_000)
+        while len(got) < 100_000:
+            got += next(pieces)
+        pieces.close()
+        assert got == CONTENT[offset : offset + 100_000]
+    assert server.connections == 1
+    next(way.read("targets/file", 0, 100_000))  # control: who leaves in the middle has to connect anew
+    assert b"".join(way.read("targets/file", 0, 10)) == CONTENT[:10]
+    assert server.connections == 2
+    way.close()
+
+
 def test_a_server_of_another_authority_is_not_asked(secured: tuple[HostileServer, Authority], tmp_path: Path) -> None:
     server, _ = secured
     other = Authority(tmp_path / "other", "other")
@@ -185,6 +209,18 @@ def test_an_answer_that_is_no_file_is_unreachable_and_a_redirect_not_followed(st
         with pytest.raises(RangeIgnoredError):
             list(way.read("targets/file", len(CONTENT) + 5, 10))
         way.close()
+
+
+@pytest.mark.parametrize(("words", "connections"), [(b"", 1), (b"not found", 1), (b"x" * 5000, 3)])
+def test_a_file_that_is_not_there_costs_no_connection_unless_its_answer_is_long(words: bytes, connections: int) -> None:
+    with HostileServer({"targets/file": CONTENT}, Knobs(only="root", words=words)).running() as server:
+        way = HttpsWay(server.url, monotonic_ns=time.monotonic_ns, schemes=("http",))
+        for _ in range(2):
+            with pytest.raises(NotThereError):
+                list(way.read("metadata/2.root.json", 0, 100))
+            assert b"".join(way.read("targets/file", 0, 1 << 30)) == CONTENT
+        way.close()
+        assert server.connections == connections
 
 
 # ---- over a broker, simulated --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from gateway.outbox import opening
+from gateway.outbox import opening, rescue
 from gateway.outbox.quarantine import Damage
 from gateway.outbox.store import Outbox
 from tests.gateway.outbox.outbox_kit import event, settings
@@ -42,7 +42,8 @@ def forget(_file: Path, _damage: Damage) -> None:
 
 def main(directory: Path, mode: str) -> None:
     if mode == "forgotten":
-        vars(opening)["write_down"] = forget
+        for module in (opening, rescue):
+            vars(module)["write_down"] = forget
     step = 0
     while True:
         place = directory / str(step)

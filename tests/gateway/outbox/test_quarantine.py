@@ -76,6 +76,56 @@ def test_control_without_a_word_on_the_disk_kills_lose_the_notice(tmp_path: Path
     assert silent > 0
 
 
+def usurped(file: Path) -> tuple[str, str]:
+    """Make a store that was written out because another took its place, and that other; returns both epochs."""
+    epochs = []
+    for folder, events in (("own", 5), ("other", EVENTS)):
+        with opened(file.parent.with_name(folder) / file.name) as outbox:
+            outbox.put([event(n) for n in range(events)])
+            epochs.append(outbox.epoch)
+    file.parent.mkdir(exist_ok=True)
+    (file.parent.with_name("own") / file.name).rename(side(file, ".rescued"))
+    (file.parent.with_name("other") / file.name).rename(file)
+    own, other = epochs
+    return own, other
+
+
+def test_a_kill_at_any_step_of_putting_a_store_back_leaves_one_notice_of_the_one_in_its_place(tmp_path: Path) -> None:
+    own, other = usurped(tmp_path / "damaged" / "outbox.db")
+    files = killed_at_each_step(tmp_path, "kept")
+    assert len(files) > 15
+    for file in files:
+        for _ in range(2):
+            with opened(file) as outbox:
+                (notice,) = told(outbox)
+                assert outbox.epoch == own, file
+                assert {row.seq for row in rows(outbox, "event")} >= set(range(1, 6)), file
+        assert (notice.epoch, notice.missing) == (other, {"event": (1, EVENTS)}), file
+        assert "was replaced by another store" in notice.detail
+        assert "the store it stood for goes on" in notice.detail
+        assert not side(file, ".untold").exists()
+
+
+def test_control_without_a_word_on_the_disk_nobody_hears_of_a_store_that_was_in_the_way(tmp_path: Path) -> None:
+    usurped(tmp_path / "damaged" / "outbox.db")
+    silent = 0
+    for file in killed_at_each_step(tmp_path, "forgotten"):
+        with opened(file) as outbox:
+            silent += not told(outbox)
+    assert silent > 0
+
+
+def test_a_store_put_back_that_is_damaged_too_tells_of_both(file: Path) -> None:
+    usurped(file)
+    content = side(file, ".rescued").read_bytes()
+    side(file, ".rescued").write_bytes(content[:16] + b"\0\0" + content[18:])
+    with opened(file) as outbox:
+        (notice,) = told(outbox)
+        assert "was replaced by another store" in notice.detail
+        assert "which is kept too" in notice.detail
+    assert side(quarantined_name(file), ".1").exists()
+
+
 def test_a_new_store_that_cannot_be_made_is_made_later_with_the_notice_in_it(file: Path) -> None:
     damaged(file)
     obstacle = side(file, ".new")

@@ -52,6 +52,8 @@ def test_a_file_that_was_put_in_its_place_is_kept_aside(tmp_path: Path) -> None:
     recorder.reopen()
     assert len(rows(outbox, "event")) == 5
     assert side(file, ".quarantined").read_bytes().startswith(b"something else")
+    said = [row.body for row in rows(outbox, "critical") if b"was replaced by another store" in row.body]
+    assert len(said) == 1, "the cloud hears of it"
     recorder.close()
 
 

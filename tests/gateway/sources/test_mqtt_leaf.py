@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.config import MqttSource
 from gateway.errors import ConfigError, SourceLostError
 from gateway.sources.base import OnMessage, open_source
-from gateway.sources.mqtt_leaf import MAX_PAYLOAD_BYTES, QUEUE_MESSAGES, MqttLeaf, UnusableMessageError
+from gateway.sources.mqtt_leaf import HELD_MESSAGES, MAX_PAYLOAD_BYTES, QUEUE_MESSAGES, MqttLeaf, UnusableMessageError
 
 
 class LocalBroker:
@@ -127,6 +127,19 @@ def test_a_flood_is_bounded_and_counted_and_never_blocks_the_client() -> None:
     assert source.drops == {"queue_full": 500}
     assert next(captures).samples.tolist() == [[0]]
     source.close()
+
+
+def test_all_that_the_broker_has_kept_for_us_is_taken_at_once_up_to_a_bound() -> None:
+    broker = LocalBroker()
+    source = leaf(broker)
+    kept = [Kept() for _ in range(HELD_MESSAGES + 5)]
+    for each in kept:
+        source._arrived("leaf/1", b"1", each)
+    assert source.drops == {"queue_full": 5}
+    assert [each.said for each in kept[-6:]] == [[], *[["done"]] * 5]
+    # The control: what no broker keeps is refused far sooner.
+    source._arrived("leaf/1", b"1")
+    assert source.drops == {"queue_full": 6}
 
 
 def test_samples_are_stamped_when_they_arrive_not_when_they_are_read() -> None:

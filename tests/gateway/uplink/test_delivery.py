@@ -5,7 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.uplink.delivery import SECOND, TELL_NS, Delivery, Limits, Want
+from gateway.uplink.delivery import TELL_NS, Delivery, Limits, Want
+from gateway.uplink.pacing import SECOND
 from gateway.wire.messages import CLASSES, Ack, RecordClass
 
 EPOCH = "0123456789abcdef"

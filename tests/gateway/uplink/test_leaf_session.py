@@ -143,7 +143,7 @@ async def test_a_topic_that_is_not_configured_any_more_is_taken_back(broker: Mos
         await leaf.say(b"1", topic="leaf/old")
         after = Gateway(broker, topic="leaf/new")
         async with running(after.announcer.run()):
-            await until(lambda: after.announcer._client._strays == {"leaf/old"})
+            await until(lambda: after.announcer._client._subscriptions.strays == {"leaf/old"})
             await leaf.say(b"2", topic="leaf/new")
             await until(lambda: after.heard == [b"2"])
             after.done[0]()

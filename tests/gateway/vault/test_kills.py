@@ -12,6 +12,7 @@ import pytest
 from nacl.public import PublicKey, SealedBox
 
 from gateway.config import Vault as VaultSettings
+from gateway.vault.damage import damage_of
 from gateway.vault.store import read_release
 from gateway.vault.vault import Vault
 from gateway.wire.manifest import Artefact
@@ -107,6 +108,22 @@ def test_what_an_import_that_was_killed_has_left_is_gone_after_the_next_start(tm
             assert list(models.rglob("*.partial")) == []
             shutil.rmtree(models, ignore_errors=True)
     assert max(sizes) > len(WEIGHTS)  # something that takes room was there to be removed
+
+
+def test_killed_anywhere_in_mending_a_damaged_release_the_next_start_ends_it(tmp_path: Path) -> None:
+    _, (artefact,) = plain_release(tmp_path / "plain", {"model.tflite": WEIGHTS})
+    vault = open_vault(tmp_path)
+    vault.initialise()
+    stored = vault.import_release(tmp_path / "plain/probe/1.0.0").directory
+    (stored / "manifest.json").write_bytes(b"")
+    for _ in kills.kill_points(kills.victim("import", tmp_path), ("rename", "fsync")):
+        # The damaged one, or none, or the new one whole: never anything that only looks like it.
+        assert not stored.exists() or not (stored / "manifest.json").read_bytes() or damage_of(stored) == ""
+        again = open_vault(tmp_path)
+        again.initialise()  # as every start of the gateway does
+        with again.open_weights(again.import_release(tmp_path / "plain/probe/1.0.0").directory, artefact) as opened:
+            assert bytes(opened.view) == WEIGHTS
+        (stored / "manifest.json").write_bytes(b"")
 
 
 def test_killed_anywhere_in_taking_a_grant_the_old_or_the_new_key_is_there(tmp_path: Path) -> None:

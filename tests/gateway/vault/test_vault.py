@@ -21,6 +21,7 @@ from gateway.vault.errors import (
     KeyMissingError,
     KeyStoreError,
     LeaseEndedError,
+    VaultConfigError,
     VaultError,
     WrongKeyError,
 )
@@ -28,7 +29,7 @@ from gateway.vault.keyring import WrappedKey
 from gateway.vault.keystore import KeyStore
 from gateway.vault.lease import NANOSECONDS_A_DAY
 from gateway.vault.store import SealedStore, read_release
-from gateway.vault.vault import Vault
+from gateway.vault.vault import Vault, open_connection
 from gateway.wire.manifest import Artefact
 from tests.gateway.vault.device import NEVER, Clock, Device, plain_release, some_weights
 from tests.simulators import swtpm
@@ -389,3 +390,26 @@ def test_a_damaged_pointer_to_the_generation_says_what_to_do(tmp_path: Path) -> 
         vault.check()
     (tmp_path / "vault/current").write_text("1\n")
     vault.check()
+
+
+@pytest.mark.parametrize(
+    "tcti",
+    [
+        "cmd:/tmp/program",
+        "swtpm:host=127.0.0.1,port=2321",
+        "/tmp/library.so",
+        "device:/dev/sda",
+        "device:/dev/tpm0/../sda",
+    ],
+)
+def test_root_on_an_appliance_reaches_the_tpm_by_the_kernel_alone(tmp_path: Path, tcti: str) -> None:
+    marker = tmp_path / "appliance"
+    marker.touch()
+    settings = VaultSettings(level="tpm", tcti=tcti)
+    with pytest.raises(VaultConfigError, match="not used by root"):
+        open_connection(settings, appliance_marker=marker, user_id=lambda: 0)
+    # Controls: who runs it has no rights to give away, or nobody else writes the configuration.
+    open_connection(settings, appliance_marker=marker, user_id=lambda: 994)
+    open_connection(settings, appliance_marker=NEVER, user_id=lambda: 0)
+    for device in ("device:/dev/tpmrm0", "device:/dev/tpm1"):
+        open_connection(VaultSettings(level="tpm", tcti=device), appliance_marker=marker, user_id=lambda: 0)

@@ -1,0 +1,296 @@
+"""Brings what each pipeline is to run: looks at the repository, fetches, proves, compares and swaps in.
+
+On a thread of its own, because over a thin link one release may take hours. Each step is in the journal before it is
+taken; where the disk does not take that, nothing new is tried.
+"""
+
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from gateway.errors import BackendUnavailableError, InferenceError, ModelError, WeightsWithheldError
+from gateway.inference.model import Model
+from gateway.intake import same_source
+from gateway.ota import slots
+from gateway.ota.around import Means
+from gateway.ota.bay import Bay
+from gateway.ota.canary import CanaryError
+from gateway.ota.errors import BudgetError, NoRootError, OtaError, StoppedError, TrustError
+from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
+from gateway.ota.journal import Installed, JournalError
+from gateway.ota.serving import Serving
+from gateway.ota.shadow import Shadow
+from gateway.ota.telling import Telling
+from gateway.vault.errors import VaultError
+from gateway.wire.manifest import ModelManifest
+from gateway.wire.messages import UpdatePhase
+from gateway.wire.times import rfc3339
+
+log = structlog.get_logger()
+
+FIRST_RETRY_SECONDS: Final = 10.0
+MAX_RETRY_SECONDS: Final = 3600.0
+KEY_RETRY_SECONDS: Final = 5.0
+
+_FINAL: Final = (CanaryError, NothingForUsError, DamagedReleaseError)
+"""The same release would fail again: it is blocked."""
+
+
+@dataclass(slots=True)
+class _Pause:
+    """When a pipeline's update is tried again."""
+
+    until: float = 0.0
+    failures: int = 0
+
+
+class Bringing:
+    """Carries out what is wanted. `fetch_round` belongs to one thread, everything else to any."""
+
+    def __init__(self, means: Means, telling: Telling, serving: Serving, stopping: threading.Event) -> None:
+        """Take parts; nothing is begun once `stopping` is set."""
+        self._settings = means.settings
+        self._journal = means.journal
+        self._repository = means.repository
+        self._installer = means.installer
+        self._around = means.around
+        self._bays = means.bays
+        self._telling = telling
+        self._serving = serving
+        self._stopping = stopping
+        self._pauses: dict[str, _Pause] = {}
+        self._refreshed_at: float | None = None
+        self._repository_problem = ""
+        self._stale_told = False
+
+    @property
+    def repository_problem(self) -> str:
+        """The code of what is wrong with the repository, "" for nothing."""
+        return self._repository_problem
+
+    def refresh_soon(self) -> None:
+        """Look at the repository in the next round."""
+        self._refreshed_at = None
+
+    def try_again(self) -> None:
+        """Wait for nothing in the next round: the way to the bridge is there again."""
+        for pause in self._pauses.values():
+            pause.until = 0.0
+
+    def forget_pauses(self) -> None:
+        """Begin anew with what is wanted now."""
+        for pipeline in self._bays:
+            self._pauses.pop(pipeline, None)
+
+    def fetch_round(self) -> None:
+        """Try once to bring what each pipeline wants, where its time has come; refresh the metadata now and then."""
+        if not any(self._journal.book.slot(name).wanted is not None for name in self._bays):
+            self._telling.journal_fares("fetch", "")
+        for pipeline, bay in self._bays.items():
+            slot = self._journal.book.slot(pipeline)
+            pause = self._pauses.setdefault(pipeline, _Pause())
+            if self._stopping.is_set():
+                return
+            if slot.wanted is not None and slot.pinned is None and self._around.monotonic() >= pause.until:
+                problem = self._telling.tried(partial(self._update, pipeline, bay, slot.wanted.model))
+                self._telling.journal_fares("fetch", problem)
+                if problem:
+                    pause.until = self._around.monotonic() + FIRST_RETRY_SECONDS
+        due = self._refreshed_at is None or (
+            self._around.monotonic() - self._refreshed_at >= self._settings.refresh_seconds
+        )
+        if due and not self._stopping.is_set():
+            try:
+                self._refresh()
+            except OtaError as error:
+                self._repository_failed(error)
+
+    def _refresh(self) -> None:
+        self._refreshed_at = self._around.monotonic()
+        self._repository.refresh()
+        if self._repository_problem:
+            log.info("ota_repository_again")
+        self._repository_problem = ""
+
+    def _repository_failed(self, error: OtaError) -> None:
+        if self._repository_problem != error.code and not isinstance(error, StoppedError):
+            if isinstance(error, NoRootError):
+                log.error("ota_disabled", code=error.code, error=str(error), consequence="pipelines run what they have")
+                self._around.note("ota_disabled", "error", str(error))
+            else:
+                log.warning("ota_repository_fails", code=error.code, error=str(error))
+            if isinstance(error, TrustError):
+                self._around.note("ota_untrusted", "error", str(error))
+        self._repository_problem = error.code
+
+    def watch_repository(self) -> None:
+        """Say when the metadata of the repository become stale, and when they are fresh again."""
+        since_ns = self._repository.stale_since_ns
+        if since_ns is not None and not self._stale_told:
+            self._around.note(
+                "update_stale", "warning", f"no fresh metadata of the repository since {rfc3339(since_ns)}"
+            )
+        elif since_ns is None and self._stale_told:
+            self._around.note("update_fresh", "info", "the metadata of the repository are fresh again")
+        self._stale_told = since_ns is not None
+
+    def _update(self, pipeline: str, bay: Bay, model: Installed) -> None:
+        """Carry out what is wanted, as far as that goes now."""
+        try:
+            if self._serving.give_back(pipeline, bay, model):
+                return
+            self._journal.change(slots.attempted(pipeline))
+            self._bring(pipeline, bay, model)
+            self._pauses.pop(pipeline, None)
+        except StoppedError:
+            return
+        except _FINAL as error:
+            self._refuse(pipeline, model, error.code, str(error))
+        except OtaError as error:
+            if isinstance(error, TrustError):
+                self._repository_failed(error)
+            self._postpone(pipeline, model, error)
+        except (ModelError, BackendUnavailableError) as error:
+            self._refuse(pipeline, model, "golden", str(error))
+        except (InferenceError, VaultError, WeightsWithheldError) as error:
+            self._postpone(pipeline, model, _Later(str(error)))
+
+    def _bring(self, pipeline: str, bay: Bay, model: Installed) -> None:
+        self._refresh()
+        offer = self._repository.offer(model.name, model.version)
+        plan = self._installer.plan(offer, bay.settings)
+        self._require_same_source(bay, offer.manifest)
+        stored = self._installer.is_stored(plan)
+        cost: Stored | None = None
+        if stored is None:
+            self._telling.say(pipeline, "fetching", model, full_bytes=plan.full.size_bytes)
+            self._journal.change(slots.installed(model))
+            cost = self._install(pipeline, model, plan)
+            stored = cost.release
+            self._around.metrics.fetched(cost.fetched_bytes, cost.full_bytes)
+        if self._journal.book.slot(pipeline).active == model:
+            self._serving.come_back(pipeline, bay, model, cost)
+            return
+        self._telling.say(pipeline, "checking", model, cost=cost)
+        self._installer.prove(plan, stored, bay.settings)
+        loaded = bay.load(model.label)
+        comparison = self._compare(bay, loaded)
+        self._swap_in(pipeline, bay, model, loaded, comparison=comparison, cost=cost)
+
+    def _install(self, pipeline: str, model: Installed, plan: Plan) -> Stored:
+        room = self._installer.room()
+        if room is not None and room < plan.bytes_to_fetch:
+            raise BudgetError(
+                f"{model.name} {model.version} needs {plan.bytes_to_fetch} bytes over the link, whose budget has "
+                f"{room} left"
+            )
+        told = [0.0]
+
+        def progress(fetched: int) -> None:
+            now = self._around.monotonic()
+            if now - told[0] >= 10.0:
+                told[0] = now
+                log.info("ota_fetching", pipeline=pipeline, model=model.label, fetched_bytes=fetched)
+
+        return self._installer.install(plan, progress)
+
+    def _require_same_source(self, bay: Bay, manifest: ModelManifest) -> None:
+        serving = bay.manifest
+        if serving is not None and not same_source(serving.input, manifest.input):
+            raise NothingForUsError(
+                f"{manifest.name} {manifest.version} wants other samples than the source of its pipeline gives"
+            )
+
+    def _compare(self, bay: Bay, loaded: Model) -> dict[str, float]:
+        wanted = self._settings.trial.shadow_samples
+        serving = bay.manifest
+        if not wanted or serving is None or serving.input != loaded.manifest.input:
+            return {}
+        try:
+            return Shadow(loaded, wanted, self._around.monotonic).compare(bay.watch.let_look, self._stopping)
+        except BaseException:
+            loaded.close()
+            raise
+
+    def _swap_in(
+        self,
+        pipeline: str,
+        bay: Bay,
+        model: Installed,
+        loaded: Model,
+        *,
+        comparison: dict[str, float],
+        cost: Stored | None,
+    ) -> None:
+        with bay.lock:
+            slot = self._journal.book.slot(pipeline)
+            now = bay.serving
+            still = slot.wanted is not None and slot.wanted.model == model and slot.pinned is None
+            if not still or now is None or self._stopping.is_set():
+                loaded.close()
+                if now is None and still:
+                    raise _Later(f"pipeline {pipeline} does not run")
+                return
+            # While another is on trial, the way back stays the one that has proved itself.
+            before = slot.previous if slot.trial is not None and slot.previous is not None else None
+            before = before or Installed(name=now.name, version=now.version)
+            step = slots.begin_trial(
+                pipeline, model, before, bay.watch.reference(), now_ns=self._around.wall_ns(), at=self._telling.at()
+            )
+            try:
+                self._journal.change(step)
+            except JournalError:
+                loaded.close()
+                raise
+            try:
+                bay.exchange(loaded, keep_old=True)
+            except InferenceError as error:
+                # It is in the journal: the next run of the pipeline begins with the new release.
+                log.warning("model_swap_waits", pipeline=pipeline, model=model.label, error=str(error))
+            self._serving.begins(pipeline)
+        self._around.metrics.outcome(pipeline, "swapped")
+        reason = f"the patch could not be used: {cost.patch_failed}" if cost is not None and cost.patch_failed else ""
+        self._telling.say(pipeline, "trial", model, cost=cost, comparison=comparison, reason=reason)
+
+    def _wants(self, pipeline: str, model: Installed) -> bool:
+        """Tell whether it is still this release that is wanted: another may have been asked for meanwhile."""
+        wanted = self._journal.book.slot(pipeline).wanted
+        return wanted is not None and wanted.model == model
+
+    def _refuse(self, pipeline: str, model: Installed, code: str, reason: str) -> None:
+        if not self._wants(pipeline, model):
+            return
+        self._journal.insist(slots.refuse(pipeline, model, code, reason, self._telling.at()))
+        self._installer.forget(model.name, model.version)
+        log.error("model_refused", pipeline=pipeline, model=model.label, code=code, reason=reason)
+        self._around.note("model_refused", "error", f"pipeline {pipeline}, {model.label}: {reason}")
+        self._around.metrics.outcome(pipeline, "refused")
+        self._telling.say(pipeline, "refused", model, code=code, reason=reason)
+        self._serving.collect()
+
+    def _postpone(self, pipeline: str, model: Installed, error: OtaError) -> None:
+        if not self._wants(pipeline, model):
+            return
+        pause = self._pauses.setdefault(pipeline, _Pause())
+        pause.failures += 1
+        if isinstance(error, KeyAwaitedError) and pause.failures <= 12:
+            self._around.renew()
+            delay = KEY_RETRY_SECONDS
+        else:
+            delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(pause.failures - 1, 20))
+        pause.until = self._around.monotonic() + delay * (0.5 + 0.5 * self._around.draw())
+        told = self._journal.book.slot(pipeline).told
+        if told is None or (told.code, told.reason) != (error.code, str(error)):
+            log.warning("model_update_waits", pipeline=pipeline, model=model.label, code=error.code, reason=str(error))
+        # The list of the repository, or who stands between, may be another one the next time.
+        phase: UpdatePhase = "refused" if isinstance(error, TrustError) else "waiting"
+        self._telling.say(pipeline, phase, model, code=error.code, reason=str(error))
+
+
+class _Later(OtaError):
+    """It could not be done now."""
+
+    code = "later"

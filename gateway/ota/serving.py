@@ -1,0 +1,232 @@
+"""Which release answers in each pipeline, how it does on trial, and the way back.
+
+What is decided lies in pure code (`slots`, `trial`); the model of a pipeline is exchanged under the lock of its bay.
+"""
+
+import msgspec
+import structlog
+
+from gateway.errors import BackendUnavailableError, InferenceError, ModelError, WeightsWithheldError
+from gateway.ota import slots
+from gateway.ota.around import Means
+from gateway.ota.bay import Bay
+from gateway.ota.install import Stored
+from gateway.ota.journal import Installed
+from gateway.ota.telling import Telling
+from gateway.ota.trial import Proven, Seen, TakeBack
+from gateway.ota.trial import judge as judge_trial
+from gateway.vault.errors import VaultError
+
+log = structlog.get_logger()
+
+
+class Serving:
+    """What the pipelines run. Methods may be called from any thread."""
+
+    def __init__(self, means: Means, telling: Telling) -> None:
+        """Take parts."""
+        self._settings = means.settings
+        self._journal = means.journal
+        self._installer = means.installer
+        self._around = means.around
+        self._bays = means.bays
+        self._telling = telling
+        self._began: dict[str, float] = {}  # monotonic, of trials in this run of the program
+        self._missing: dict[str, str] = {}  # what each pipeline should run and is not there
+
+    def run_begins(self, pipeline: str) -> str:
+        """Return the `name@version` that a pipeline is to load; counts a crash if the last run ended badly.
+
+        A run that ended badly and cannot be counted, because the disk takes nothing, is one too many: who dies again
+        and again would never come to the number that ends it.
+        """
+        bay = self._bays[pipeline]
+        with bay.lock:
+            self._put_aside_damaged(pipeline)
+            before = self._journal.book.slot(pipeline).trial
+            slot = self._journal.insist(slots.run_begins(pipeline, self._telling.at())).slot(pipeline)
+            counted = self._telling.write()
+            if slot.trial is not None and slot.trial.crashes >= self._settings.trial.max_crashes:
+                self.take_back(pipeline, "crash-loop", f"{slot.trial.crashes} runs under it ended badly")
+            elif slot.trial is not None and before is not None and before.running and not counted:
+                self.take_back(pipeline, "crash-loop", "a run under it ended badly, and the disk takes no count of it")
+            self.begins(pipeline)
+            return self.label(pipeline)
+
+    def run_ended(self, pipeline: str) -> None:
+        """Note that a run of a pipeline ended for a reason that is not the model's."""
+        self._journal.insist(slots.run_ended(pipeline))
+        self._telling.write()
+
+    def label(self, pipeline: str) -> str:
+        """Return the `name@version` that a pipeline is to run; tells when that is another than it should be."""
+        bay = self._bays[pipeline]
+        label = slots.model_for(self._journal.book, pipeline, bay.settings.model, self._around.there())
+        chosen = slots.running(self._journal.book.slot(pipeline))
+        missing = chosen.label if chosen is not None and chosen.label != label else ""
+        before, self._missing[pipeline] = self._missing.get(pipeline, ""), missing
+        if missing and missing != before:
+            log.error("ota_release_missing", pipeline=pipeline, model=missing, instead=label)
+        elif before and not missing:
+            log.info("ota_release_missing_no_more", pipeline=pipeline, model=before, runs=label)
+        return label
+
+    def serve(self, pipeline: str, bay: Bay) -> None:
+        """Let the pipeline run what the journal says; one that does not run begins with it."""
+        label = self.label(pipeline)
+        if bay.serving is None or bay.serves(label):
+            return
+        try:
+            bay.exchange(bay.load(label), keep_old=False)
+        except (InferenceError, ModelError, BackendUnavailableError, WeightsWithheldError, VaultError) as error:
+            log.error("model_swap_failed", pipeline=pipeline, model=label, error=str(error))
+            bay.give_up(f"{label} cannot take over: {error}")
+
+    def give_back(self, pipeline: str, bay: Bay, model: Installed) -> bool:
+        """Return to a release that has proved itself here, as when a rollout is given up; no trial."""
+        with bay.lock:
+            slot = self._journal.book.slot(pipeline)
+            if slot.previous == model and (model.name, model.version) in self._around.there():
+                self._journal.change(slots.return_to_previous(pipeline, self._telling.at()))
+                self.serve(pipeline, bay)
+                self._telling.say(pipeline, "running", model)
+                return True
+            if slot.active in (None, model) and bay.serves(model.label):
+                self._journal.change(slots.give_directly(pipeline, model))
+                self._telling.say(pipeline, "running", model)
+                return True
+        return False
+
+    def take_back(self, pipeline: str, code: str, reason: str) -> None:
+        """Let the release before serve again, and then write that down: the disk may be what is in trouble.
+
+        Whoever is killed between the two begins with the bad one, still on trial, and takes it back once more.
+        """
+        slot = self._journal.book.slot(pipeline)
+        if slot.active is None:
+            return
+        self._journal.insist(slots.take_back(pipeline, code, reason, self._telling.at()))
+        log.error("model_reverted", pipeline=pipeline, model=slot.active.label, code=code, reason=reason)
+        self.serve(pipeline, self._bays[pipeline])
+        self._around.note("model_reverted", "error", f"pipeline {pipeline}, {slot.active.label}: {reason}")
+        self._around.metrics.outcome(pipeline, "reverted")
+        self._telling.say(pipeline, "reverted", slot.active, code=code, reason=reason)
+
+    def judge(self, pipeline: str) -> None:
+        """Look at a pipeline: let it run what it is to run, and take back or keep what is on trial.
+
+        Raises:
+            JournalError: the disk does not take what was decided.
+        """
+        bay = self._bays[pipeline]
+        self._tell_gap(pipeline, bay)
+        slot = self._journal.book.slot(pipeline)
+        chosen = slots.running(slot)
+        if chosen is not None and bay.serving is not None and not bay.serves(chosen.label):
+            with bay.lock:  # as when it was taken back while the pipeline was loading it
+                self.serve(pipeline, bay)
+        self._around.metrics.on_trial(pipeline, is_on_trial=slot.trial is not None)
+        if slot.trial is None or slot.active is None:
+            return
+        with bay.lock:
+            slot = self._journal.book.slot(pipeline)
+            trial, active = slot.trial, slot.active
+            if trial is None or active is None or slot.pinned is not None:
+                return
+            seen = bay.watch.seen(
+                active.name,
+                active.version,
+                seconds=self._around.monotonic() - self._began.get(pipeline, self._around.monotonic()),
+                crashes=trial.crashes,
+                stuck_seconds=bay.looking_seconds if bay.serves(active.label) else 0.0,
+            )
+            match judge_trial(self._settings.trial, trial.reference, bay.latency_target_ms, seen):
+                case TakeBack(code, reason):
+                    self.take_back(pipeline, code, reason)
+                case Proven():
+                    self._prove(pipeline, bay, active, seen)
+                case _:
+                    pass
+
+    def _prove(self, pipeline: str, bay: Bay, model: Installed, seen: Seen) -> None:
+        self._journal.change(slots.prove(pipeline, self._telling.at()))
+        bay.let_go()
+        log.info("model_proven", pipeline=pipeline, model=model.label, answers=seen.answers)
+        self._around.note("model_proven", "info", f"pipeline {pipeline} keeps {model.label}")
+        self._around.metrics.outcome(pipeline, "proven")
+        self._telling.say(pipeline, "running", model)
+        self.collect()
+
+    def _tell_gap(self, pipeline: str, bay: Bay) -> None:
+        """Complete what was said about a swap once the first answer has come."""
+        ref = bay.serving
+        told = self._journal.book.slot(pipeline).told
+        if ref is None or told is None or told.swap_gap_ms is not None or told.model.version != ref.version:
+            return
+        gap_ms = bay.watch.gap_ms(ref)
+        if gap_ms is not None and told.phase in ("trial", "running"):
+            self._around.metrics.gap(pipeline, gap_ms / 1e3)
+            self._journal.insist(slots.tell(msgspec.structs.replace(told, swap_gap_ms=gap_ms)))
+
+    def collect(self) -> None:
+        """Remove releases from the air that nobody needs any more."""
+        book = self._journal.book
+        keep = slots.kept(book, [ref for ref in self._telling.serving().values() if ref is not None])
+        gone = [each for each in book.installed if each not in keep]
+        for model in gone:
+            try:
+                self._installer.remove(model.name, model.version)
+            except VaultError as error:
+                log.warning("ota_release_not_removed", model=model.label, error=str(error))
+                return
+            log.info("ota_release_removed", model=model.label)
+        self._journal.insist(slots.removed(gone))
+        self._telling.write()
+
+    def begins(self, pipeline: str) -> None:
+        """Note that the time of a trial begins now."""
+        self._began[pipeline] = self._around.monotonic()
+
+    # ---- releases that are gone ---------------------------------------------------------------------
+
+    def want_missing(self, pipeline: str) -> None:
+        """Have a release fetched again that is active and not on the disk any more, as when it was damaged.
+
+        Raises:
+            JournalError: the disk does not take that.
+        """
+        book = self._journal.book
+        slot = book.slot(pipeline)
+        active = slot.active
+        if active is None or self._missing.get(pipeline) != active.label or active not in book.installed:
+            return
+        if slot.wanted is not None or slot.pinned is not None or slot.is_blocked(active) is not None:
+            return
+        self._journal.change(slots.want_again(pipeline, self._telling.at()))
+        log.warning("ota_release_wanted_again", pipeline=pipeline, model=active.label)
+
+    def come_back(self, pipeline: str, bay: Bay, model: Installed, cost: Stored | None) -> None:
+        """Let a release serve that was active, was gone and is there again: the same bytes, so nothing is to be proved.
+
+        Raises:
+            JournalError: the disk does not take that.
+        """
+        with bay.lock:
+            slot = self._journal.change(slots.give_directly(pipeline, model)).slot(pipeline)
+            self.serve(pipeline, bay)
+        self._telling.say(pipeline, "trial" if slot.trial is not None else "running", model, cost=cost)
+
+    def _put_aside_damaged(self, pipeline: str) -> None:
+        """Put aside what the pipeline is to run if it came over the air and is damaged: it is fetched again then."""
+        book = self._journal.book
+        chosen = slots.running(book.slot(pipeline))
+        if chosen is None or chosen not in book.installed:
+            return
+        try:
+            damage = self._installer.put_aside_damaged(chosen.name, chosen.version)
+        except VaultError as error:
+            log.warning("ota_release_not_looked_at", model=chosen.label, error=str(error))
+            return
+        if damage:
+            words = f"{chosen.name} {chosen.version} was damaged on this device and must be fetched again"
+            self._around.note("release_damaged", "warning", words)
