@@ -25,9 +25,10 @@ from gateway.inference.model import Model
 from gateway.inference.plain import open_plain
 from gateway.inference.select import load_model
 from gateway.outbox.store import Outbox
-from gateway.pipeline import Pipeline, Surroundings
+from gateway.pipeline import Pipeline
 from gateway.preprocess.preparation import preparation_for
 from gateway.sources.base import open_source
+from gateway.surroundings import Surroundings
 from gateway.values import Entry, Inference, Receipt, Window
 from gateway.wire.messages import Event, decode
 from hil.loopback.demo import Wishes, sources_for

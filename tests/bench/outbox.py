@@ -149,13 +149,16 @@ def _single(file: Path) -> dict[str, float | int]:
     return percentiles(delays)
 
 
+AIM_OPEN_SECONDS = 0.05
+
+
 def open_with_backlog(rows: int = 1_000_000) -> dict[str, Any]:
     """Seconds to open a store and commit the first new record, with a million rows waiting and with none."""
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         full = folder / "full.db"
         Outbox.open(full, OutboxSettings()).close()
-        _fill(full, rows)
+        fill(full, rows)
         figures = {}
         for name, file in (("empty", folder / "empty.db"), ("backlog", full)):
             started = time.perf_counter()
@@ -169,12 +172,18 @@ def open_with_backlog(rows: int = 1_000_000) -> dict[str, Any]:
         "waiting": rows,
         **figures,
         "rows": [
-            row(f"open a store with {rows:,} rows waiting and commit the first new record", told, aim="as with none")
+            row(
+                f"open a store with {rows:,} rows waiting and commit the first new record",
+                told,
+                aim=f"at most {AIM_OPEN_SECONDS * 1000:.0f} ms more than with none",
+                met=figures["backlog"] <= figures["empty"] + AIM_OPEN_SECONDS,
+            )
         ],
     }
 
 
-def _fill(file: Path, rows: int) -> None:
+def fill(file: Path, rows: int) -> None:
+    """Put events into a store that nobody has open, as an outage of weeks leaves them."""
     db = sqlite3.connect(file)
     body = encode(an_event(1))
     db.execute(

@@ -14,6 +14,17 @@ def row(what: str, measured: str, *, aim: str = "–", met: bool | None = None) 
     return {"what": what, "aim": aim, "measured": measured, "met": met}
 
 
+def at_least(what: str, value: float, aim: float, *, measured: str = "") -> Row:
+    """Make a row of a figure that is to be as large as its aim; `measured` is how it is put, if not as the number."""
+    return row(what, measured or f"{value:g}", aim=f"≥ {aim:g}", met=value >= aim)
+
+
+def at_most(what: str, value: float, aim: float, *, unit: str = "", measured: str = "") -> Row:
+    """Make a row of a figure that is to be as small as its aim; `unit` is that of both."""
+    unit = f" {unit}" if unit else ""
+    return row(what, measured or f"{value:g}{unit}", aim=f"≤ {aim:g}{unit}", met=value <= aim)
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the rows of all results as lines of a Markdown table, and the tables that results bring of their own."""
     lines = ["| what | name in `make bench` | aim | measured |", "| --- | --- | --- | --- |"]
@@ -38,6 +49,23 @@ def missed(results: Mapping[str, Any]) -> list[str]:
         for each in _rows(result)
         if each["met"] is False
     ]
+
+
+def unjudged(results: Mapping[str, Any]) -> list[str]:
+    """Name results that have nothing to be judged by, as in a file of before there were rows."""
+    return [name for name, result in results.items() if name != "machine" and not _rows(result)]
+
+
+def closing(results: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return what is to be said at the end, and whether every aim was met."""
+    lines = [f"missed: {line}" for line in missed(results)]
+    judged = [each for name, result in results.items() if name != "machine" for each in _rows(result)]
+    aims = sum(each["met"] is not None for each in judged)
+    without = (
+        [f"not judged, because the result has no rows: {', '.join(names)}"] if (names := unjudged(results)) else []
+    )
+    verdict = f"{len(lines)} of {aims} aims missed" if lines else f"all {aims} aims met"
+    return [*lines, *without, verdict], not lines
 
 
 def grid(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from tests.chaos.stand import Options, Stand
 
 SHORT_QUEUE = ("max_queued_messages 5", "max_inflight_messages 2")
 BURST = 10_000
+CARELESS = "tests.simulators.careless_producer"
+"""A gateway that deletes a record when the broker has it."""
 MOST_KEPT = (5 + 2) * Cloud().batch_records
 """Records that such a queue can hold at most: what is sent beyond that it has dropped."""
 
@@ -26,19 +28,7 @@ def test_c10_a_queue_that_drops_silently_loses_nothing(experiment: Experiment) -
 
 
 def test_c10_control_a_gateway_that_deletes_on_puback_loses_what_the_queue_drops(experiment: Experiment) -> None:
-    def send_everything(stand: Stand) -> int:
-        """As `fill_broker`, but until the whole burst is sent and deleted: then most of it is nowhere any more."""
-        stand.drained()
-        stand.rig.bridge.kill()
-        before = int(stand.told()["sent_records"])
-        stand.ask("burst")
-        stand.until(lambda: int(stand.told()["sent_records"]) - before >= BURST, "all of the burst is sent", 60.0)
-        stand.until(lambda: bool(stand.told()["empty"]), "all of the burst is deleted", 60.0)
-        return int(stand.told()["sent_records"]) - before
-
-    options = Options(
-        rate=1000.0, burst=BURST, broker_lines=SHORT_QUEUE, producer_module="tests.simulators.careless_producer"
-    )
+    options = Options(rate=1000.0, burst=BURST, broker_lines=SHORT_QUEUE, producer_module=CARELESS)
     verdict = overflow(experiment, options, send_everything)
     assert verdict.lost >= BURST - MOST_KEPT
     with pytest.raises(AssertionError, match="lost"):
@@ -74,6 +64,48 @@ def test_c10_a_broker_file_of_nuls_is_put_aside_and_nothing_is_lost(experiment: 
         assert list(file.parent.glob("mosquitto.db.damaged-*")), "the broker started on a file of NULs"
         stand.flows()
         stand.settle(least=5000)
+
+
+@pytest.mark.parametrize("fault", ["its disk is full", "its file is nothing but NULs"])
+def test_c10_control_a_gateway_that_deletes_on_puback_loses_what_the_broker_has_lost(
+    experiment: Experiment, fault: str
+) -> None:
+    is_full = fault == "its disk is full"
+    lines = ("autosave_interval 1",) if is_full else ()
+    options = Options(rate=1000.0, burst=5000, persistence=True, broker_lines=lines, producer_module=CARELESS)
+    with Stand(experiment, options) as stand, ExitStack() as mounts:
+        folder = stand.rig.directory / "broker"
+        if is_full:
+            mounts.enter_context(small_disk(folder))
+        stand.start()
+        if is_full:
+            fill(folder)
+        experiment.log("sent", records=send_everything(stand, 5000))
+        stand.rig.broker.stop()
+        if not is_full:
+            file = folder / "mosquitto.db"
+            file.write_bytes(bytes(file.stat().st_size))
+        stand.start_broker()
+        stand.rig.start_bridge()
+        stand.ask("resume")  # of the burst there may be nothing that could come
+        stand.flows(records=1)
+        stand.drained()
+        verdict = stand.oracle.judge(stand.database)
+        experiment.log("judged", verdict=verdict)
+    assert verdict.lost > 0
+    with pytest.raises(AssertionError, match="lost"):
+        verdict.check()
+
+
+def send_everything(stand: Stand, burst: int = BURST) -> int:
+    """As `fill_broker`, but until the whole burst is sent and deleted: then most of it is nowhere any more."""
+    stand.drained()
+    stand.rig.bridge.kill()
+    before = int(stand.told()["sent_records"])
+    stand.ask("burst")
+    stand.until(lambda: int(stand.told()["sent_records"]) - before >= burst, "all of the burst is sent", 60.0)
+    stand.until(lambda: bool(stand.told()["empty"]), "all of the burst is deleted", 60.0)
+    return int(stand.told()["sent_records"]) - before
 
 
 def overflow(experiment: Experiment, options: Options, fill: Callable[[Stand], int]) -> Verdict:

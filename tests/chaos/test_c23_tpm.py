@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from gateway.errors import GatewayError
 from gateway.vault.errors import KeyStoreUnavailableError, PolicyRefusedError
 from gateway.vault.policy import FirstCount
 from gateway.vault.tpm.codes import NV_SPACE, TpmResponseError
@@ -135,23 +136,24 @@ def test_c23_a_changed_boot_state_gets_no_key_and_stops_nothing_that_runs(site: 
     site.opens_again()
 
 
-def test_c23_a_tpm_that_is_locked_out_by_another_program_still_gives_the_key(site: Site) -> None:
-    def wrong_password(tpm: Tpm) -> None:
-        """What another program does with an object that counts: it guesses."""
-        pytss, esys = tpm.pytss, tpm.esys
-        attributes = pytss.TPMA_OBJECT
-        public = pytss.TPM2B_PUBLIC.parse(
-            "keyedhash", objectAttributes=attributes.FIXEDTPM | attributes.FIXEDPARENT | attributes.USERWITHAUTH
-        )
-        sensitive = pytss.TPM2B_SENSITIVE_CREATE(
-            pytss.TPMS_SENSITIVE_CREATE(userAuth=b"right", data=pytss.TPM2B_SENSITIVE_DATA(b"s"))
-        )
-        root = esys.tr_from_tpmpublic(0x8100_0001)
-        private, created, *_ = esys.create(root, sensitive, public)
-        with tpm.flushed(esys.load(root, private, created)) as item:
-            esys.tr_set_auth(item, b"wrong")
-            esys.unseal(item)
+def wrong_password(tpm: Tpm) -> None:
+    """What another program does with an object that counts: it guesses."""
+    pytss, esys = tpm.pytss, tpm.esys
+    attributes = pytss.TPMA_OBJECT
+    public = pytss.TPM2B_PUBLIC.parse(
+        "keyedhash", objectAttributes=attributes.FIXEDTPM | attributes.FIXEDPARENT | attributes.USERWITHAUTH
+    )
+    sensitive = pytss.TPM2B_SENSITIVE_CREATE(
+        pytss.TPMS_SENSITIVE_CREATE(userAuth=b"right", data=pytss.TPM2B_SENSITIVE_DATA(b"s"))
+    )
+    root = esys.tr_from_tpmpublic(0x8100_0001)
+    private, created, *_ = esys.create(root, sensitive, public)
+    with tpm.flushed(esys.load(root, private, created)) as item:
+        esys.tr_set_auth(item, b"wrong")
+        esys.unseal(item)
 
+
+def test_c23_a_tpm_that_is_locked_out_by_another_program_still_gives_the_key(site: Site) -> None:
     codes: set[int] = set()
     for _ in range(10):
         try:
@@ -210,6 +212,24 @@ def settled(site: Site) -> None:
     connection = site.device.connection
     assert connection.call("looking", lambda tpm: (tpm.handles(_TRANSIENT), tpm.handles(_SESSIONS))) == ([], [])
     assert lockout_counter(connection) == 0
+
+
+def test_c23_control_a_single_try_that_counts_is_seen(site: Site) -> None:
+    settled(site)
+    with pytest.raises(TpmResponseError):
+        site.device.connection.call("guessing", wrong_password)
+    with pytest.raises(AssertionError):
+        settled(site)
+
+
+@pytest.mark.skipif(bool(kills.missing()), reason=kills.missing())
+def test_c23_control_a_key_that_is_cut_short_in_place_is_seen(site: Site) -> None:
+    settled(site)
+    for file in sorted((site.device.state / "vault").rglob("*")):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(GatewayError):
+        settled(site)
 
 
 @pytest.mark.skipif(bool(kills.missing()), reason=kills.missing())

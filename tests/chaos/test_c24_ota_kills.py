@@ -25,7 +25,7 @@ COMMAND = [sys.executable, str(Path(ota_victim.__file__))]
 
 def loads(made: Device) -> str:
     """Load what a start would load, and return its version."""
-    model = made.load(made.agent._label("motor"))
+    model = made.load(made.agent._serving.label("motor"))
     model.close()
     return model.ref.version
 

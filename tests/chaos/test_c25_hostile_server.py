@@ -5,12 +5,14 @@ file that was signed or none, within the deadline, and its disk never holds more
 behaves again, the device has the file.
 """
 
+import http.client
 import os
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -193,3 +195,23 @@ def test_without_its_guards_the_same_servers_fill_the_disk_or_never_end(
             break
     assert time.monotonic() - began > LATEST_SECONDS
     way.close()
+
+
+@pytest.mark.parametrize("name", ["too short", "too long", "other bytes", "truncated", "404", "500"])
+def test_c25_control_whoever_takes_what_comes_has_something_else_than_was_signed(
+    name: str, served: SignedRepository, server: HostileServer
+) -> None:
+    server.knobs = replace(MISBEHAVIOURS[name], only="targets/")
+    url = f"{server.url}/{served.place('models/press/1.0.0/model.tflite.sealed')}"
+    got = b""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection.request("GET", urlsplit(url).path)
+    try:
+        answer = connection.getresponse()
+        while block := answer.read1(65_536):
+            got += block
+    except (http.client.HTTPException, OSError):
+        pass  # the careless keep what they have
+    finally:
+        connection.close()
+    assert got != SEALED

@@ -110,6 +110,40 @@ def test_c26_without_the_child_the_process_would_end(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGSEGV
 
 
+def test_c26_control_without_the_child_the_caller_would_never_go_on(tmp_path: Path) -> None:
+    (tmp_path / "m.tflite").write_bytes(bad_models.endless(4))
+    program = (
+        "import sys\nfrom ai_edge_litert.interpreter import Interpreter\n"
+        "made = Interpreter(model_path=sys.argv[1])\nmade.allocate_tensors()\n"
+        "print('loaded', flush=True)\nmade.invoke()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "m.tflite")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as caller:
+        try:
+            assert caller.stdout is not None
+            assert caller.stdout.readline() == b"loaded\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                caller.wait(3.0)
+        finally:
+            caller.kill()
+
+
+@pytest.mark.parametrize("kind", ["not a number", "slow", "wrong labels"])
+def test_c26_control_without_a_trial_such_a_release_stays(device: Device, kind: str) -> None:
+    device.stop()
+    device.trial = Trial(seconds=0.0, min_inferences=0)
+    device._make()
+    if kind == "wrong labels":
+        start(device, BOTH, golden=None, output=LABELS)
+        give(device, BOTH, golden=None, output=Classification(labels=("loud", "calm"), top=1))
+    else:
+        start(device, scorer(1.0))
+        give(device, {"not a number": bad_models.not_a_number, "slow": bad_models.slow}[kind](4), golden=None)
+    device.reaches("running", "2.0.0", seconds=60)
+    assert device.slot.blocked == ()
+    assert device.serving == "2.0.0"
+
+
 def test_c26_a_good_release_is_not_given_up(device: Device) -> None:
     """The control of the others: what is as good as the old one stays."""
     device.trial = Trial(seconds=3.0, min_inferences=100)

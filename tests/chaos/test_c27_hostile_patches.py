@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 
+import bsdiff4
 import numpy as np
 import pytest
 
@@ -94,3 +95,22 @@ def test_c27_a_good_patch_is_enough(device: Device) -> None:
     wait_for(lambda: stored(device), seconds=60, what="the release")
     assert {*fetched(device)} == {"patch"}
     wait_for(lambda: device.slot.told is not None and device.slot.told.full_bytes > device.slot.told.fetched_bytes > 0)
+
+
+@pytest.mark.parametrize("kind", ["of another base", "with another result"])
+def test_c27_control_whoever_believes_a_patch_gets_another_model(kind: str) -> None:
+    made = bsdiff4.patch(OLD, PATCHES[kind]())
+    assert len(made) == len(NEW)
+    assert made != NEW
+
+
+def test_c27_control_whoever_unpacks_before_counting_takes_what_the_bomb_makes() -> None:
+    patch = bomb(64 << 20)
+    assert len(patch) < 1000
+    assert len(bsdiff4.patch(OLD, patch)) == 64 << 20
+
+
+@pytest.mark.parametrize("kind", ["cut short", "noise"])
+def test_c27_control_whoever_has_no_other_way_is_left_without_the_release(kind: str) -> None:
+    with pytest.raises((ValueError, OSError, EOFError)):
+        bsdiff4.patch(OLD, PATCHES[kind]())

@@ -197,7 +197,7 @@ def replays(bridge: BridgeProcess, senders: Senders) -> None:
     senders.devices[0].publish(TOPIC, batch(record(3, event("another")), base=1, epoch=f"{1:016x}"))
 
     def letters() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in run(bridge, "list", "--json", "--limit", "1000").splitlines()]
+        return [json.loads(line) for line in run(bridge, "list", "--json", "--limit", "1000").split("\n") if line]
 
     eventually(lambda: any(each["reason"] == "conflict" for each in letters()), "the conflict is kept")
     (conflict,) = [each for each in letters() if each["reason"] == "conflict"]

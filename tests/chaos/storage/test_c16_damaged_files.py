@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,40 @@ def test_c16_the_bridge_takes_everything_again_whatever_has_become_of_its_files(
         assert {stream.key: stream.mark for stream in store.streams()}[KEY] >= 210
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("damage", ["zeros", "garbage"])
+def test_c16_control_a_store_that_opens_what_it_finds_takes_nothing_ever_again(
+    experiment: Experiment, killed_bridge: Path, damage: str
+) -> None:
+    file = killed_bridge / "bridge.db"
+    for log in killed_bridge.glob("bridge.db-*"):
+        log.unlink()  # else the log puts the first pages back
+    DAMAGES[damage](file, experiment.random)
+    for _ in range(3):
+        with pytest.raises(sqlite3.DatabaseError), closing(sqlite3.connect(file)) as careless:
+            careless.execute("CREATE TABLE streams (key TEXT, mark INTEGER)")
+
+
+def test_c16_control_a_store_that_does_not_look_has_lost_rows_and_says_nothing(
+    experiment: Experiment, killed_bridge: Path
+) -> None:
+    def rows() -> int:
+        with closing(sqlite3.connect(killed_bridge / "bridge.db")) as careless:
+            return int(careless.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
+    (killed_bridge / "bridge.db-shm").unlink(missing_ok=True)
+    DAMAGES["deleted"](killed_bridge / "bridge.db-wal", experiment.random)
+    assert rows() == 0, "no table is left of 200 rows, and no error is told"
+
+
+@pytest.mark.parametrize("damage", sorted(set(DAMAGES) - {"forbidden"}))
+def test_c16_the_injector_changes_what_is_there(experiment: Experiment, damage: str) -> None:
+    file = experiment.directory / "file"
+    content = experiment.random.randbytes(10_000)
+    for _ in range(3):
+        if file.is_dir():
+            file.rmdir()
+        file.write_bytes(content)
+        DAMAGES[damage](file, experiment.random)
+        assert not file.is_file() or file.read_bytes() != content
