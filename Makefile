@@ -95,9 +95,11 @@ test-chaos: setup ## Kill, cut and fill things many times over [ARGS=--minutes 6
 	@$(PY) -m pytest tests/chaos -m chaos $(ARGS)
 
 # What the virtual rig is made of. The disks and bundles that the tests boot are built when they are not there.
-RIG_PACKAGES := qemu-system-x86 qemu-utils ovmf swtpm swtpm-tools mtools dosfstools mosquitto
-RIG_DISK     := var/image/uefi-amd64/disk-rig.raw
 ENV          ?= hil/envs/virtual-amd64.yaml
+RIG_KIND     := $(if $(findstring virtual-arm64,$(ENV)),arm64,amd64)
+RIG_QEMU     := $(if $(filter arm64,$(RIG_KIND)),qemu-system-arm qemu-efi-aarch64,qemu-system-x86 ovmf)
+RIG_PACKAGES := $(RIG_QEMU) qemu-utils swtpm swtpm-tools mtools dosfstools mosquitto
+RIG_DISK     := var/image/uefi-$(RIG_KIND)/disk-rig.raw
 RIG_PYTEST    = SLUICE_RIG_REPORT=var/hil/report $(PY) -m pytest -p labgrid -p hil.rig.report --lg-env $(ENV) \
 	--junit-xml var/hil/report/junit.xml -p no:cacheprovider
 
@@ -105,7 +107,7 @@ rig: setup
 	@sh hil/loopback/system-packages.sh $(RIG_PACKAGES)
 	@$(PY) -c 'import labgrid' 2>/dev/null || { echo '==> installing labgrid'; \
 		$(PIP) install --quiet --only-binary :all: --require-hashes -r requirements/hil.txt; }
-	@case '$(ENV)' in *virtual-amd64*) [ -f $(RIG_DISK) ] || $(MAKE) image TARGET=uefi-amd64 ARGS=--rig ;; esac
+	@case '$(ENV)' in *virtual-*) [ -f $(RIG_DISK) ] || $(MAKE) image TARGET=uefi-$(RIG_KIND) ARGS=--rig ;; esac
 	@mkdir -p var/hil/report
 
 test-image: rig ## Examine the appliance image, boot it under QEMU, break it in many ways [ARGS=]

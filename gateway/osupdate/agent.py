@@ -324,7 +324,8 @@ class OsAgent:
             words = f"the image is for {wish.compatible}; this device is {status.compatible}"
             self._say(wish, "refused", code="compatible", reason=words)
         elif wish.version == release.version:
-            self._say(wish, "running")
+            if not self._has_told(wish, ("running",)):  # with what the update has cost, if there was one
+                self._say(wish, "running")
         elif (blocked := book.is_blocked(wish.compatible, wish.version)) is not None:
             if not self._has_told(wish, _FAILED):
                 self._say(wish, "blocked", code=blocked.code, reason=blocked.reason)

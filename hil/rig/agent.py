@@ -12,6 +12,10 @@ from hil.loopback.children import RigError
 
 PORT: Final = "org.sluice.rig.0"
 """The name of the virtio serial port."""
+PLUGS: Final = "/data/rig-plugs"
+"""Scripts that plug again, after a restart of the guest, what its kernel emulates."""
+_PATIENCE: Final = "[Service]\nTimeoutStartSec=20min\nTimeoutStopSec=5min\nWatchdogSec=5min\n"
+"""Emulated processors on a busy machine start a gateway in minutes; systemd would begin anew each time, for ever."""
 SCRIPT: Final = Path(__file__).with_name("guest_agent.py")
 
 
@@ -127,10 +131,21 @@ Restart=always
 RestartSec=1
 OOMScoreAdjust=-900
 """
-    wanted = "[Unit]\nWants=sluice-rig-agent.service\n"
+    plugs = f"""\
+[Unit]
+Description=Rig: what is plugged stays plugged over a restart (test images only)
+RequiresMountsFor=/data
+Before=gateway.service
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'for each in {PLUGS}/*.sh; do [ ! -e "$each" ] || sh "$each"; done'
+"""
     secrets = {
         "systemd.extra-unit.sluice-rig-agent.service": unit.encode(),
-        "systemd.unit-dropin.sysinit.target": wanted.encode(),
+        "systemd.unit-dropin.sysinit.target": b"[Unit]\nWants=sluice-rig-agent.service\n",
+        "systemd.extra-unit.sluice-rig-plugs.service": plugs.encode(),
+        "systemd.unit-dropin.multi-user.target": b"[Unit]\nWants=sluice-rig-plugs.service\n",
+        "systemd.unit-dropin.gateway.service": _PATIENCE.encode(),
         "sluice.rig-agent": SCRIPT.read_bytes(),
     }
     return [

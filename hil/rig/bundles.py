@@ -5,6 +5,7 @@ Nothing in a bundle is patched afterwards but where that is the point: each is b
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def bundle(kind: Kind, image: Path, variant: str) -> Path:
     found = out / ("bundle-rig.raucb" if variant == "rig" else "bundle.raucb")
     stamp = out / "of"
     base = (image / "manifest.json").read_text()
-    of = json.dumps([json.loads(base)["variants"], recipe.version, recipe.files, recipe.words])
+    of = json.dumps([json.loads(base)["variants"][variant], recipe.version, recipe.files, recipe.words])
     if found.exists() and stamp.exists() and stamp.read_text() == of:
         return found
     overlay = out.with_name(f"{kind}.overlay")
@@ -83,7 +84,7 @@ def bundle(kind: Kind, image: Path, variant: str) -> Path:
     if recipe.own_keys:
         words += ["--keys", str(_strange_keys(image.parent / f"{image.name}-bundles" / "strange-keys"))]
     command = [sys.executable, str(_REPO / "image" / "build"), image.name, "--bundle-only", "--offline"]
-    command += [*(("--rig",) if variant == "rig" else ()), "--output", str(out), *words]
+    command += [*(("--rig-only",) if variant == "rig" else ()), "--output", str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_BUILD_SECONDS)
     if done.returncode:
         raise RigError(f"the {kind} bundle cannot be built:\n{done.stderr[-3000:]}")
@@ -92,12 +93,17 @@ def bundle(kind: Kind, image: Path, variant: str) -> Path:
 
 
 def _damaged(good: Path) -> Path:
-    """Return a copy of a good bundle with one flipped bit in the middle of its content."""
+    """Return a copy of a good bundle with one flipped bit where every installation reads.
+
+    Blocks that the device has already are not read from an adaptive bundle at all: a bit among them does no harm.
+    """
     out = good.parents[1] / "damaged"
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(good, out / good.name)
     (out / "manifest.json").write_text((good.parent / "manifest.json").read_text())
-    flip_bit(out / good.name, good.stat().st_size // 2)
+    with good.open("rb") as content:
+        (inodes,) = struct.unpack_from("<Q", content.read(96), 64)  # inode_table_start: Linux, squashfs_fs.h
+    flip_bit(out / good.name, inodes + 100)
     return out / good.name
 
 
@@ -108,7 +114,7 @@ def _strange_keys(folder: Path) -> Path:
     from image.builder import keys as vendor  # noqa: PLC0415 - the builder is no part of an installed package
 
     folder.mkdir(parents=True, exist_ok=True)
-    script = vendor._SCRIPT.replace("/tmp/keys", str(folder))
+    script = vendor._SCRIPT.replace("/run/b/keys", str(folder))
     done = subprocess.run(["sh", "-c", f"set -e\n{script}"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RigError(f"keys cannot be made: {done.stderr[-1000:]}")

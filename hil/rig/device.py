@@ -8,6 +8,15 @@ from typing import Any, Final
 from hil.loopback.children import RigError
 
 GATEWAY: Final = "/opt/sluice/bin/gateway"
+_STATUS: Final = """\
+import socket
+with socket.socket(socket.AF_UNIX) as client:
+    client.settimeout(20)
+    client.connect("/run/sluice/gateway.sock")
+    client.sendall(b'{"request": "status"}\\n')
+    print(client.makefile().readline())
+"""
+"""What `gateway status --json` does, without the half minute that an emulated processor needs to start it."""
 
 
 class Device:
@@ -87,10 +96,15 @@ class Device:
 
     def pipelines(self) -> dict[str, dict[str, Any]]:
         """Return the status of each pipeline; empty while the gateway does not answer."""
-        out, _, code = self.attempt(f"{GATEWAY} status --json")
-        if code:
-            return {}
-        return {each["pipeline"]: each for each in json.loads(out).get("pipelines", [])}
+        return {each["pipeline"]: each for each in self.status().get("pipelines", [])}
+
+    def status(self) -> dict[str, Any]:
+        """Return what `gateway status --json` says; empty while the gateway does not answer."""
+        out, _, code = self.attempt(f"/usr/bin/python3 -I -S -c {shlex.quote(_STATUS)}")
+        if code or not out.strip():
+            return {}  # it is not there, or was just about to go
+        told: dict[str, Any] = json.loads(out).get("result") or {}
+        return told
 
     def slots(self) -> dict[str, dict[str, Any]]:
         """Return what RAUC says of each slot of the root file system, by `a` and `b`."""

@@ -1,20 +1,23 @@
 """Scripts that the rig runs in a virtual board's guest: what QEMU cannot emulate, the guest's kernel can.
 
-The kernel must be one with the modules `vivid` (a camera), `dummy_hcd` and `libcomposite` (a USB port that leads back
-into the same kernel), and `i2c-stub` with `lm75` (a temperature sensor).
+The kernel must be one with the modules `vivid` (a camera), and `dummy_hcd` and `libcomposite` (a USB port that leads
+back into the same kernel).
 """
 
 from typing import Final
 
 from hil.rig.protocols import Scene
 
-PLUG_CAMERA: Final = "modprobe vivid n_devs=1 node_types=0x1 input_types=0x0 no_error_inj=1 && udevadm settle"
+PLUG_CAMERA: Final = """\
+set -e
+modprobe vivid n_devs=1 node_types=0x1 input_types=0x0 no_error_inj=1
+[ -e /sys/bus/platform/drivers/vivid/vivid.0 ] || echo vivid.0 >/sys/bus/platform/drivers/vivid/bind
+udevadm settle
+"""
+# Not by taking the module out: that waits until nobody has the camera open, which no hand at the plug does.
 UNPLUG_CAMERA: Final = """\
-for one in 1 2 3 4 5 6 7 8 9 10; do
-    modprobe -r vivid 2>/dev/null && exit 0
-    sleep 1
-done
-exit 1
+[ ! -e /sys/bus/platform/drivers/vivid/vivid.0 ] || echo vivid.0 >/sys/bus/platform/drivers/vivid/unbind
+udevadm settle
 """
 
 _PATTERNS: Final = {"dark": 5, "bright": 6}  # 100% Black, 100% White
@@ -103,14 +106,3 @@ systemd-run --quiet --unit=rig-sensor --property=Restart=always --property=Resta
 """A sensor that speaks lines over a serial adapter on USB; it appears as /dev/ttyACM0."""
 
 UNPLUG_SENSOR: Final = f"systemctl stop rig-sensor.service 2>/dev/null\n{_gone('sensor')}"
-
-I2C_SENSOR: Final = """\
-set -e
-modprobe i2c-dev
-modprobe i2c-stub chip_addr=0x48
-bus=$(grep -l 'SMBus stub' /sys/class/i2c-adapter/i2c-*/name | head -1 | sed 's:.*/i2c-\\([0-9]*\\)/name:\\1:')
-echo lm75 0x48 >/sys/class/i2c-adapter/i2c-$bus/new_device
-udevadm settle
-cat /sys/class/hwmon/hwmon*/name
-"""
-"""A temperature sensor of type lm75 on an I²C bus that is memory; its figure is in hwmon."""

@@ -48,7 +48,8 @@ MODELS: Final = {
         binary="qemu-system-x86_64",
         package="qemu-system-x86",
         machine="q35,smm=off",
-        cpu="max,la57=off",  # five-level paging costs an emulator much and brings nothing
+        # Five-level paging costs an emulator much and brings nothing; QEMU 7.2 now and then gets cmpxchg16b wrong.
+        cpu="max,la57=off,cx16=off",
         code=("OVMF_CODE_4M.fd", "OVMF_CODE.fd"),
         variables=("OVMF_VARS_4M.fd", "OVMF_VARS.fd"),
         tpm="tpm-tis",
@@ -113,6 +114,8 @@ class Machine:
         self._child: Child | None = None
         self.disk_faults: list[dict[str, Any]] = []
         """Rules of blkdebug (see QEMU's docs/devel/blkdebug.rst), in force from the next start on."""
+        self.write_log: Path | None = None
+        """Where what reaches the disk is written down (`hil.rig.writes`), from the next start on; no snapshots then."""
         self.extra: list[str] = []
 
     # ---- the disk ----------------------------------------------------------------------------------
@@ -147,8 +150,8 @@ class Machine:
         return self.directory.parent / "tpm-maker"
 
     def raw_disk(self, target: Path) -> Path:
-        """Write what is on the disk as a sparse raw file; the board must be off."""
-        _image("convert", "-O", "raw", "-S", "4k", str(self.disk), str(target))
+        """Write what is on the disk as a sparse raw file; the board must be off, or stopped by the monitor."""
+        _image("convert", "-U", "-O", "raw", "-S", "4k", str(self.disk), str(target))
         return target
 
     def replace_disk(self, raw: Path) -> None:
@@ -299,6 +302,9 @@ class Machine:
                 "inject-error": self.disk_faults,
                 "image": node,
             }
+        if self.write_log is not None:
+            log = {"driver": "file", "filename": str(self.write_log)}
+            node = {"driver": "blklogwrites", "node-name": f"{DISK}-log", "file": node, "log": log}
         top = node["node-name"]
         return ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive={top},id=blk,bootindex=0"]
 

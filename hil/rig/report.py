@@ -59,6 +59,7 @@ class Report:
         self.looks: dict[str, str] = {}
         self.pictures: list[Path] = []
         self.times: dict[str, float] = {}
+        self.transfers: dict[str, tuple[int, int]] = {}
         self._begun = time.monotonic()
         self._written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
 
@@ -82,6 +83,7 @@ class Report:
     def look(self, rig: "Rig") -> None:
         """Ask a device that still runs how its boot went, and take the picture of the bridge's console."""
         self.times = dict(rig.strategy.times) | {f"update to {k}": v for k, v in _updates(rig).items()}
+        self.transfers = dict(rig.strategy.site.update_bytes)
         if rig.strategy.status in ("off", "flashed"):
             return
         for title, command in _LOOKS.items():
@@ -146,6 +148,7 @@ class Report:
             "<p>On a virtual board the processors are emulated: these times compare releases, not boards.</p>"
             if "virtual" in self.environment and self.times
             else "",
+            self._table("Bytes of updates", [(name, _share(*counts)) for name, counts in self.transfers.items()]),
             "<h2>Tests</h2><table><tr><th>test<th>result<th>seconds</tr>",
         ]
         for each in self.outcomes:
@@ -174,6 +177,10 @@ class Report:
             return ""
         cells = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(value)}</tr>" for name, value in rows)
         return f"<h2>{title}</h2><table>{cells}</table>"
+
+
+def _share(fetched: int, full: int) -> str:
+    return f"{fetched / 1e6:.1f} MB of {full / 1e6:.1f} MB, {fetched / max(full, 1):.1%}"
 
 
 def _updates(rig: "Rig") -> dict[str, float]:

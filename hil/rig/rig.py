@@ -12,10 +12,10 @@ from hil.rig.device import Device
 from hil.rig.machine import Machine
 from hil.rig.protocols import Role, Scene
 from hil.rig.relay import Quality
-from hil.rig.site import GATEWAY_ID, Site
+from hil.rig.site import ASK_SECONDS, GATEWAY_ID, Site
 from hil.rig.strategy import ApplianceStrategy
 
-_REBOOT_SECONDS: Final = 900.0
+_REBOOT_SECONDS: Final = 1800.0
 
 
 class Rig:
@@ -144,8 +144,8 @@ class Rig:
 
     # ---- waiting -----------------------------------------------------------------------------------
 
-    def until(self, condition: Callable[[], bool], what: str, *, seconds: float) -> float:
-        """Wait for something; returns the seconds.
+    def until(self, condition: Callable[[], bool], what: str, *, seconds: float, every: float = 1.0) -> float:
+        """Wait for something, looking every so many seconds; returns the seconds.
 
         Raises:
             RigError: it does not happen in time.
@@ -154,7 +154,7 @@ class Rig:
         while not condition():
             if time.monotonic() > begin + seconds:
                 raise RigError(f"{what}: did not happen within {seconds:.0f} s")
-            time.sleep(1.0)
+            time.sleep(every)
         return time.monotonic() - begin
 
     def event(self, pipeline: str, label: str, *, seconds: float) -> dict[str, Any]:
@@ -165,5 +165,5 @@ class Rig:
             found[:] = [each for each in self.cloud.events(GATEWAY_ID, pipeline) if each.get("label") == label]
             return bool(found)
 
-        self.until(committed, f"an event `{label}` of {pipeline} in the bridge", seconds=seconds)
+        self.until(committed, f"an event `{label}` of {pipeline} in the bridge", seconds=seconds, every=ASK_SECONDS)
         return found[0]

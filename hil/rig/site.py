@@ -21,8 +21,10 @@ from hil.rig.sensor import RATE_HZ, SensorFeed
 
 GATEWAY_ID: Final = "rig-gateway"
 _MODELS: Final = "/data/rig-models"
-_UPDATE_SECONDS: Final = 1800.0
+_UPDATE_SECONDS: Final = 3600.0
 REGISTERS: Final = (4, 7, 11)
+ASK_SECONDS: Final = 5.0
+"""Between two questions to the bridge: each starts a program, beside emulated processors that need this machine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Told:
     phase: str
     code: str
     reason: str
+    fetched_bytes: int = 0
+    full_bytes: int = 0
 
 
 class Site:
@@ -62,6 +66,8 @@ class Site:
             listen="127.0.0.1" if self.address.startswith("10.0.2.") else "0.0.0.0",
         )
         self.update_seconds: dict[str, float] = {}
+        self.update_bytes: dict[str, tuple[int, int]] = {}
+        """By version, until the device told how it ended; what it fetched, and of how much."""
 
     @property
     def pipelines(self) -> dict[str, Any]:
@@ -172,10 +178,11 @@ class Site:
             told = self.told(version)
             if told is not None and told.phase in ("running", "reverted", "refused", "blocked"):
                 self.update_seconds[version] = time.monotonic() - begin
+                self.update_bytes[version] = (told.fetched_bytes, told.full_bytes)
                 return told
             if time.monotonic() > begin + seconds:
                 raise RigError(f"the update to {version} came to no end; the device says {told}\n{self.cloud.log()}")
-            time.sleep(2.0)
+            time.sleep(ASK_SECONDS)
 
     def update(self) -> Told:
         """Bring the good bundle onto the device over the air, and wait until the device keeps it.
@@ -196,7 +203,8 @@ class Site:
                 continue
             for update in (device["reported"] or {}).get("updates", []):
                 if update.get("kind") == "os" and update["model"]["version"] == version:
-                    return Told(update["phase"], update.get("code", ""), update.get("reason", ""))
+                    bytes_ = update.get("fetched_bytes", 0), update.get("full_bytes", 0)
+                    return Told(update["phase"], update.get("code", ""), update.get("reason", ""), *bytes_)
         return None
 
     def close(self) -> None:

@@ -15,14 +15,14 @@ from hil.loopback.children import RigError
 from hil.rig.cloud import Cloud
 from hil.rig.device import GATEWAY, Device
 from hil.rig.protocols import LinkProtocol, PlugProtocol, StorageProtocol
-from hil.rig.site import GATEWAY_ID, Site
+from hil.rig.site import ASK_SECONDS, GATEWAY_ID, Site
 
 STATES: Final = ("off", "flashed", "booted", "provisioned", "running", "updated")
 _KEPT: Final = ("booted", "running")
 """States that are worth keeping where the board can be kept."""
-_UP_SECONDS: Final = 600.0
-_CLAIM_SECONDS: Final = 300.0
-_RUN_SECONDS: Final = 900.0
+_UP_SECONDS: Final = 1200.0
+_CLAIM_SECONDS: Final = 900.0
+_RUN_SECONDS: Final = 1800.0
 
 
 @target_factory.reg_driver
@@ -179,14 +179,15 @@ class ApplianceStrategy(Strategy):
     def _to_provisioned(self) -> None:
         site, device = self.site, self.device
         site.open(device)
-        self.plugs.plug("camera")
-        self.plugs.show("dark")
-        self.plugs.plug("sensor")
-        site.sensor.start(self.plugs.feed)
         stick = site.stick()
         self.plugs.plug("stick", stick)
         device.eventually("test -s /data/etc-sluice/gateway.yaml", "the claim was taken", seconds=_CLAIM_SECONDS)
         self.plugs.unplug("stick")
+        # Now that no claim is looked for in pictures any more, which takes an emulated processor long.
+        self.plugs.plug("camera")
+        self.plugs.show("dark")
+        self.plugs.plug("sensor")
+        site.sensor.start(self.plugs.feed)
 
     def _to_running(self) -> None:
         device = self.device
@@ -200,7 +201,7 @@ class ApplianceStrategy(Strategy):
                     f"{device.attempt(f'{GATEWAY} identity status')[0]}\n{device.journal('-u', 'gateway.service')}\n"
                     f"{self.cloud.log()}"
                 )
-            time.sleep(1.0)
+            time.sleep(ASK_SECONDS)
 
     def _to_updated(self) -> None:
         self.site.update()

@@ -24,7 +24,7 @@ from hil.rig.disk import corrupt
 from hil.rig.machine import NIC, Board, Machine, boots
 from hil.rig.protocols import LinkProtocol, PlugProtocol, Role, Scene, SnapshotProtocol, StorageProtocol
 
-BOOT_SECONDS: Final = 900.0
+BOOT_SECONDS: Final = 1800.0
 
 
 @target_factory.reg_resource
@@ -108,7 +108,7 @@ class VirtualBoardDriver(
     @Driver.check_active
     def off(self) -> None:
         self._hang_up()
-        self._plugged.clear()
+        self._plugged.discard("stick")  # the others are plugged again by the guest itself
         self.machine.cut_power()
 
     @Driver.check_active
@@ -157,11 +157,11 @@ class VirtualBoardDriver(
                 qmp.command("blockdev-add", driver="raw", node_name="stick", file=file)
                 qmp.command("device_add", driver="usb-storage", id="stick", drive="stick", bus="usb.0", removable=True)
             case "sensor":
-                self._in_guest(guest.PLUG_SENSOR)
+                self._plug_in_guest(role, guest.PLUG_SENSOR)
             case "camera":
-                self._in_guest(guest.PLUG_CAMERA)
+                self._plug_in_guest(role, guest.PLUG_CAMERA)
             case "accelerator":
-                self._in_guest(guest.PLUG_ACCELERATOR)
+                self._plug_in_guest(role, guest.PLUG_ACCELERATOR)
         self._plugged.add(role)
 
     @Driver.check_active
@@ -175,11 +175,11 @@ class VirtualBoardDriver(
                 qmp.wait_for("DEVICE_DELETED", seconds=60.0)
                 qmp.command("blockdev-del", node_name="stick")
             case "sensor":
-                self._in_guest(guest.UNPLUG_SENSOR)
+                self._unplug_in_guest(role, guest.UNPLUG_SENSOR)
             case "camera":
-                self._in_guest(guest.UNPLUG_CAMERA)
+                self._unplug_in_guest(role, guest.UNPLUG_CAMERA)
             case "accelerator":
-                self._in_guest(guest.UNPLUG_ACCELERATOR)
+                self._unplug_in_guest(role, guest.UNPLUG_ACCELERATOR)
         self._plugged.discard(role)
 
     @Driver.check_active
@@ -212,6 +212,7 @@ class VirtualBoardDriver(
     def flash(self) -> None:
         self.off()
         self._kept.clear()
+        self._plugged.clear()
         self.machine.flash()
 
     @Driver.check_active
@@ -236,14 +237,23 @@ class VirtualBoardDriver(
     @Driver.check_active
     def restore(self, name: str) -> None:
         self._hang_up()
-        if "stick" in self._plugged:
-            self.unplug("stick")  # the devices of QEMU must be those of the snapshot
-        if not self.machine.running:
-            self.machine.power_on()
+        # In a new QEMU, which has the snapshot's devices: in one that has run for a while the guest's clock would leap
+        # ahead by that while, and every watchdog in it would bite.
+        self.machine.cut_power()
+        self.machine.power_on()
         self.machine.restore(name)
         self._plugged = set(self._kept[name])
         # Its clock stands where it stood; a real device would ask for the time.
         self._in_guest(f"date -s @{time.time_ns() // 10**9}")
+
+    def _plug_in_guest(self, role: Role, script: str) -> None:
+        self._in_guest(script)
+        self._in_guest(f"mkdir -p {agent.PLUGS}")
+        self.machine.agent.put(script.encode(), f"{agent.PLUGS}/{role}.sh")
+
+    def _unplug_in_guest(self, role: Role, script: str) -> None:
+        self._in_guest(f"rm -f {agent.PLUGS}/{role}.sh")
+        self._in_guest(script)
 
     def _in_guest(self, script: str) -> str:
         answer = self.machine.agent.run(script, seconds=90.0)

@@ -26,6 +26,9 @@ class Part:
     contains: str = ""  # bytes that must be in it, e.g. the magic of its format
     sha256: str = ""
     install: str = ""  # where it goes in the root; empty: the build uses it itself
+    at: str = ""  # where it is written to the disk, outside of file systems, e.g. 33K
+    before: str = ""  # where it has to end
+    debian: str = ""  # where it is in the root, as a pattern, when the vendor supplies none
     required: bool = True
 
 
@@ -33,6 +36,7 @@ class Part:
 class Partitions:
     """Sizes in bytes."""
 
+    loader: int  # from 1 MiB on, for boot loaders that keep something at a fixed place; 0: none
     esp: int
     root: int  # of each slot
     outbox_min: int
@@ -111,6 +115,7 @@ def _board(name: str, folder: Path, base: Mapping[str, Any], board: Mapping[str,
         cmdline=(*base["cmdline"], *board.get("cmdline", []), *(f"console={each}" for each in board["console"])),
         tries=base["tries"]["count"],
         partitions=Partitions(
+            loader=size(sizes.get("loader", "0")),
             esp=size(sizes["esp"]),
             root=size(sizes["root"]),
             outbox_min=size(sizes["outbox"]["min"]),
@@ -163,6 +168,8 @@ def _objection(part: Part, file: Path) -> str:
     content = file.read_bytes()
     if part.sha256 and hashlib.sha256(content).hexdigest() != part.sha256:
         return f"its SHA-256 is {hashlib.sha256(content).hexdigest()}, wanted is {part.sha256}"
+    if part.at and size(part.at) + len(content) > size(part.before):
+        return f"has {len(content)} bytes; between {part.at} and {part.before} on the disk it does not fit"
     if part.contains and part.contains.encode("latin-1") not in content:
         return f"does not contain {part.contains!r}, so it is something else"
     return ""

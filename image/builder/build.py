@@ -6,10 +6,24 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-from image.builder import bundle, debian, disk, emulation, initrd, layers, sbom, uki, verity, wheels
+from image.builder import (
+    bundle,
+    debian,
+    disk,
+    emulation,
+    enrolment,
+    initrd,
+    layers,
+    sbom,
+    sizes,
+    space,
+    uki,
+    verity,
+    wheels,
+)
 from image.builder.approvals import Signer
 from image.builder.boards import EFI_ARCH, Board, Part, check_vendor
 from image.builder.chroot import Tree
@@ -23,6 +37,8 @@ _COMPRESS_LEVEL: Final = "-3"
 _NOTHING_ADDED: Final = {"12": "0" * 64, "13": "0" * 64}
 """Arguments, credentials and extensions put beside the kernel image are measured there: none are approved."""
 
+_RIG: Final = ("no_timer_check",)
+"""On a busy machine an emulated timer misses the moment in which the kernel looks whether it ticks, and it panics."""
 _SHIPPING: Final = ("systemd.import_credentials=no",)
 """Whoever sets the firmware's strings could otherwise run what he likes as root. The rig starts its agent that way."""
 
@@ -69,6 +85,10 @@ class Build:
         self._work = order.out / "work"
         self._root = self._work / "root"
         self._made = self._work / "made"
+        self._enrolment: dict[str, Path] = {}
+        self._parts: dict[Part, Path] = {}
+        self.contents: list[sizes.Content] = []
+        """What the root that ships is made of, largest first; filled in by `run`."""
 
     def run(self) -> dict[str, object]:
         """Build everything and return the manifest.
@@ -82,25 +102,42 @@ class Build:
             raise MissingError("building an image needs root, for chroot and the owners of files: sudo make image")
         if not Path("/dev/null").is_char_device():
             raise MissingError("/dev/null is no device on this machine: rm /dev/null && mknod -m 666 /dev/null c 1 3")
-        parts = check_vendor(order.board, order.vendor)
+        parts = self._parts = check_vendor(order.board, order.vendor)
+        for part in order.board.vendor:
+            if part not in parts:
+                self._progress.say(f"built without {part.path}, which is optional: {part.what}")
+        order.out.mkdir(parents=True, exist_ok=True)
+        variants_wanted = 0 if order.contents_only else order.shipping + order.rig
+        space.check(
+            {
+                order.cache: 0 if any(order.cache.glob("root-*.tar")) else space.TREES_BYTES,
+                order.out: space.ROOT_BYTES + variants_wanted * space.VARIANT_BYTES,
+            }
+        )
         shutil.rmtree(self._work, ignore_errors=True)
         self._made.mkdir(parents=True)
         source = debian.archive(order.cache, order.apt_sources, offline=order.offline)
+        if order.offline:
+            debian.check_stored(source, order.board.packages, order.board.architecture)
         tools = Tree(debian.tools_tree(source, self._progress), self._progress)
         builder = tools
         if emulation.needed(order.board.architecture):
-            emulation.register(order.board.architecture, tools.root)
-            builder = Tree(debian.binding_tree(source, order.board.architecture, self._progress), self._progress)
+            builder = Tree(debian.cross_tree(source, order.board.architecture, self._progress), self._progress)
         keys = vendor_keys(order.keys, tools, may_make=order.may_make_keys)
         if keys.made:
             self._progress.say(f"new keys in {keys.folder}: keep them, devices trust nothing else")
         board = order.board
-        tar = debian.root_tar(source, board.packages, board.architecture, order.release.epoch, self._progress)
-        kernel, components = self._lay_up(tar, tools, builder, keys, parts)
+        with emulation.registered(board.architecture, tools.root):
+            tar = debian.root_tar(
+                source, board.packages, board.architecture, self._progress, epoch=order.release.epoch, tools=tools.root
+            )
+            kernel, components = self._lay_up(tar, tools, builder, keys, parts)
         bill = self._made / "sbom.cdx.json"
         bill.write_text(sbom.document(board, order.release, components))
         if order.contents_only:
             return self._publish(keys, [], [bill])
+        if board.bootloader == "sdboot":
+            self._enrolment = enrolment.write(self._made / "secure-boot", keys, tools, order.release.epoch)
         variants = [self._variant("", kernel, keys, tools)] if order.shipping else []
         if order.rig:
             layers.overlay(order.repo / "image" / "rig", self._root)
@@ -126,6 +163,7 @@ class Build:
             boot = self._work / "boot"
             shutil.copytree(root / "usr/lib/systemd/boot/efi", boot)
             shutil.copyfile(layers.kernel_image(root, version), boot / "vmlinuz")
+            dtb = layers.device_tree(root, board.vendor, parts, boot)
             wheels.install(root, [*some.application, binding], own)
             for folder in board.overlays:
                 layers.overlay(folder, root, disk.sizes(board))
@@ -138,12 +176,13 @@ class Build:
             initrd.build(root, version, boot / "initrd", order.release.epoch, tools)
         components = sbom.debian(root, debian.RELEASE) + sbom.python(root / "opt/sluice" / wheels.SITE)
         (root / "usr/share/sluice/sbom.cdx.json").write_text(sbom.document(board, order.release, components))
+        owners = sizes.debian_owners(root)
         layers.clean(root, order.release.epoch)
         site = f"/opt/sluice/{wheels.SITE}"
         compiled = ["python3", "-m", "compileall", "-q", "-j1", "--invalidation-mode=unchecked-hash"]
         tools.run([*compiled, "-s", "/run/b/root", "-p", "/", f"/run/b/root{site}"], {root: "/run/b/root"})
+        self.contents = sizes.contents(root, PurePosixPath(site.lstrip("/")), owners)
         stub = boot / f"linux{EFI_ARCH[board.architecture]}.efi.stub"
-        dtb = next((file for part, file in parts.items() if part.path.endswith(".dtb")), None)
         os_release = (root / "usr/lib/os-release").read_text()
         return uki.Kernel(boot / "vmlinuz", boot / "initrd", version, stub, os_release, dtb), components
 
@@ -156,7 +195,7 @@ class Build:
                 self._root, packed, tools, name=name, epoch=order.release.epoch, limit=board.partitions.root
             )
         arguments = {
-            slot: (*cmdline(board, root, slot), *(() if suffix else _SHIPPING), *order.cmdline) for slot in "ab"
+            slot: (*cmdline(board, root, slot), *(_RIG if suffix else _SHIPPING), *order.cmdline) for slot in "ab"
         }
         if board.bootloader == "custom":
             return self._for_vendor(suffix, kernel, root, arguments, keys=keys, tools=tools)
@@ -178,7 +217,19 @@ class Build:
         with self._progress.step(f"bundle{suffix}"):
             target = self._made / f"bundle{suffix}.raucb"
             hook = order.repo / "image/bundle/hook"
-            bundle.build(target, board, order.release, tools, keys=keys, root=packed, files=files, hook=hook, work=work)
+            registers = {each.slot: each.pcr11 for each in ukis}
+            bundle.build(
+                target,
+                board,
+                order.release,
+                tools,
+                keys=keys,
+                root=packed,
+                files=files,
+                pcr11=registers,
+                hook=hook,
+                work=work,
+            )
             made.append(target)
         if not order.bundle_only:
             with self._progress.step(f"disk{suffix}"):
@@ -212,6 +263,7 @@ class Build:
                 keys=keys,
                 root=root.file,
                 files=files,
+                pcr11={},
                 hook=hook,
                 work=self._work,
             )
@@ -219,6 +271,9 @@ class Build:
         for name, source in {**files, "root.img": root.file, "initrd": kernel.initrd, "Image": kernel.linux}.items():
             made.append(self._made / (name if not suffix else f"rig-{name}"))
             shutil.copyfile(source, made[-1])
+        if kernel.dtb is not None and not suffix:
+            made.append(self._made / kernel.dtb.name)
+            shutil.copyfile(kernel.dtb, made[-1])
         return Variant(suffix, root, (), tuple(made))
 
     def _disk(
@@ -246,9 +301,12 @@ class Build:
         if script.is_file():
             (work / "boot.scr").write_bytes(disk.uboot_script(script.read_bytes(), order.release.epoch))
             first["boot.scr"] = work / "boot.scr"
+        # In the setup menu of the firmware they can be chosen from the disk.
+        first |= {f"EFI/sluice/keys/{name}": file for name, file in self._enrolment.items()}
         disk.esp_tree(work / "esp", board, loader, first, order.release.epoch)
         target = self._made / f"disk{suffix}.raw"
         disk.build(target, board, tools, esp=work / "esp", root=packed, work=work, epoch=order.release.epoch)
+        disk.write_raw(target, self._parts)
         if suffix:
             return [target]  # of the rig: used where it is built
         packed_disk = target.with_suffix(".raw.zst")
@@ -275,6 +333,7 @@ class Build:
                 }
                 for variant in variants
             },
+            "contents": [{"name": row.name, "kind": row.kind, "bytes": row.size} for row in self.contents],
             "files": {
                 file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
                 for file in sorted(files, key=lambda file: -file.stat().st_size)
@@ -282,6 +341,9 @@ class Build:
         }
         for file in files:
             file.replace(order.out / file.name)
+        if self._enrolment:
+            shutil.rmtree(order.out / "secure-boot", ignore_errors=True)
+            (self._made / "secure-boot").replace(order.out / "secure-boot")
         (order.out / "manifest.json").write_text(json.dumps(document, indent=2) + "\n")
         return document
 

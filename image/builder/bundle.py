@@ -11,8 +11,9 @@ from image.builder.keys import Keys
 from image.builder.release import Release
 
 
-def manifest(board: Board, release: Release, root: Path) -> str:
-    """Return RAUC's manifest."""
+def manifest(board: Board, release: Release, root: Path, pcr11: Mapping[str, str]) -> str:
+    """Return RAUC's manifest. pcr11: what the kernel image of each slot comes to; the device looks for its approval."""
+    registers = "".join(f"pcr11-{slot}={value}\n" for slot, value in sorted(pcr11.items()))
     return (
         f"[update]\ncompatible={board.compatible}\nversion={release.version}\nbuild={release.commit}\n\n"
         "[bundle]\nformat=verity\n\n"
@@ -20,7 +21,7 @@ def manifest(board: Board, release: Release, root: Path) -> str:
         # Blocks that the device has in either slot are not fetched again.
         f"[image.rootfs]\nfilename={root.name}\nhooks=post-install\nadaptive=block-hash-index\n\n"
         f"[meta.sluice]\nversion={release.version}\nfloor={release.floor}\ncounter={release.generation}\n"
-        f"commit={release.commit}\ntarget={board.name}\n"
+        f"commit={release.commit}\ntarget={board.name}\n{registers}"
     )
 
 
@@ -33,6 +34,7 @@ def build(
     keys: Keys,
     root: Path,
     files: Mapping[str, Path],
+    pcr11: Mapping[str, str],
     hook: Path,
     work: Path,
 ) -> None:
@@ -46,6 +48,7 @@ def build(
         keys: has RAUC's signing key.
         root: the packed root.
         files: kernel images and approvals, by name.
+        pcr11: of each slot, lower-case hexadecimal; empty where the vendor's boot chain measures nothing.
         hook: what puts those in place.
         work: for what is packed.
 
@@ -60,7 +63,7 @@ def build(
         shutil.copyfile(source, content / name)
     shutil.copyfile(hook, content / "hook")
     (content / "hook").chmod(0o755)
-    (content / "manifest.raucm").write_text(manifest(board, release, content / "root.img"))
+    (content / "manifest.raucm").write_text(manifest(board, release, content / "root.img", pcr11))
     for file in content.iterdir():
         os.utime(file, (release.epoch, release.epoch))
     out.unlink(missing_ok=True)

@@ -7,6 +7,13 @@ from typing import Final
 
 from image.builder.progress import Progress
 
+ISOLATED: Final = (
+    *("unshare", "--mount", "--propagation", "private"),
+    # All processes of a command end with it, however it ends, and with them what they have mounted.
+    *("--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+"""Runs a command in namespaces of its own."""
+
 # /tmp and /run are file systems of their own in there, so that mount points leave no trace in the tree.
 _SCRIPT: Final = """
 root=$1; shift
@@ -36,7 +43,7 @@ class Tree:
         """Return the command line that runs `argv` in there; `binds` are folders or files and where to show them, below
         /run."""
         mounts = [text for source, target in binds.items() for text in (str(source), target)]
-        shell = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _SCRIPT, "sh", str(self.root)]
+        shell = [*ISOLATED, "sh", "-euc", _SCRIPT, "sh", str(self.root)]
         return [*shell, *mounts, "--", *(str(each) for each in argv)]
 
     def run(self, argv: Sequence[str | Path], binds: Mapping[Path, str] | None = None) -> None:

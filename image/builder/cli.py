@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from image.builder import boards
+from image.builder import advice, boards, sizes
 from image.builder.build import Build, Order
 from image.builder.errors import BuildError, MissingError
 from image.builder.progress import Progress
@@ -16,6 +17,7 @@ from image.builder.release import of_repository
 
 REPO: Final = Path(__file__).resolve().parents[2]
 MISSING: Final = 2
+INTERRUPTED: Final = 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,25 +55,37 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a build. Exit status 0: done; 1: it failed; 2: something has to be supplied first."""
+    """Run a build. Exit status 0: done; 1: it failed; 2: something has to be supplied first; 130: interrupted."""
     options = parser().parse_args(words)
     if options.list:
         return _list(as_json=options.json)
     out: Path = (options.output or REPO / "var/image" / options.target).resolve()
     progress = Progress(out / "build.log")
+    os.umask(0o022)  # modes are part of the root hash
+    # Whoever ends the build gets the same clean-up as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         order = _order(options, out)
         progress.log.parent.mkdir(parents=True, exist_ok=True)
         progress.log.write_text("")
         progress.say(f"Sluice {order.release.version} for {order.board.name} ({order.board.description})")
-        document = Build(order, progress).run()
+        build = Build(order, progress)
+        document = build.run()
     except MissingError as error:
         sys.stderr.write(f"image/build: {error}\n")
         return MISSING
     except BuildError as error:
         sys.stderr.write(f"image/build: {error}\n")
         return 1
-    _finish(document, progress, out, as_json=options.json)
+    except OSError as error:
+        sys.stderr.write(f"image/build: {advice.about_os(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "image/build: interrupted; finished steps are in the cache, and the files of the last build are untouched\n"
+        )
+        return INTERRUPTED
+    _finish(document, build.contents, progress, out, as_json=options.json)
     return 0
 
 
@@ -125,13 +139,18 @@ def _list(*, as_json: bool) -> int:
     return 0
 
 
-def _finish(document: dict[str, object], progress: Progress, out: Path, *, as_json: bool) -> None:
+def _finish(
+    document: dict[str, object], contents: Sequence[sizes.Content], progress: Progress, out: Path, *, as_json: bool
+) -> None:
     if as_json:
         times = [
             {"step": each.name, "seconds": round(each.seconds, 1), "cached": each.cached} for each in progress.done
         ]
         sys.stdout.write(json.dumps({**document, "steps": times}, indent=2) + "\n")
         return
+    progress.say("in the root, unpacked:")
+    for line in sizes.table(contents):
+        progress.say(f"  {line}")
     progress.say(f"done, in {out}:")
     files = document["files"]
     assert isinstance(files, dict)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from image.builder import emulation
+from image.builder.chroot import ISOLATED
 from image.builder.errors import MissingError
 from image.builder.progress import Progress
 from image.builder.sources import apt_options, for_release, host_sources
@@ -25,7 +27,8 @@ TOOLS: Final = (
 )  # fmt: skip
 """Versions of the release that the image is made of, whatever the host runs."""
 
-_BINDING: Final = ("gcc", "libc6-dev", "libtss2-dev", "pkg-config", "python3", "python3-dev")
+_GNU: Final = {"arm64": "aarch64-linux-gnu", "amd64": "x86-64-linux-gnu"}
+"""Architectures as compilers name them, as in gcc-aarch64-linux-gnu."""
 
 # Left out while unpacking: nothing on the device reads them. Copyright files stay.
 _LEFT_OUT: Final = (
@@ -40,6 +43,8 @@ _NO_INITRD: Final = (
     'mkdir -p "$1/etc/kernel/postinst.d" && printf "#!/bin/sh\\n" >"$1/etc/kernel/postinst.d/dracut" '
     '&& chmod 0755 "$1/etc/kernel/postinst.d/dracut"'
 )
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,61 +74,111 @@ def archive(cache: Path, sources_file: Path | None, *, offline: bool) -> Archive
     return Archive(lines, apt_options(dump), cache, offline)
 
 
+def check_stored(source: Archive, packages: Sequence[str], architecture: str) -> None:
+    """Look whether the cache has all that an image is built from, apart from wheels.
+
+    Raises:
+        MissingError: it has not; the message lists what is not there.
+    """
+    wanted = {"tools tree": _tools_place(source), "root tar": root_place(source, packages, architecture)}
+    if emulation.needed(architecture):
+        wanted["cross compiler"] = _cross_place(source, architecture)
+    missing = [f"  {what}: {place.name}" for what, place in wanted.items() if not place.exists()]
+    if missing:
+        raise MissingError(
+            f"{source.cache} lacks what --offline builds from:\n"
+            + "\n".join(missing)
+            + "\nbuild once without --offline"
+        )
+
+
 def tools_tree(source: Archive, progress: Progress) -> Path:
     """Return the folder of the tools, made when it is not there yet.
 
     Raises:
         BuildError: mmdebstrap failed.
-        MissingError: it is not in the cache, in offline mode.
     """
-    tree = source.cache / f"tools-{_key(TOOLS, _host_architecture())}"
+    tree = _tools_place(source)
     if tree.is_dir():
         progress.cached("tools tree", tree.name)
         return tree
     partial = tree.with_suffix(".partial")
-    _remove_tree(partial)
+    _remove(partial)
     with progress.step("tools tree", f"{len(TOOLS)} packages and what they need of Debian {RELEASE}"):
-        _mmdebstrap(source, progress, partial, TOOLS, architecture=_host_architecture(), variant="apt", epoch=0)
+        _mmdebstrap(source, progress, partial, TOOLS, architectures=(_host_architecture(),), variant="apt", epoch=0)
         partial.rename(tree)
     return tree
 
 
-def binding_tree(source: Archive, architecture: str, progress: Progress) -> Path:
-    """Return a tree of another architecture in which the TPM binding is compiled.
+def cross_tree(source: Archive, architecture: str, progress: Progress) -> Path:
+    """Return a tree of this machine's architecture in which the TPM binding is compiled for another one.
+
+    Debian's libraries of two architectures lie side by side in it, so that nothing has to be emulated.
 
     Raises:
         BuildError: mmdebstrap failed.
-        MissingError: it is not in the cache, in offline mode.
     """
-    tree = source.cache / f"binding-{architecture}-{_key(_BINDING, architecture)}"
+    tree = _cross_place(source, architecture)
     if tree.is_dir():
-        progress.cached("binding tree", tree.name)
+        progress.cached("cross compiler", tree.name)
         return tree
     partial = tree.with_suffix(".partial")
-    _remove_tree(partial)
-    with progress.step("binding tree", f"what compiles the TPM binding for {architecture}, emulated: this takes long"):
-        _mmdebstrap(source, progress, partial, _BINDING, architecture=architecture, variant="apt", epoch=0)
+    _remove(partial)
+    with progress.step("cross compiler", f"what compiles the TPM binding for {architecture}"):
+        _mmdebstrap(
+            source, progress, partial, _cross_packages(architecture),
+            architectures=(_host_architecture(), architecture), variant="apt", epoch=0,
+        )  # fmt: skip
         partial.rename(tree)
     return tree
 
 
-def root_tar(source: Archive, packages: Sequence[str], architecture: str, epoch: int, progress: Progress) -> Path:
+def root_tar(
+    source: Archive, packages: Sequence[str], architecture: str, progress: Progress, *, epoch: int, tools: Path
+) -> Path:
     """Return the tar of the root file system, made when it is not there yet; the package list is its key.
+
+    Where its programs do not run here, they have to be emulated, and `tools` lends what does the same on each
+    architecture.
 
     Raises:
         BuildError: mmdebstrap failed.
-        MissingError: it is not in the cache, in offline mode.
     """
-    tar = source.cache / f"root-{architecture}-{_key(packages, architecture)}.tar"
+    tar = root_place(source, packages, architecture)
     if tar.is_file():
         progress.cached("root tar", tar.name)
         return tar
     partial = tar.with_name(f"partial-{tar.name}")
-    partial.unlink(missing_ok=True)
-    with progress.step("root tar", f"{len(packages)} packages and what they need, {architecture}"):
-        _mmdebstrap(source, progress, partial, packages, architecture=architecture, variant="essential", epoch=epoch)
+    _remove(partial)
+    foreign = emulation.needed(architecture)
+    how = f"{architecture}{', emulated: this takes long' if foreign else ''}"
+    with progress.step("root tar", f"{len(packages)} packages and what they need, {how}"):
+        _mmdebstrap(
+            source, progress, partial, packages, architectures=(architecture,), variant="essential", epoch=epoch,
+            native=emulation.native_hooks(tools) if foreign else (),
+        )  # fmt: skip
         partial.rename(tar)
     return tar
+
+
+def _tools_place(source: Archive) -> Path:
+    return source.cache / f"tools-{_key(TOOLS, _host_architecture())}"
+
+
+def _cross_place(source: Archive, architecture: str) -> Path:
+    return source.cache / f"cross-{architecture}-{_key(_cross_packages(architecture), _host_architecture())}"
+
+
+def root_place(source: Archive, packages: Sequence[str], architecture: str) -> Path:
+    """Say where the cache has, or would have, the tar of a list of packages."""
+    return source.cache / f"root-{architecture}-{_key(packages, architecture)}.tar"
+
+
+def _cross_packages(architecture: str) -> tuple[str, ...]:
+    return (
+        f"gcc-{_GNU[architecture]}", f"pkgconf:{architecture}", f"libc6-dev:{architecture}",
+        f"libtss2-dev:{architecture}", f"libpython3-dev:{architecture}", "python3",
+    )  # fmt: skip
 
 
 def _mmdebstrap(
@@ -132,39 +187,48 @@ def _mmdebstrap(
     target: Path,
     packages: Sequence[str],
     *,
-    architecture: str,
+    architectures: Sequence[str],
     variant: str,
     epoch: int,
+    native: Sequence[str] = (),
 ) -> None:
-    if source.offline:
-        raise MissingError(
-            f"{target.name.replace('.partial', '')} is not in {source.cache}: build once without --offline"
-        )
     if shutil.which("mmdebstrap") is None:
         raise MissingError("mmdebstrap is missing: apt-get install mmdebstrap")
     debs = source.cache / "debs"
     (debs / "partial").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=source.cache, prefix="apt-") as scratch:
+    with tempfile.TemporaryDirectory(dir=source.cache, prefix="apt-", ignore_cleanup_errors=True) as scratch:
         options = Path(scratch) / "apt.conf"
-        options.write_text(source.options + "\n")
+        path = f"{emulation.NATIVE_PATH}:{_PATH}" if native else _PATH
+        options.write_text(f'{source.options}\nDPkg::Path "{path}";\n')
         argv: list[str | Path] = [
-            "mmdebstrap", "--mode=root", f"--variant={variant}", f"--architectures={architecture}",
-            f"--aptopt={options}", "--skip=download/empty", "--skip=essential/unlink",
+            *ISOLATED, "mmdebstrap", "--mode=root", f"--variant={variant}",
+            f"--architectures={','.join(architectures)}", f"--aptopt={options}",
+            "--skip=download/empty", "--skip=essential/unlink",
             f"--setup-hook=mkdir -p \"$1\"/var/cache/apt/archives && cp -al {debs}/. \"$1\"/var/cache/apt/archives/",
             f"--customize-hook=cp -anl \"$1\"/var/cache/apt/archives/. {debs}/",
             f"--essential-hook={_NO_INITRD}",
+            # It would look for its own name of the emulator, and for a package that tells whether there is one.
+            "--skip=check/qemu",
+            *native,
             f"--include={','.join(packages)}",
             *(f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT),
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
             RELEASE, target,
-            *(line.format(arch=architecture) for line in source.lines),
+            *(line.format(arch=",".join(architectures)) for line in source.lines),
         ]  # fmt: skip
         environment = {
             "SOURCE_DATE_EPOCH": str(epoch),
             "DEBIAN_FRONTEND": "noninteractive",
-            "TMPDIR": str(source.cache),
+            "TMPDIR": scratch,  # a root that is interrupted goes with it
+            "PATH": path,
+            # A tree that a power cut tears is not renamed to what the cache is asked for.
+            "DPKG_FORCE": "unsafe-io",
         }
-        progress.run(argv, env=os.environ | environment)
+        try:
+            progress.run(argv, env=os.environ | environment)
+        except BaseException:
+            _remove(target)
+            raise
 
 
 def _key(packages: Sequence[str], architecture: str) -> str:
@@ -184,6 +248,9 @@ def _host_architecture() -> str:
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 
 
-def _remove_tree(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _remove(target: Path) -> None:
+    """Remove what was begun: a folder or a file."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)

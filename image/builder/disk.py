@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from image.builder.boards import EFI_ARCH, Board
+from image.builder.boards import EFI_ARCH, Board, Part, size
 from image.builder.chroot import Tree
 
 _SPACE: Final = uuid.UUID("2e8f3c54-17ab-5f7e-8f0e-0d8a5b1b7c90")
+_UBOOT_ENVIRONMENT: Final = "3de21764-95bd-54bd-a5c3-4abe786f38a8"
+"""Type of its partition (U-Boot, doc/develop/uefi). The device's own definitions name no partition of this type."""
+_BOOTABLE: Final = "0x4"  # U-Boot looks for boot.scr where the attribute "legacy BIOS bootable" is
 _LOADER_CONF: Final = """# No default entry on purpose: see /usr/lib/sluice/bootchooser.
 timeout 0
 editor no
@@ -50,6 +53,7 @@ def esp_tree(folder: Path, board: Board, loader: Path | None, files: Mapping[str
         (folder / "loader/entries.srel").write_text("type1\n")
         (entries / "sluice-a.conf").write_text("title Sluice (a)\nsort-key sluice\nversion 1\nefi /EFI/sluice/a.efi\n")
     for path, source in sorted(files.items()):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / path)
     for directory, _, names in os.walk(folder, topdown=False):
         for name in [*names, "."]:
@@ -96,8 +100,14 @@ def build(out: Path, board: Board, tools: Tree, *, esp: Path, root: Path, work: 
     kind = {"amd64": "root-x86-64", "arm64": "root-arm64"}[board.architecture]
     esp_size, root_size = board.partitions.esp, board.partitions.root
     bounds = "SizeMinBytes={0}\nSizeMaxBytes={0}\n"
+    flags = ""
+    if board.partitions.loader:
+        (definitions / "05-loader.conf").write_text(
+            f"[Partition]\nType={_UBOOT_ENVIRONMENT}\nLabel=loader\n{bounds.format(board.partitions.loader)}"
+        )
+        flags = f"Flags={_BOOTABLE}\n"
     (definitions / "10-esp.conf").write_text(
-        f"[Partition]\nType=esp\nLabel=ESP\nFormat=vfat\nCopyFiles=/run/b/esp:/\n{bounds.format(esp_size)}"
+        f"[Partition]\nType=esp\nLabel=ESP\n{flags}Format=vfat\nCopyFiles=/run/b/esp:/\n{bounds.format(esp_size)}"
     )
     (definitions / "20-root-a.conf").write_text(
         f"[Partition]\nType={kind}\nLabel=root-a\nCopyBlocks=/run/b/root/{root.name}\n{bounds.format(root_size)}"
@@ -113,6 +123,15 @@ def build(out: Path, board: Board, tools: Tree, *, esp: Path, root: Path, work: 
         {definitions: "/run/b/defs", esp: "/run/b/esp", root.parent: "/run/b/root", out.parent: "/run/b/out"},
     )  # fmt: skip
     return {"partitions": json.loads(printed)}
+
+
+def write_raw(out: Path, parts: Mapping[Part, Path]) -> None:
+    """Write a vendor's parts that have a fixed place outside of file systems, such as a boot loader, to the disk."""
+    with out.open("r+b") as target:
+        for part, file in parts.items():
+            if part.at:
+                target.seek(size(part.at))
+                target.write(file.read_bytes())
 
 
 def _architecture(board: Board) -> str:

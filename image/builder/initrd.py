@@ -40,8 +40,13 @@ def build(root: Path, version: str, out: Path, epoch: int, tools: Tree) -> None:
             "--no-early-microcode",
             "--tmpdir=/run/b/work", f"--kver={version}", "--add", " ".join(_MODULES),
             "--omit", " ".join(sorted(present & set(_LEFT_OUT))), "--add-drivers", " ".join(_DRIVERS),
-            "--compress=zstd -15", f"/run/b/out/{out.name}",
+            "--no-compress", "/run/b/work/initrd",
         ],
-        {work: "/run/b/work", out.parent: "/run/b/out"},
+        {work: "/run/b/work"},
     )  # fmt: skip
+    # Here and not by dracut, whose programs may be emulated. The number of threads changes the result's bytes.
+    tools.run(
+        ["zstd", "--quiet", "-15", "-T2", "/run/b/work/initrd", "-o", f"/run/b/out/{out.name}"],
+        {work: "/run/b/work", out.parent: "/run/b/out"},
+    )
     shutil.rmtree(work)

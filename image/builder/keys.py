@@ -1,5 +1,7 @@
 """The keys of a vendor, made on the first build when none are named. Private halves never enter an image.
 
+* `PK`, `KEK`: own the firmware's settings and its list of keys for UEFI Secure Boot (RSA-2048). A vendor whose firmware
+  has others already needs neither.
 * `db`: signs kernels and the boot loader for UEFI Secure Boot (RSA-2048).
 * `pcr`: signs the values of PCR 11 that the disk may be opened at (RSA-2048, systemd-measure(1)).
 * `policy`: approves boot states to the vault (ECDSA P-256, gateway/vault/policy.py).
@@ -15,9 +17,17 @@ from image.builder.chroot import Tree
 from image.builder.errors import MissingError
 
 _YEARS_20: Final = "7300"
-_SCRIPT: Final = f"""
+_FIRMWARE_SCRIPT: Final = f"""
 umask 077
 cd /run/b/keys
+for name in PK KEK; do
+    openssl req -x509 -newkey rsa:2048 -sha256 -nodes -days {_YEARS_20} -subj "/CN=Sluice $name/" \\
+        -keyout $name.key -out $name.crt
+done
+chmod 644 PK.crt KEK.crt
+"""
+_SCRIPT: Final = f"""
+{_FIRMWARE_SCRIPT}
 openssl req -x509 -newkey rsa:2048 -sha256 -nodes -days {_YEARS_20} -subj '/CN=Sluice Secure Boot/' \\
     -keyout db.key -out db.crt
 openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out pcr.key
@@ -48,6 +58,7 @@ _NEEDED: Final = (
     "bundle.key",
     "bundle.crt",
 )
+_FIRMWARE: Final = ("PK.key", "PK.crt", "KEK.key", "KEK.crt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,11 @@ class Keys:
 
     folder: Path
     made: bool  # just now
+
+    @property
+    def owns_firmware(self) -> bool:
+        """Whether Secure Boot can be set up with these alone."""
+        return all((self.folder / name).is_file() for name in _FIRMWARE)
 
     def public(self, name: str) -> bytes:
         """Read a public half or a certificate."""
@@ -70,7 +86,10 @@ def vendor_keys(folder: Path, tools: Tree, *, may_make: bool) -> Keys:
     """
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     if not missing:
-        return Keys(folder, made=False)
+        found = Keys(folder, made=False)
+        if may_make and not any((folder / name).exists() for name in _FIRMWARE):
+            tools.run(["sh", "-ec", _FIRMWARE_SCRIPT], {folder: "/run/b/keys"})
+        return found
     if len(missing) < len(_NEEDED) or not may_make:
         raise MissingError(f"{folder} lacks {', '.join(missing)}; docs/image.md says what each is")
     partial = folder.with_name(f"{folder.name}.partial")

@@ -46,6 +46,11 @@ _REMOVED: Final = (
 )  # fmt: skip
 _DIRECTORIES: Final = ("boot", "data", "efi", "etc/sluice", "var", "proc", "sys", "dev", "run", "tmp", "mnt", "media")
 
+# `dpkg-deb --extract` would put a folder in the place of the link /lib, below which the loader of all programs is.
+_UNPACK: Final = (
+    'dpkg-deb --fsys-tarfile "$1" | tar --extract --keep-directory-symlink --numeric-owner --directory="$2"'
+)
+
 
 def extract(tar: Path, root: Path, progress: Progress) -> None:
     """Unpack the root tar.
@@ -118,6 +123,7 @@ def describe(root: Path, board: Board, release: Release, keys: Keys) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     (own / "appliance").write_text(f"{board.compatible}\n")
     (own / "release.json").write_text(json.dumps(release.document(board), indent=2, sort_keys=True) + "\n")
+    (own / "tries").write_text(f"{board.tries}\n")
     (share / "rauc-keyring.pem").write_bytes(keys.public("ca.crt"))
     (share / "policy.pem.pub").write_bytes(keys.public("policy.pub"))
     (root / "etc/rauc").mkdir(parents=True, exist_ok=True)
@@ -182,6 +188,23 @@ def kernel_image(root: Path, version: str) -> Path:
     raise BuildError(f"no kernel in /boot of the root for its modules {version}")
 
 
+def device_tree(root: Path, vendor: Iterable[Part], parts: Mapping[Part, Path], folder: Path) -> Path | None:
+    """Return the device tree that goes into the kernel images: the vendor's, else Debian's, else none.
+
+    Raises:
+        BuildError: the board takes Debian's, and the kernel has none for it.
+    """
+    for part in vendor:
+        if part.path.endswith(".dtb"):
+            if part in parts:
+                return parts[part]
+            found = sorted(root.glob(part.debian)) if part.debian else []
+            if not found:
+                raise BuildError(f"no device tree {part.debian} in the root, and none was supplied as {part.path}")
+            return Path(shutil.copyfile(found[0], folder / part.path))
+    return None
+
+
 def vendor(root: Path, parts: Mapping[Part, Path], tools: Tree) -> None:
     """Copy the vendor's parts that go into the root; packages are unpacked, and none of their scripts is run.
 
@@ -191,13 +214,14 @@ def vendor(root: Path, parts: Mapping[Part, Path], tools: Tree) -> None:
     for part, file in parts.items():
         if file.suffix == ".deb":
             tools.run(
-                ["dpkg-deb", "--extract", "/run/b/part.deb", "/run/b/root"],
+                ["bash", "-euo", "pipefail", "-c", _UNPACK, "bash", "/run/b/part.deb", "/run/b/root"],
                 {file: "/run/b/part.deb", root: "/run/b/root"},
             )
         if part.install:
             target = root / part.install.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+            target.chmod(0o755 if target.parent.name in {"bin", "sbin"} else 0o644)
 
 
 def clean(root: Path, epoch: int) -> None:
@@ -217,6 +241,9 @@ def clean(root: Path, epoch: int) -> None:
     _link(root / "etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
     for name in ("vmlinuz", "initrd.img", "vmlinuz.old", "initrd.img.old"):
         (root / name).unlink(missing_ok=True)
+    # Device trees of all boards there are; the kernel image has the one that is needed.
+    for trees in root.glob("usr/lib/linux-image-*"):
+        shutil.rmtree(trees)
     own_units = "usr/lib/systemd/system"
     for pattern in (
         # Of the program that made the initrd, and went with it.

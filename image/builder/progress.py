@@ -1,5 +1,7 @@
 """Says what the build is doing, how long each step took, and keeps the full log of the tools."""
 
+import os
+import select
 import subprocess
 import sys
 import time
@@ -9,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from image.builder import advice
 from image.builder.errors import BuildError
 
 _BEAT_SECONDS: Final = 20.0
 _TAIL_LINES: Final = 30
+_GONE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,10 @@ class Progress:
             try:
                 code = self._wait(process, began)
             except BaseException:
-                process.kill()
-                process.wait()
+                _end(process)
                 raise
         if code:
-            raise BuildError(
-                f"{self._current}: {argv[0]} ended with status {code}\n{self._tail(start)}\nAll: {self.log}"
-            )
+            raise self._failure(self._program(argv), code, self._tail(start))
 
     def capture(self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> str:
         """Run a command and return its standard output.
@@ -105,7 +106,7 @@ class Progress:
         with self.log.open("a") as log:
             log.write(f"\n### {self._current}: {' '.join(map(str, argv))}\n{done.stderr}")
         if done.returncode:
-            raise BuildError(f"{self._current}: {argv[0]} ended with status {done.returncode}\n{done.stderr.strip()}")
+            raise self._failure(self._program(argv), done.returncode, done.stderr.strip())
         return done.stdout
 
     def _wait(self, process: "subprocess.Popen[bytes]", began: float) -> int:
@@ -115,8 +116,37 @@ class Progress:
             except subprocess.TimeoutExpired:
                 self.say(f"  … {self._current}, {time.monotonic() - began:.0f} s so far")
 
+    def _failure(self, program: str, code: int, output: str) -> BuildError:
+        remedy = advice.about(output)
+        told = f"{self._current}: {program} ended with status {code}\n{output}\nAll: {self.log}"
+        return BuildError(f"{told}\n{remedy}" if remedy else told)
+
+    @staticmethod
+    def _program(argv: Sequence[str | Path]) -> str:
+        """Name what was meant to run, and not what isolates it."""
+        words = [str(each) for each in argv]
+        if words[0] != "unshare":
+            return words[0]
+        inside = words.index("--") + 1 if "--" in words else 1
+        return next(word for word in words[inside:] if not word.startswith("-") and word != "private")
+
     def _tail(self, start: int) -> str:
         with self.log.open("rb") as log:
             log.seek(start)
             lines = log.read().decode(errors="replace").splitlines()
         return "\n".join(lines[-_TAIL_LINES:])
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a command, and wait until what it had started in namespaces of its own is gone: files are removed next."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        inside = [os.pidfd_open(int(pid)) for pid in children]
+    except OSError:  # it has just ended, or this kernel does not tell
+        inside = []
+    process.kill()
+    process.wait()
+    for handle in inside:
+        # The first process of a namespace ends after all others in it (pid_namespaces(7)).
+        select.select([handle], [], [], _GONE_SECONDS)
+        os.close(handle)

@@ -116,6 +116,9 @@ def fetch_application(repo: Path, index: Index, architecture: str) -> Wheels:
 def build_tpm_binding(repo: Path, index: Index, builder: Tree, architecture: str, epoch: int) -> Path:
     """Build the wheel of tpm2-pytss, which is published as source alone, in a tree of the image's release.
 
+    The tree's programs are this machine's; for another architecture it has a cross compiler, and its Python is told to
+    answer as the other one would.
+
     Raises:
         BuildError: it does not build.
     """
@@ -126,20 +129,21 @@ def build_tpm_binding(repo: Path, index: Index, builder: Tree, architecture: str
     if done is not None:
         return done
     backend = read_lock(repo / "requirements" / "tpm-build.txt")
-    machine = _PLATFORMS[architecture]
-    index.fetch(backend.values(), folder, _platform_options(machine))
+    host = os.uname().machine
+    backend_folder = index.cache / "wheels" / f"build-{host}"
+    index.fetch(backend.values(), backend_folder, _platform_options(host))
     # pip asks a source for its metadata, which this one answers only where the TSS headers are.
     if not _files_of(folder, pin):
-        host = index.cache / "pip-tpm"
-        index.fetch(backend.values(), host, ("--only-binary", ":all:"))
+        own = index.cache / "pip-tpm"
+        index.fetch(backend.values(), own, ("--only-binary", ":all:"))
         index.progress.run(
-            [index.python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *host.glob("*.whl")]
+            [index.python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *own.glob("*.whl")]
         )
         index.fetch([pin], folder, ("--no-binary", "tpm2-pytss", "--no-build-isolation"))
     work = index.cache / f"tpm-build-{architecture}"
     shutil.rmtree(work, ignore_errors=True)
     for each in backend.values():
-        unpack(_wheel(folder, each), work / "site")
+        unpack(_wheel(backend_folder, each), work / "site")
     shutil.unpack_archive(_files_of(folder, pin)[0], work / "source", filter="data")
     source = next((work / "source").iterdir())
     out = work / "out"
@@ -148,7 +152,8 @@ def build_tpm_binding(repo: Path, index: Index, builder: Tree, architecture: str
     tree = Tree(
         builder.root,
         builder.progress,
-        {"PYTHONPATH": "/run/b/site", "SOURCE_DATE_EPOCH": str(epoch), "PYTHONDONTWRITEBYTECODE": "1"},
+        {"PYTHONPATH": "/run/b/site", "SOURCE_DATE_EPOCH": str(epoch), "PYTHONDONTWRITEBYTECODE": "1"}
+        | (_cross(_PLATFORMS[architecture]) if _PLATFORMS[architecture] != host else {}),
     )
     tree.run(
         ["sh", "-ec", f'cd /run/b/source && exec python3 -c "{code}"'],
@@ -262,6 +267,17 @@ def _record(archive: zipfile.ZipFile) -> dict[str, str]:
 
 def _digest(content: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
+
+def _cross(machine: str) -> dict[str, str]:
+    """What makes setuptools compile for another machine: its compiler, and the build facts of its Python."""
+    gnu = f"{machine}-linux-gnu"
+    return {
+        "CC": f"{gnu}-gcc",
+        "PKG_CONFIG": f"{gnu}-pkg-config",
+        "_PYTHON_SYSCONFIGDATA_NAME": f"_sysconfigdata__{gnu}",
+        "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+    }
 
 
 def _platform_options(machine: str) -> list[str]:

@@ -1,20 +1,26 @@
 """The virtual board alone: these tests damage disks, cut power at chosen moments, and compare devices.
 
-They need no cloud. `make test-image` gives them the image of uefi-amd64 in its variant for rigs.
+They need no cloud. `make test-image` gives them the image of uefi-amd64 in its variant for rigs; `SLUICE_RIG_IMAGE`
+names another folder with one. With `SLUICE_RIG_STATE` the board that has booted once is kept there for the next time.
 """
 
+import json
+import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from hil.rig.device import Device
 from hil.rig.machine import Board, Machine, boots
+from hil.rig.writes import written_operations
 
 REPO = Path(__file__).parents[2]
-IMAGE = REPO / "var" / "image" / "uefi-amd64"
+IMAGE = Path(os.environ.get("SLUICE_RIG_IMAGE", REPO / "var" / "image" / "uefi-amd64"))
 DISK = IMAGE / "disk-rig.raw"
-BOOT_SECONDS = 900.0
+BOOT_SECONDS = 1800.0
 
 
 class MachineShell:
@@ -49,26 +55,51 @@ def machine(image: Path, tmp_path: Path) -> Iterator[Machine]:
             file.unlink()
 
 
+@dataclass(frozen=True, slots=True)
+class FirstBoot:
+    """A board that has booted once, with a snapshot `booted` of that; what its first boot took."""
+
+    machine: Machine
+    seconds: float
+    writes: int
+
+
 @pytest.fixture(scope="session")
-def first_boot(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A board that has booted once, with a snapshot `booted` of that. Not to be changed without `restored`."""
-    made = Machine(Board(image=DISK, directory=tmp_path_factory.mktemp("booted") / "board"))
-    made.flash()
+def first_boot(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FirstBoot]:
+    """A board that has booted once. It is off, or what the last test has left; `booted` gives it as it was then."""
+    place = os.environ.get("SLUICE_RIG_STATE")
+    folder = Path(place) / "image-board" if place else tmp_path_factory.mktemp("booted") / "board"
+    notes, of = folder / "kept.json", [str(DISK), DISK.stat().st_mtime_ns]
+    known = json.loads(notes.read_text()) if notes.exists() else {}
+    if known.get("of") == of:
+        made = Machine(Board(image=DISK, directory=folder, serial=known["serial"]))
+    else:
+        made = Machine(Board(image=DISK, directory=folder))
+        known = {"of": of, "serial": made.board.serial}
     try:
-        up(made)
-        made.save("booted")
-        yield made
+        if "writes" not in known:
+            made.flash()
+            begin = time.monotonic()
+            up(made)
+            known |= {"seconds": time.monotonic() - begin, "writes": written_operations(made)}
+            made.save("booted")
+            notes.write_text(json.dumps(known))
+        yield FirstBoot(made, known["seconds"], known["writes"])
     finally:
         made.close()
 
 
 @pytest.fixture
-def booted(first_boot: Machine) -> Machine:
-    """The board that has booted once, as it was then."""
-    if not first_boot.running:
-        first_boot.power_on()
-    first_boot.restore("booted")
-    return first_boot
+def booted(first_boot: FirstBoot) -> Iterator[Machine]:
+    """The board that has booted once, as it was then; off again when the test is over: processors are emulated."""
+    machine = first_boot.machine
+    machine.cut_power()
+    machine.power_on()
+    machine.restore("booted")
+    try:
+        yield machine
+    finally:
+        machine.cut_power()
 
 
 def up(machine: Machine, *, seconds: float = BOOT_SECONDS) -> Device:

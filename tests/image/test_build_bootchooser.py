@@ -38,7 +38,8 @@ class Machine:
         self.slot = "a"
 
     def run(self, *words: str) -> tuple[int, str]:
-        answer: tuple[int, str] = CHOOSER.act(list(words), CHOOSER.Entries(self.esp), f"quiet rauc.slot={self.slot} ro")
+        cmdline = f"quiet rauc.slot={self.slot} ro"
+        answer: tuple[int, str] = CHOOSER.act(list(words), CHOOSER.Entries(self.esp, 3), cmdline)
         return answer
 
     def boot(self) -> str:

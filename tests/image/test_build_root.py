@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import stat
 import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,11 @@ import pytest
 from gateway.vault import policy
 from image.builder import bundle, disk, layers
 from image.builder.approve import approvals
-from image.builder.boards import load
+from image.builder.boards import Part, check_vendor, load, size
 from image.builder.build import cmdline
+from image.builder.chroot import Tree
+from image.builder.errors import BuildError, MissingError
+from image.builder.progress import Progress
 from image.builder.release import Release, of_repository
 from image.builder.verity import Root
 
@@ -108,6 +113,77 @@ def test_each_slot_names_itself_and_its_root_hash_in_what_is_measured() -> None:
     assert "panic=10" in a
 
 
+class HostTools(Tree):
+    """The programs of this machine in place of those of a tools tree."""
+
+    def run(self, argv: Sequence[str | Path], binds: Mapping[Path, str] | None = None) -> None:
+        shown = {target: str(source) for source, target in (binds or {}).items()}
+        subprocess.run([shown.get(str(word), str(word)) for word in argv], check=True)
+
+
+def test_a_package_of_a_vendor_that_still_names_lib_leaves_the_link_in_place(tmp_path: Path) -> None:
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("needs dpkg-deb")
+    package, root = tmp_path / "package", tmp_path / "root"
+    (package / "lib/modules/5.15.0-tegra").mkdir(parents=True)
+    (package / "lib/modules/5.15.0-tegra/modules.order").write_text("")
+    (package / "DEBIAN").mkdir()
+    (package / "DEBIAN/control").write_text(
+        "Package: nvidia-l4t-kernel\nVersion: 1\nArchitecture: arm64\nMaintainer: n <n@example.com>\nDescription: x\n"
+    )
+    file = tmp_path / "kernel.deb"
+    subprocess.run(["dpkg-deb", "-Znone", "--build", package, file], check=True, capture_output=True)
+    (root / "usr/lib").mkdir(parents=True)
+    (root / "lib").symlink_to("usr/lib")
+    part = Part("kernel.deb", "a kernel", "somewhere")
+    program = Part("nvbootctrl", "a program", "somewhere", install="/usr/sbin/nvbootctrl")
+    (tmp_path / "nvbootctrl").write_bytes(b"ELF")
+    layers.vendor(root, {part: file, program: tmp_path / "nvbootctrl"}, HostTools(root, Progress(tmp_path / "log")))
+    assert (root / "lib").is_symlink()
+    assert (root / "usr/lib/modules/5.15.0-tegra/modules.order").is_file()
+    assert os.access(root / "usr/sbin/nvbootctrl", os.X_OK)
+    # The control: what the plain way does.
+    subprocess.run(["dpkg-deb", "--extract", file, root], check=True)
+    assert not (root / "lib").is_symlink()
+
+
+def test_a_boot_loader_lies_before_all_file_systems_and_is_refused_where_it_does_not_fit(tmp_path: Path) -> None:
+    coral = load(IMAGE, "coral-devboard")
+    part = next(each for each in coral.vendor if each.at)
+    content = b"U-Boot" + bytes(range(256))
+    (tmp_path / part.path).write_bytes(content)
+    raw = tmp_path / "disk.raw"
+    raw.write_bytes(bytes(1 << 20))
+    disk.write_raw(raw, check_vendor(coral, tmp_path))
+    assert raw.read_bytes()[33 << 10 :].startswith(content)
+    # The file systems begin behind its environment, which the device's own tool has at the same place.
+    place, length = (int(word, 16) for word in (coral.folder / "overlay/etc/fw_env.config").read_text().split()[-2:])
+    assert size(part.before) == place
+    assert place + length <= (1 << 20) + coral.partitions.loader
+    (tmp_path / part.path).write_bytes(content + bytes(4 << 20))
+    with pytest.raises(MissingError, match="does not fit"):
+        check_vendor(coral, tmp_path)
+
+
+def test_the_device_tree_is_the_vendors_else_that_of_debians_kernel(tmp_path: Path) -> None:
+    coral = load(IMAGE, "coral-devboard")
+    part = next(each for each in coral.vendor if each.path.endswith(".dtb"))
+    root, boot = tmp_path / "root", tmp_path / "boot"
+    boot.mkdir()
+    with pytest.raises(BuildError, match=r"imx8mq-phanbell\.dtb"):
+        layers.device_tree(root, coral.vendor, {}, boot)
+    of_debian = root / "usr/lib/linux-image-6.12.1-arm64/freescale/imx8mq-phanbell.dtb"
+    of_debian.parent.mkdir(parents=True)
+    of_debian.write_bytes(b"debian")
+    found = layers.device_tree(root, coral.vendor, {}, boot)
+    assert found is not None
+    assert found.read_bytes() == b"debian"
+    own = tmp_path / "own.dtb"
+    own.write_bytes(b"own")
+    assert layers.device_tree(root, coral.vendor, {part: own}, boot) == own
+    assert layers.device_tree(root, BOARD.vendor, {}, boot) is None
+
+
 def test_an_image_brings_all_steps_of_the_counter_for_devices_that_skipped_releases() -> None:
     made = approvals("1.4.0", 3, {"a": "11" * 32, "b": "22" * 32}, {"12": "00" * 32})
     assert sorted(made) == [
@@ -124,10 +200,11 @@ def test_the_first_generation_moves_no_counter() -> None:
 
 
 def test_a_bundle_says_what_devices_and_bridge_ask_of_it() -> None:
-    text = bundle.manifest(BOARD, RELEASE, Path("root.img"))
+    text = bundle.manifest(BOARD, RELEASE, Path("root.img"), {"a": "11" * 32, "b": "22" * 32})
     assert "[meta.sluice]\nversion=1.4.0\nfloor=1.2.0\ncounter=3\n" in text
     assert "format=verity" in text
     assert "hooks=post-install" in text
+    assert f"pcr11-a={'11' * 32}\npcr11-b={'22' * 32}\n" in text
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ def test_an_assigned_image_is_installed_started_and_kept_once_it_was_marked_good
     assert (reported.os.version, reported.os.slot, reported.os.other_version) == ("1.1.0", "b", "1.0.0")
     assert reported.assignments[0].model.version == "1.1.0"
     assert not [*(device.state / "os" / "bundles").iterdir()], "the bundle is not kept"
+    cost = device.told.fetched_bytes
+    assert cost > 0
+    for _ in range(3):
+        device.tick()
+    assert device.told.fetched_bytes == cost, "what it has cost goes on being told"
 
 
 def test_the_device_is_restarted_only_in_a_window_and_with_an_empty_outbox(device: Device, vendor: Vendor) -> None:
