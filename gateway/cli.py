@@ -9,7 +9,7 @@ import click
 
 from gateway.commands.output import say
 from gateway.commands.stdout import not_text, require_output, told_nowhere
-from gateway.errors import ConfigError, ControlError, GatewayError
+from gateway.errors import ConfigAwayError, ConfigError, ControlError, GatewayError
 from gateway.version import program_version
 
 EXIT_PROBLEM: Final = 1
@@ -104,6 +104,8 @@ def _fail(error: GatewayError) -> NoReturn:
 def exit_status(error: GatewayError) -> int:
     """Return the exit status for an error."""
     match error:
+        case ConfigAwayError():
+            return EXIT_PROBLEM  # a supervisor starts the gateway again, which it does not with a wrong configuration
         case ConfigError():
             return EXIT_CONFIGURATION
         case ControlError():

@@ -9,6 +9,10 @@ class ConfigError(GatewayError):
     """The configuration cannot be used; a person must change it."""
 
 
+class ConfigAwayError(ConfigError):
+    """The configuration could not be read this time: a disk or a mount fails; starting again may help."""
+
+
 class SourceLostError(GatewayError):
     """A device stopped answering; opening it again may help."""
 

@@ -1,9 +1,11 @@
 """Reads a configuration file: parse, check against the types, check the parts against each other."""
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import inspect
@@ -14,7 +16,13 @@ from gateway.configload.document import MAX_TEXT_BYTES, Document, parse
 from gateway.configload.paths import Surroundings
 from gateway.configload.problems import Problem
 from gateway.configload.typed import Walk
-from gateway.errors import ConfigError
+from gateway.errors import ConfigAwayError, ConfigError
+
+PASSING: Final = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EAGAIN, errno.EINTR}
+    | {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)
+"""Errors of a failing disk, of a mount that is away, of a machine short of something: not what a person wrote."""
 
 
 class InvalidConfigError(ConfigError):
@@ -70,13 +78,15 @@ def read(
     does not ask for that: one missing model stops its own pipeline and no other, and may be installed meanwhile.
 
     Raises:
-        ConfigError: the file cannot be read at all.
+        ConfigError: the file cannot be read at all; ConfigAwayError where that may pass.
     """
     try:
         with file.open("rb") as stream:
             # One byte more than allowed is enough to know; a device or a huge file is not read to its end.
             text = stream.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
+        if error.errno in PASSING:
+            raise ConfigAwayError(f"{file}: {error.strerror}; look at the disk that it is on (`dmesg`)") from error
         remedy = "`gateway config example` prints one to begin with" if isinstance(error, FileNotFoundError) else ""
         message = f"{file}: {error.strerror or error}"
         raise ConfigError(f"{message}; {remedy}" if remedy else message) from error

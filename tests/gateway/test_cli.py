@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli import Commands, exit_status, main
-from gateway.errors import ConfigError, ControlError, GatewayError, ModelError
+from gateway.errors import ConfigAwayError, ConfigError, ControlError, GatewayError, ModelError
 from gateway.version import program_version
 
 
@@ -34,7 +34,8 @@ def test_wrong_usage_has_status_2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ConfigError(), 4), (ControlError(), 3), (ModelError(), 1), (GatewayError(), 1)]
+    ("error", "status"),
+    [(ConfigError(), 4), (ConfigAwayError(), 1), (ControlError(), 3), (ModelError(), 1), (GatewayError(), 1)],
 )
 def test_errors_have_their_status(error: GatewayError, status: int) -> None:
     assert exit_status(error) == status
@@ -46,6 +47,8 @@ def test_errors_have_their_status(error: GatewayError, status: int) -> None:
         (["status", "--socket", "/nonexistent/s"], 3, "no gateway is running"),
         (["status", "--config", "/nonexistent/c"], 4, "No such file"),
         (["run", "--config", "/nonexistent/c"], 4, "No such file"),
+        # Reading address 0 of a process ends as reading a broken disk does; a supervisor is to try that again.
+        (["run", "--config", "/proc/self/mem"], 1, "Input/output error; look at the disk"),
         (["outbox", "status", "--file", "/nonexistent/o"], 1, "no such file"),
     ],
 )
