@@ -48,8 +48,8 @@ MODELS: Final = {
         binary="qemu-system-x86_64",
         package="qemu-system-x86",
         machine="q35,smm=off",
-        # Five-level paging costs an emulator much and brings nothing; QEMU 7.2 now and then gets cmpxchg16b wrong.
-        cpu="max,la57=off,cx16=off",
+        # Five-level paging costs an emulator much and brings nothing.
+        cpu="max,la57=off",
         code=("OVMF_CODE_4M.fd", "OVMF_CODE.fd"),
         variables=("OVMF_VARS_4M.fd", "OVMF_VARS.fd"),
         tpm="tpm-tis",
