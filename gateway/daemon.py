@@ -363,10 +363,11 @@ class Daemon:
                 services.append(start("identity", self._enrolment.run))
             if self._uplink is not None:
                 services.append(start("uplink", self._uplink.run))
+            updates = []
             if self._updates is not None:
-                services.append(start("updates", self._updates.run))
+                updates.append(start("updates", self._updates.run))
             if self._system is not None:
-                services.append(start("system-updates", self._system.run))
+                updates.append(start("system-updates", self._system.run))
             if self._announcer is not None:
                 services.append(start("announcer", self._announcer.run))
             workers = [
@@ -387,12 +388,18 @@ class Daemon:
             for task in late:
                 log.warning("pipeline_hangs", task=task.get_name())
                 task.cancel()
+            for task in updates:  # what they note while the outbox drains would stay behind
+                task.cancel()
+            if updates:
+                await asyncio.wait(updates, timeout=10.0)
+            await self._notices.settled(5.0)
             if self._uplink is not None and not self._begins_anew:
                 drained = await drain(self._recorder, self._meter, self._config.cloud.drain_seconds)
             self._announce_status()
             await asyncio.sleep(0)
             for task in services:
                 task.cancel()
+        drained = drained and self._recorder.empty
         await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._meter.close)
         self._snapshots.write_last_run(self._state_directory / "last-run.json", drained=drained)

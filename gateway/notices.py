@@ -29,14 +29,23 @@ class Notices:
         self._submit = submit
         self._wall_ns = wall_ns
         self._told_conflict = False
+        self._pending: set[asyncio.Future[None]] = set()
 
     def note(self, code: str, severity: Severity, detail: str) -> None:
         """Record a notice from the event loop, which must not wait for the disk."""
-        self._loop.run_in_executor(None, self._record, code, severity, detail)
+        pending = self._loop.run_in_executor(None, self._record, code, severity, detail)
+        self._pending.add(pending)
+        pending.add_done_callback(self._pending.discard)
 
     def note_from_thread(self, code: str, severity: Severity, detail: str) -> None:
         """Record a notice from another thread."""
         self._loop.call_soon_threadsafe(partial(self.note, code, severity, detail))
+
+    async def settled(self, at_most_seconds: float) -> None:
+        """Wait until everything noted so far has been handed over; a full disk may keep it waiting."""
+        await asyncio.sleep(0)  # what threads have noted comes to the event loop first
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=at_most_seconds)
 
     def in_conflict(self, record_class: RecordClass, conflicts: int) -> None:
         """Write down, once a run, that another device uses this identity: the notice itself may be in conflict."""

@@ -81,3 +81,30 @@ async def test_an_outbox_that_is_closed_loses_the_notice_and_says_so() -> None:
         kept.notices().note("late", "info", "the gateway stops")
         await came(kept)
     assert [line["event"] for line in logs] == ["notice_not_recorded"]
+
+
+async def test_a_stop_waits_until_what_was_noted_is_handed_over() -> None:
+    kept = Kept()
+    notices = kept.notices()
+    threading.Thread(target=notices.note_from_thread, args=("model_proven", "info", "kept")).start()
+    notices.note("vault_refused", "warning", "another boot state")
+    async with asyncio.timeout(10):
+        while len(kept.entries) < 2:
+            await notices.settled(5.0)
+
+
+async def test_a_full_disk_does_not_hold_up_a_stop_for_longer_than_allowed() -> None:
+    kept = Kept()
+    free = threading.Event()
+
+    def submit(entries: Sequence[Entry], done: Callable[[Sequence[Receipt]], None]) -> None:
+        free.wait(10)
+        kept.submit(entries, done)
+
+    notices = Notices(asyncio.get_running_loop(), submit, wall_ns=lambda: AT_NS)
+    notices.note("vault_refused", "warning", "another boot state")
+    await notices.settled(0.05)
+    assert kept.entries == []
+    free.set()
+    await notices.settled(10.0)
+    assert len(kept.entries) == 1

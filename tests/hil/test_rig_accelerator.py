@@ -11,8 +11,10 @@ import pytest
 
 from gateway.inference.edgetpu import list_devices
 from hil.loopback.children import RigError
-from hil.rig import accelerator
 from tests.gateway.inference.graphs import custom
+
+pytest.importorskip("labgrid", reason="the rig needs labgrid, which `make hil` installs")
+from hil.rig import accelerator
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (Debian: gcc)")
 
