@@ -18,6 +18,12 @@ from gateway.wire.claimfile import CarriedClaim, to_qr
 
 _RESET_ALPHABET: Final = "abcdefghjkmnpqrstuvwxyz23456789"
 _RESET_GROUPS: Final = 4
+_MASKS: Final = (0, 7, 1, 3, 5, 4, 2, 6)
+"""Patterns of ISO/IEC 18004 §7.8, in the order of how often OpenCV 5.0 read codes with them."""
+_SCALE: Final = 8
+"""Pixels of one dot of a picture."""
+_BORDER: Final = 4
+"""Dots that are left white around a code (ISO/IEC 18004 §6.3.8)."""
 
 Form = Literal["svg", "png", "terminal"]
 
@@ -118,13 +124,13 @@ def as_picture(claim: CarriedClaim, form: Form) -> bytes:
         text = to_qr(msgspec.structs.replace(claim, ca=None, registry_root=None))
     except ValueError as error:
         raise IdentityError(str(error)) from error
-    code = segno.make(text, error="m", micro=False, boost_error=False)
+    code = _readable(text)
     if form == "terminal":
         lines = io.StringIO()
-        code.terminal(lines, compact=True, border=4)
+        code.terminal(lines, compact=True, border=_BORDER)
         return lines.getvalue().encode()
     out = io.BytesIO()
-    code.save(out, kind=form, scale=8, border=4)
+    code.save(out, kind=form, scale=_SCALE, border=_BORDER)
     return out.getvalue()
 
 
@@ -161,3 +167,25 @@ def _listener(config: Config) -> str | None:
     if settings is None or not settings.names or not settings.port:
         return None
     return f"https://{settings.names[0]}:{settings.port}"
+
+
+def _readable(text: str) -> segno.QRCode:
+    """Make a code that the detector of the devices reads.
+
+    OpenCV's fails on up to half of the larger codes that others read, a different half with each mask pattern, and on
+    few with the lowest level of correction. Where OpenCV is installed here the first mask that it reads is taken.
+    """
+    codes = (segno.make(text, error="l", micro=False, boost_error=False, mask=mask) for mask in _MASKS)
+    first = next(codes)
+    try:
+        import cv2  # noqa: PLC0415  # a bridge works without
+        import numpy as np  # noqa: PLC0415
+    except ImportError:
+        return first
+    detector = cv2.QRCodeDetector()
+    for code in (first, *codes):
+        dots = np.array(list(code.matrix_iter(scale=_SCALE, border=_BORDER)), np.uint8)
+        _, texts, _, _ = detector.detectAndDecodeMulti((1 - dots) * 255)
+        if text in texts:
+            return code
+    return first

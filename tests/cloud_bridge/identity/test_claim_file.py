@@ -1,17 +1,21 @@
 """The bridge writes claims that devices take: as files, and as pictures."""
 
 import hashlib
+import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import segno
 import yaml
 from click.testing import CliRunner, Result
 
 from cloud_bridge.cli import main
+from cloud_bridge.identity import claimfile
 from gateway.appliance.claim import read_claim
 from gateway.appliance.pictures import codes_in
 from gateway.appliance.plan import BASE, plan
@@ -160,3 +164,24 @@ def test_the_root_of_the_bridges_own_registry_travels_in_the_file(file: Path, tm
     assert claim.registry == "https://registry.example:8443"
     assert claim.registry_root is not None
     assert json.loads(claim.registry_root)["signed"]["_type"] == "root"
+
+
+def code_and_reading(number: int, *, chosen: bool) -> tuple[str, list[str]]:
+    """Return a text as long as a claim's, and what a device reads in its code."""
+    text = f"sluice1?g=dock-{number}&b={BROKER}&c=" + random.Random(number).randbytes(70).hex()
+    code = claimfile._readable(text) if chosen else segno.make(text, error="m", micro=False, boost_error=False)
+    out = io.BytesIO()
+    code.save(out, kind="png", scale=8, border=4)
+    image = cv2.imdecode(np.frombuffer(out.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    return text, codes_in(np.asarray(image, np.uint8))
+
+
+def test_codes_are_drawn_so_that_devices_read_them() -> None:
+    for number in range(12):
+        text, read = code_and_reading(number, chosen=True)
+        assert read == [text]
+
+
+def test_the_control_of_codes_drawn_as_usual_some_are_not_read() -> None:
+    readings = (code_and_reading(number, chosen=False) for number in range(60))
+    assert any(read != [text] for text, read in readings)
