@@ -63,6 +63,7 @@ def test_while_it_runs_a_release_is_rolled_out_and_a_bad_one_is_taken_back(place
     assert 0 <= document["max_swap_gap_ms"] < 1000  # how short it is when nothing else runs is what benchmarks tell
 
 
+@pytest.mark.timeout(400)
 def test_the_demo_secures_itself_and_says_how_it_went(place: Path) -> None:
     for _ in range(2):  # the second time among what the first has left
         document, read = demo(place, 5)
