@@ -57,7 +57,7 @@ def benchmarks(seed: int, systems: tuple[str, ...]) -> dict[str, Benchmark]:
         "memory": Benchmark(device.memory, 20),
         "outbox-enqueue": Benchmark(outbox.enqueue, 20),
         "outbox-open": Benchmark(outbox.open_with_backlog, 10),
-        "start-with-backlog": Benchmark(backlog.start_with_backlog, 60),
+        "start-with-backlog": Benchmark(backlog.start_with_backlog, 190, quick=False),
         "delivery-drain": Benchmark(delivery.drain, 60),
         "bridge-ingest": Benchmark(bridge_ingest.ingest, 90),
         "bridge-growth": Benchmark(bridge_growth.growth, 1500, quick=False),
