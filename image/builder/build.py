@@ -38,8 +38,9 @@ _NOTHING_ADDED: Final = {"12": "0" * 64, "13": "0" * 64}
 """Arguments, credentials and extensions put beside the kernel image are measured there: none are approved."""
 
 _RIG: Final = ("no_timer_check", "clearcpuid=cx16")
-"""On a busy machine an emulated timer misses the moment in which the kernel looks whether it ticks, and it panics. QEMU 7.2
-now and then gets cmpxchg16b wrong, which the kernel uses for every allocation; NumPy wants to see that it is there."""
+"""On a busy machine an emulated timer misses the moment in which the kernel looks whether it ticks, and it panics.
+QEMU 7.2 now and then gets cmpxchg16b wrong, which the kernel uses for every allocation; NumPy wants to see that it is
+there."""
 _SHIPPING: Final = ("systemd.import_credentials=no",)
 """Whoever sets the firmware's strings could otherwise run what he likes as root. The rig starts its agent that way."""
 
