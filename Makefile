@@ -108,6 +108,9 @@ rig: setup
 	@$(PY) -c 'import labgrid' 2>/dev/null || { echo '==> installing labgrid'; \
 		$(PIP) install --quiet --only-binary :all: --require-hashes -r requirements/hil.txt; }
 	@case '$(ENV)' in *virtual-*) [ -f $(RIG_DISK) ] || $(MAKE) image TARGET=uefi-$(RIG_KIND) ARGS=--rig ;; esac
+	@case '$(ENV)' in *virtual-*) made=$$(sed -n 's/.*"commit": "\([0-9a-f]*\)[-"].*/\1/p' $(dir $(RIG_DISK))manifest.json); \
+		now=$$(git rev-parse HEAD 2>/dev/null); [ "$$made" = "$$now" ] || \
+		echo "==> the image is of commit $$made, this checkout of $$now: make image TARGET=uefi-$(RIG_KIND) ARGS=--rig" ;; esac
 	@mkdir -p var/hil/report
 
 test-image: rig ## Examine the appliance image, boot it under QEMU, break it in many ways [ARGS=]
@@ -153,6 +156,12 @@ lock: setup ## Write requirements/*.txt anew from pyproject.toml [ARGS=--upgrade
 	@awk '/^[a-z0-9]/ { keep = /^tpm2-pytss/ } /^#/ || keep' var/lock/tpm.txt >requirements/tpm.txt
 	@if grep -n '://' requirements/*.txt; then echo 'an address is in the lock' >&2; exit 1; fi
 
-clean: ## Remove everything that make made
-	rm -rf $(VENV) var dist build .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+# Whoever loses the vendor's keys can never update a device again that he has shipped.
+clean: ## Remove everything that make made, except the signing keys in var/image/keys
+	@! ls var/image/keys/*.key >/dev/null 2>&1 || echo '==> kept: var/image/keys, which every device of yours trusts; remove it by hand'
+	@if ls var/image/keys/*.key >/dev/null 2>&1; then \
+		find var -mindepth 1 -maxdepth 1 ! -name image -exec rm -rf {} +; \
+		find var/image -mindepth 1 -maxdepth 1 ! -name keys -exec rm -rf {} +; \
+	else rm -rf var; fi
+	rm -rf $(VENV) dist build .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find gateway cloud_bridge hil tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -25,7 +25,7 @@ BASE: Final[dict[str, Any]] = {
     "gateway": {"state_directory": "/var/lib/sluice", "runtime_directory": "/run/sluice"},
     "vault": {
         "policy_key_file": "/usr/share/sluice/policy.pem.pub",
-        "policy_directory": "/run/sluice/policy",
+        "policy_directory": "/run/sluice-policy",
         "pcrs": [11],
     },
     "outbox": {"file": "/data/outbox/outbox.db"},

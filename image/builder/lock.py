@@ -10,6 +10,8 @@ from image.builder.errors import BuildError
 
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^ ;\\]+)\s*(?:;([^\\]*))?")
 
+_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:
@@ -18,6 +20,11 @@ class Pin:
     name: str  # normalized, PEP 503
     version: str
     lines: tuple[str, ...]  # as in the file, hashes included
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        """The SHA-256 of its files, in hexadecimal."""
+        return frozenset(_HASH.findall("\n".join(self.lines)))
 
 
 def normalized(name: str) -> str:

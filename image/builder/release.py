@@ -1,5 +1,6 @@
 """Which release is built: version, commit and time come from the repository."""
 
+import re
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -7,6 +8,9 @@ from pathlib import Path
 
 from image.builder.boards import Board
 from image.builder.errors import BuildError
+
+_VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}(-[0-9A-Za-z.-]{1,60})?")
+"""What the bridge takes into its catalogue of bundles; a device that said another would fit no rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ def of_repository(repo: Path, version: str | None, floor: str | None, generation
     """Read it; what is given takes precedence.
 
     Raises:
-        BuildError: this is no git repository.
+        BuildError: this is no git repository, or a version is none.
     """
     facts = tomllib.loads((repo / "image" / "release.toml").read_text())
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]["version"]
@@ -45,11 +49,15 @@ def of_repository(repo: Path, version: str | None, floor: str | None, generation
         dirty = bool(_git(repo, "status", "--porcelain", "--untracked-files=normal"))
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         raise BuildError(f"{repo} is no git repository, so nobody could tell what an image was built from") from error
+    version, floor = version or project, floor or facts["floor"]
+    for what, value in (("--version", version), ("--floor", floor)):
+        if _VERSION.fullmatch(value) is None:
+            raise BuildError(f"{what} {value!r} is no version: three numbers, as in 1.4.0 or 1.4.0-rc.1")
     return Release(
-        version=version or project,
+        version=version,
         commit=f"{commit}-dirty" if dirty else commit,
         epoch=epoch,
-        floor=floor or facts["floor"],
+        floor=floor,
         generation=generation or facts["generation"],
     )
 

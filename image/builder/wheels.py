@@ -68,7 +68,7 @@ class Index:
             MissingError: something is not in the cache, in offline mode.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [pin for pin in pins if not _files_of(folder, pin)]
+        missing = [pin for pin in pins if not files_of(folder, pin)]
         if not missing:
             return
         if self.offline:
@@ -133,7 +133,7 @@ def build_tpm_binding(repo: Path, index: Index, builder: Tree, architecture: str
     backend_folder = index.cache / "wheels" / f"build-{host}"
     index.fetch(backend.values(), backend_folder, _platform_options(host))
     # pip asks a source for its metadata, which this one answers only where the TSS headers are.
-    if not _files_of(folder, pin):
+    if not files_of(folder, pin):
         own = index.cache / "pip-tpm"
         index.fetch(backend.values(), own, ("--only-binary", ":all:"))
         index.progress.run(
@@ -144,7 +144,7 @@ def build_tpm_binding(repo: Path, index: Index, builder: Tree, architecture: str
     shutil.rmtree(work, ignore_errors=True)
     for each in backend.values():
         unpack(_wheel(backend_folder, each), work / "site")
-    shutil.unpack_archive(_files_of(folder, pin)[0], work / "source", filter="data")
+    shutil.unpack_archive(files_of(folder, pin)[0], work / "source", filter="data")
     source = next((work / "source").iterdir())
     out = work / "out"
     out.mkdir()
@@ -298,20 +298,27 @@ def _platform_options(machine: str) -> list[str]:
     return [*(word for tag in tags for word in ("--platform", tag)), *versions, "--only-binary", ":all:"]
 
 
-def _files_of(folder: Path, pin: Pin) -> list[Path]:
+def files_of(folder: Path, pin: Pin) -> list[Path]:
+    """The files of a locked package: the cache outlives many a lock, so each is held against the lock's hashes."""
     if not folder.is_dir():
         return []
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.name.endswith((".whl", ".tar.gz"))
-        and normalized(file.name.split(f"-{pin.version}", 1)[0]) == pin.name
-        and f"-{pin.version}" in file.name
-    )
+    named = (file for file in sorted(folder.iterdir()) if _of(file.name) == (pin.name, pin.version))
+    return [file for file in named if hashlib.sha256(file.read_bytes()).hexdigest() in pin.hashes]
+
+
+def _of(file: str) -> tuple[str, str] | None:
+    """The package and the version in a file's name: of a wheel (PEP 427), or of a source (PEP 625)."""
+    if file.endswith(".whl"):
+        name, version, *_ = file.split("-")
+    elif file.endswith(".tar.gz"):
+        name, _, version = file.removesuffix(".tar.gz").rpartition("-")
+    else:
+        return None
+    return normalized(name), version
 
 
 def _wheel(folder: Path, pin: Pin) -> Path:
-    for file in _files_of(folder, pin):
+    for file in files_of(folder, pin):
         if file.suffix == ".whl":
             return file
     raise BuildError(f"no wheel of {pin.name} {pin.version} in {folder}")

@@ -12,7 +12,7 @@ from image.builder import sbom, wheels
 from image.builder.boards import load
 from image.builder.errors import BuildError
 from image.builder.lock import Pin, closure, read_lock, requirement_name, seeds
-from image.builder.release import Release
+from image.builder.release import Release, of_repository
 
 REPO = Path(__file__).parents[2]
 
@@ -127,3 +127,25 @@ def test_the_bill_of_materials_names_packages_of_both_kinds_and_is_the_same_each
         "pkg:pypi/pkg@1.0",
     ]
     assert found[0].size == 160 * 1024
+
+
+def test_only_the_locked_version_is_taken_from_the_cache_and_only_with_a_locked_hash(tmp_path: Path) -> None:
+    right, later, other = (tmp_path / name for name in ("pkg-1.0-py3-none-any.whl", "pkg-1.0.1-py3-none-any.whl", "x"))
+    right.write_bytes(b"right")
+    later.write_bytes(b"a version that was taken back")
+    other.write_bytes(b"")
+    hashes = tuple(f"    --hash=sha256:{hashlib.sha256(each.read_bytes()).hexdigest()}" for each in (right, later))
+    pin = Pin("pkg", "1.0", ("pkg==1.0 \\", *hashes))
+    assert wheels.files_of(tmp_path, pin) == [right]
+    right.write_bytes(b"left there by somebody else")
+    assert wheels.files_of(tmp_path, pin) == []
+    assert wheels.files_of(tmp_path, Pin("pkg", "1.0.1", pin.lines)) == [later]
+
+
+@pytest.mark.parametrize("version", ["0.2", "1.0.0+build7", "1.0.0 ", "v1.0.0", "1.0.0-\u00e4"])
+def test_an_image_is_not_built_with_a_version_that_no_rollout_takes(version: str) -> None:
+    with pytest.raises(BuildError, match="no version: three numbers"):
+        of_repository(REPO, version, None, None)
+    with pytest.raises(BuildError, match="no version: three numbers"):
+        of_repository(REPO, "1.0.0", version, None)
+    assert of_repository(REPO, "1.4.0-rc.1", None, None).version == "1.4.0-rc.1"
