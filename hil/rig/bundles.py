@@ -18,6 +18,11 @@ from hil.rig.disk import flip_bit
 Kind = Literal["good", "unhealthy", "panicking", "silent", "below-floor", "foreign", "damaged"]
 _REPO: Final = Path(__file__).parents[2]
 _BUILD_SECONDS: Final = 1800.0
+FREEZE: Final = "/sys/fs/cgroup/init.scope/cgroup.freeze"
+"""What holds the first process of a system with systemd, as a hang does: it keeps the watchdog and feeds it no more.
+
+One that crashes is no hang: it lets go of the watchdog.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +41,24 @@ RECIPES: Final[dict[Kind, Recipe]] = {
         "0.1.2",
         files={
             "etc/systemd/system/gateway.service.d/90-rig.conf": "[Service]\nExecStart=\nExecStart=/bin/false\n",
+            # What will not come need not be waited for as long as a gateway that an emulated processor starts.
+            "etc/systemd/system/sluice-health.service.d/90-rig.conf": (
+                "[Service]\nExecStart=\n"
+                "ExecStart=/opt/sluice/bin/gateway appliance health --soak 20 --start-within 60\n"
+            ),
         },
     ),
     # The first process of the new system ends at once, which the kernel does not survive.
     "panicking": Recipe("0.1.3", words=("--cmdline", "init=/bin/false")),
-    # It boots, and then does nothing at all: neither good nor bad is ever said. Only the watchdog can end that.
+    # It boots, and then its first process does nothing any more: nothing starts, fails, or restarts the device. The
+    # watchdog alone can end that.
     "silent": Recipe(
         "0.1.4",
         files={
-            "etc/systemd/system/sluice-health.service.d/90-rig.conf": (
-                "[Service]\nExecStart=\nExecStart=/bin/sleep inf\n"
+            "etc/systemd/system/rig-silent.service": (
+                f"[Unit]\nBefore=gateway.service\n[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo 1 >{FREEZE}'\n"
             ),
+            "etc/systemd/system/multi-user.target.d/90-rig.conf": "[Unit]\nWants=rig-silent.service\n",
         },
     ),
     "below-floor": Recipe("0.0.1", words=("--floor", "0.0.1")),

@@ -8,29 +8,30 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from hil.loopback.children import Child, RigError, free_port, is_listening
+from hil.loopback.children import Child, RigError, is_listening
+from hil.rig.notes import Notes
 from hil.rig.relay import Quality, Relay
 
 TRUST_DOMAIN: Final = "rig.sluice.test"
 _COMMAND_SECONDS: Final = 120.0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class CloudPorts:
     """Where the cloud listens on loopback."""
 
-    devices: int = field(default_factory=free_port)
-    services: int = field(default_factory=free_port)
-    identity: int = field(default_factory=free_port)
-    registry: int = field(default_factory=free_port)
-    console: int = field(default_factory=free_port)
+    devices: int
+    services: int
+    identity: int
+    registry: int
+    console: int
 
 
 class Cloud:
@@ -43,6 +44,7 @@ class Cloud:
         reached_as: str,
         ek_roots: Path | None,
         pcrs: tuple[int, ...],
+        notes: Notes | None = None,
         listen: str = "127.0.0.1",
     ) -> None:
         """Prepare; nothing is started.
@@ -52,6 +54,7 @@ class Cloud:
             reached_as: address under which the device finds this machine, e.g. 10.0.2.2 from a virtual board.
             ek_roots: certificates of the TPM's maker; None where a claim vouches alone.
             pcrs: registers that an attestation covers.
+            notes: which ports it has; None: any that are free.
             listen: address at which the device is let in; a board on a bench needs another than loopback.
 
         Raises:
@@ -59,16 +62,22 @@ class Cloud:
         """
         self.directory = directory
         self.reached_as = reached_as
-        self.ports = CloudPorts()
+        notes = notes or Notes(None, directory)
+        self.ports = CloudPorts(
+            **{name: notes.port(name) for name in ("devices", "services", "identity", "registry", "console")}
+        )
         self.file = directory / "bridge.yaml"
         self.broker_directory = directory / "broker"
         self._ek_roots, self._pcrs = ek_roots, pcrs
         for name in ("broker", "bridge", "log", "keys"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         self.links = {
-            "broker": Relay(self.ports.devices, listen),
-            "identity": Relay(self.ports.identity, listen),
-            "registry": Relay(self.ports.registry, listen),
+            name: Relay(target, listen, port=notes.port(f"{name} from outside"))
+            for name, target in (
+                ("broker", self.ports.devices),
+                ("identity", self.ports.identity),
+                ("registry", self.ports.registry),
+            )
         }
         self.file.write_text(yaml.safe_dump(self.settings(), sort_keys=False))
         logs = directory / "log"

@@ -10,7 +10,7 @@ from hil.loopback.children import RigError
 LABEL: Final = "SLUICE"
 
 
-def fat_stick(image: Path, files: Mapping[str, bytes], *, label: str = LABEL, mib: int = 64) -> Path:
+def fat_stick(image: Path, files: Mapping[str, bytes | Path], *, label: str = LABEL, mib: int = 64) -> Path:
     """Make a FAT stick with files in its top folder; returns the image.
 
     Raises:
@@ -21,10 +21,12 @@ def fat_stick(image: Path, files: Mapping[str, bytes], *, label: str = LABEL, mi
         out.truncate(mib << 20)
     _run("mkfs.vfat", "-n", label, str(image), package="dosfstools")
     for name, content in files.items():
-        source = image.with_suffix(".part")
-        source.write_bytes(content)
+        source = image.with_suffix(".part") if isinstance(content, bytes) else content
+        if isinstance(content, bytes):
+            source.write_bytes(content)
         _run("mcopy", "-i", str(image), str(source), f"::{name}", package="mtools")
-        source.unlink()
+        if isinstance(content, bytes):
+            source.unlink()
     return image
 
 

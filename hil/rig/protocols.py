@@ -74,3 +74,7 @@ class SnapshotProtocol(abc.ABC):
     @abc.abstractmethod
     def restore(self, name: str) -> None:
         """Go back to it."""
+
+    @abc.abstractmethod
+    def kept(self) -> frozenset[str]:
+        """Return the names under which it is kept, also by an earlier session of which the files are there."""

@@ -48,8 +48,14 @@ class _Meter:
 class Relay:
     """Carries TCP connections from a free port of this machine to a target port of loopback."""
 
-    def __init__(self, target: int, address: str = "127.0.0.1") -> None:
-        """Begin to listen. target: where connections go; nothing needs to listen there yet."""
+    def __init__(self, target: int, address: str = "127.0.0.1", *, port: int = 0) -> None:
+        """Begin to listen.
+
+        Args:
+            target: where connections go; nothing needs to listen there yet.
+            address: of this machine at which it listens.
+            port: at which it listens; 0: a free one.
+        """
         self.target = target
         self.quality = Quality()
         self.refused = 0
@@ -58,7 +64,7 @@ class Relay:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server((address, 0))
+        self._listener = socket.create_server((address, port))
         self._listener.settimeout(_LOOK_SECONDS)
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, name=f"relay-{self.port}", daemon=True)

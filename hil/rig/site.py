@@ -1,7 +1,6 @@
 """What a device of the rig belongs to: a cloud, a claim for it, what it shall watch, and updates for it."""
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -17,6 +16,7 @@ from hil.rig import bundles, media, models
 from hil.rig.bundles import Kind
 from hil.rig.cloud import Cloud
 from hil.rig.device import Device
+from hil.rig.notes import place
 from hil.rig.sensor import RATE_HZ, SensorFeed
 
 GATEWAY_ID: Final = "rig-gateway"
@@ -44,9 +44,9 @@ class Site:
     def __init__(self, target: Any) -> None:
         """Prepare; nothing runs yet. target: of labgrid; its options say what differs between rigs."""
         config = target.env.config
-        place = os.environ.get("SLUICE_RIG_STATE")
-        self.directory = Path(place) / "site" if place else Path(tempfile.mkdtemp(prefix="sluice-site-"))
-        self._scratch = None if place else self.directory
+        kept = place()
+        self.directory = kept / "site" if kept else Path(tempfile.mkdtemp(prefix="sluice-site-"))
+        self._scratch = None if kept else self.directory
         self.address: str = config.get_target_option(target.name, "host_address", "10.0.2.2")
         self.camera: str = config.get_target_option(target.name, "camera", "/dev/video0")
         self.sensor_device: str = config.get_target_option(target.name, "sensor", "/dev/ttyACM0")
@@ -63,6 +63,7 @@ class Site:
             reached_as=self.address,
             ek_roots=self.ek_roots,
             pcrs=REGISTERS,
+            notes=getattr(maker, "notes", None),
             listen="127.0.0.1" if self.address.startswith("10.0.2.") else "0.0.0.0",
         )
         self.update_seconds: dict[str, float] = {}
@@ -159,12 +160,21 @@ class Site:
         """Publish a bundle and begin its rollout; returns its version."""
         (told,) = self.cloud.ask("os", "publish", str(bundle))
         version, compatible = str(told["version"]), str(told["compatible"])
+        self.expect(bundle)
+        # In a fleet of one the first failure would halt the rollout. The device would get its old release back, and
+        # talk of that a moment after it has told how the new one ended.
+        tolerant = ("--max-failing-share", "1")
+        self.cloud.run("rollout", "create", "--os", version, "--target", compatible, "--waves", "rest", *tolerant)
+        return version
+
+    def expect(self, bundle: Path) -> str:
+        """Let the device in also when it has booted what is in a bundle; returns the bundle's version."""
         manifest = json.loads(bundle.with_name("manifest.json").read_text())
+        version = str(manifest["version"])
         known = {each["name"] for each in self.cloud.ask("identity", "states", "list")}
         for slot, value in pcr11_of(manifest, self.variant).items():
             if f"{version}-{slot}" not in known:
                 self.cloud.approve(f"{version}-{slot}", {11: value})
-        self.cloud.run("rollout", "create", "--os", version, "--target", compatible, "--waves", "rest")
         return version
 
     def ended(self, version: str, *, seconds: float = _UPDATE_SECONDS) -> Told:

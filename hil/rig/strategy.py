@@ -46,7 +46,6 @@ class ApplianceStrategy(Strategy):
         self.spoiled = False
         """Whether a test has changed the device since its state was reached."""
         self._site: Site | None = None
-        self._kept: set[str] = set()
 
     @property
     def site(self) -> Site:
@@ -107,6 +106,10 @@ class ApplianceStrategy(Strategy):
     def _can_keep(self) -> bool:
         return "snapshot" in self.target.env.get_target_features() | self.target.env.get_features()
 
+    @property
+    def _kept(self) -> frozenset[str]:
+        return self.storage.kept() if self._can_keep else frozenset()
+
     def _nearest(self, wanted: str) -> str:
         """Go back to the last state before a wanted one that can be had quickly; returns it."""
         at = STATES.index(wanted)
@@ -127,7 +130,6 @@ class ApplianceStrategy(Strategy):
         if STATES.index(state) > STATES.index("booted"):
             self.cloud.save(state)
         self.storage.save(state)
-        self._kept.add(state)
 
     def _restore(self, state: str) -> None:
         self.target.activate(self.storage)
@@ -135,6 +137,8 @@ class ApplianceStrategy(Strategy):
             self.cloud.restore(state)
         self.storage.restore(state)
         self.target.activate(self.shell)
+        if STATES.index(state) > STATES.index("booted"):
+            self.site.sensor.start(self.plugs.feed)
 
     # ---- the way forward ---------------------------------------------------------------------------
 
@@ -170,7 +174,6 @@ class ApplianceStrategy(Strategy):
     def _to_flashed(self) -> None:
         self.target.activate(self.storage)
         self.storage.flash()
-        self._kept.clear()
 
     def _to_booted(self) -> None:
         self.power_on()

@@ -1,7 +1,6 @@
 """The virtual board as labgrid sees it: one resource, one driver for all that is done to it, one for commands."""
 
 import contextlib
-import os
 import select
 import shutil
 import socket
@@ -22,6 +21,7 @@ from hil.loopback.children import RigError
 from hil.rig import agent, guest
 from hil.rig.disk import corrupt
 from hil.rig.machine import NIC, Board, Machine, boots
+from hil.rig.notes import Notes, place
 from hil.rig.protocols import LinkProtocol, PlugProtocol, Role, Scene, SnapshotProtocol, StorageProtocol
 
 BOOT_SECONDS: Final = 1800.0
@@ -68,25 +68,34 @@ class VirtualBoardDriver(
         self._sensor: socket.socket | None = None
         self._made: Machine | None = None
         self._plugged: set[str] = set()
-        self._kept: dict[str, frozenset[str]] = {}
+        self._noted: Notes | None = None
         self.scratch: Path | None = None
+
+    @property
+    def notes(self) -> Notes:
+        """What is noted of this board, for a session that goes on with it."""
+        if self._noted is None:
+            kept = place()
+            file = None if kept is None else kept / self.target.name / "kept.json"
+            self._noted = Notes(file, Path(self.target.env.config.get_image_path(self.board.image)))
+        return self._noted
 
     @property
     def machine(self) -> Machine:
         """The machine, made when it is asked for first."""
         if self._made is None:
-            config = self.target.env.config
             # Where the state goes: given by whoever wants to keep it, or gone with the session.
-            place = os.environ.get("SLUICE_RIG_STATE")
-            directory = Path(place) if place else Path(tempfile.mkdtemp(prefix="sluice-rig-"))
-            self.scratch = None if place else directory
+            kept = place()
+            directory = kept or Path(tempfile.mkdtemp(prefix="sluice-rig-"))
+            self.scratch = None if kept else directory
             self._made = Machine(
                 Board(
-                    image=Path(config.get_image_path(self.board.image)),
+                    image=Path(self.target.env.config.get_image_path(self.board.image)),
                     directory=directory / self.target.name,
                     kind=self.board.kind,
                     memory_mib=self.board.memory_mib,
                     processors=self.board.processors,
+                    serial=self.notes.serial,
                 )
             )
         return self._made
@@ -211,7 +220,7 @@ class VirtualBoardDriver(
     @Driver.check_active
     def flash(self) -> None:
         self.off()
-        self._kept.clear()
+        self.notes.forget()
         self._plugged.clear()
         self.machine.flash()
 
@@ -232,7 +241,10 @@ class VirtualBoardDriver(
     @Driver.check_active
     def save(self, name: str) -> None:
         self.machine.save(name)
-        self._kept[name] = frozenset(self._plugged)
+        self.notes.keep(name, frozenset(self._plugged))
+
+    def kept(self) -> frozenset[str]:
+        return frozenset(self.notes.states)
 
     @Driver.check_active
     def restore(self, name: str) -> None:
@@ -242,7 +254,7 @@ class VirtualBoardDriver(
         self.machine.cut_power()
         self.machine.power_on()
         self.machine.restore(name)
-        self._plugged = set(self._kept[name])
+        self._plugged = set(self.notes.states[name])
         # Its clock stands where it stood; a real device would ask for the time.
         self._in_guest(f"date -s @{time.time_ns() // 10**9}")
 

@@ -11,6 +11,17 @@ pytestmark = [pytest.mark.hil, pytest.mark.timeout(2400)]
 LISTENING_BEFORE_PROVISIONING: frozenset[str] = frozenset()
 """Nothing but loopback."""
 EXPOSURE_LIMIT = 2.0
+REFUSED = re.compile("Access ?[Dd]enied|[Rr]ejected|not allowed")
+"""What D-Bus says of a message that its policy does not let through."""
+_RAUC = "de.pengutronix.rauc / de.pengutronix.rauc.Installer"
+ASKED_OF_RAUC = {
+    f"call {_RAUC} InstallBundle 'sa{{sv}}' /run/none.raucb 0": "to install",
+    f"call {_RAUC} InspectBundle 'sa{{sv}}' /run/none.raucb 0": "what a bundle is",
+    f"call {_RAUC} GetSlotStatus": "how the slots stand",
+    f"call {_RAUC} GetPrimary": "which slot is next",
+    f"get-property {_RAUC} Progress": "how far it is",
+}
+"""Words of busctl: all that the gateway needs of RAUC. There is no such bundle; RAUC says so itself."""
 
 
 def listening(rig: Rig) -> set[str]:
@@ -127,9 +138,15 @@ def test_the_gateways_user_may_ask_how_the_slots_stand_and_may_not_change_them(r
     assert '"bootname":"b"' in rig.device.run(
         f"{as_gateway} rauc status --detailed --output-format=json", seconds=120.0
     )
+    for ask, what in ASKED_OF_RAUC.items():
+        out, error, code = rig.device.attempt(f"{as_gateway} busctl --timeout=60 {ask}", seconds=120.0)
+        assert not REFUSED.search(out + error), f"{what}: {error}"
+        stranger = rig.device.attempt(f"setpriv --reuid=nobody --clear-groups busctl {ask}", seconds=120.0)
+        assert stranger[2] != 0, what
+        assert REFUSED.search(stranger[1]), what
     for mark in ("mark-good booted", "mark-bad other", "mark-active other"):
         out, error, code = rig.device.attempt(f"{as_gateway} rauc status {mark}", seconds=120.0)
         assert code != 0, mark
-        assert re.search("AccessDenied|[Rr]ejected|not allowed", out + error), mark
+        assert REFUSED.search(out + error), mark
     # Control: root may.
     rig.device.run("rauc status mark-good booted", seconds=120.0)

@@ -13,8 +13,9 @@ from gateway.wire.manifest import Classification, Plain, WindowInput
 from hil.rig import accelerator, i2c, models
 from hil.rig.accelerator import Accelerator
 from hil.rig.device import GATEWAY
-from hil.rig.diskfaults import writes_fail
+from hil.rig.diskfaults import recover, writes_fail
 from hil.rig.protocols import Role
+from hil.rig.qmp import QmpError
 from hil.rig.rig import Rig
 from hil.rig.sensor import RATE_HZ
 from tests.gateway.inference.graphs import custom, dense
@@ -338,6 +339,41 @@ def test_a_disk_that_takes_nothing_any_more_is_told_by_a_gateway_that_still_runs
         PIPELINES.values(), "running"
     )
     assert rig.device.run("systemctl show -P NRestarts gateway.service") == "0"
+
+
+@pytest.mark.lg_feature("virtual")
+@pytest.mark.parametrize("protected", [True, False], ids=["with the unit", "without it"])
+def test_a_device_whose_disk_keeps_the_gateway_from_running_is_started_again_and_runs_when_the_disk_does(
+    rig: Rig, *, protected: bool
+) -> None:
+    rig.reach("running")
+    rig.changed()
+    before = rig.device.boot_id()
+    # The limits of a rig: fewer starts, and no half an hour of waiting. All of it is gone with the restart.
+    units = "/run/systemd/system"
+    rig.device.put(b"[Unit]\nStartLimitBurst=2\n", f"{units}/gateway.service.d/90-rig.conf", mode="644")
+    rig.device.put(
+        b"[Service]\nEnvironment=SLUICE_STUCK_SECONDS=0\n", f"{units}/sluice-stuck.service.d/90-rig.conf", mode="644"
+    )
+    if not protected:
+        rig.device.run(f"ln -s /dev/null {units}/sluice-stuck.service")
+    rig.device.run("systemctl daemon-reload")
+    writes_fail(rig.machine)
+    rig.device.eventually(
+        "systemctl kill --signal=KILL gateway.service; sleep 2; systemctl is-failed -q gateway.service",
+        "the gateway is left down",
+        seconds=600.0,
+    )
+    if not protected:
+        with pytest.raises(QmpError, match="RESET"):
+            rig.machine.qmp.wait_for("RESET", seconds=120.0)
+        assert rig.device.boot_id() == before
+        return
+    rig.machine.qmp.wait_for("RESET", seconds=600.0)
+    recover(rig.machine)  # as a controller does that a reset has brought back
+    rig.rebooted_since(before)
+    for name in PIPELINES.values():
+        goes_on(rig, name, seconds=900.0)
 
 
 def failed_outbox(rig: Rig) -> bool:

@@ -4,11 +4,14 @@ Each test begins with a device that runs from slot a, as the factory and its cla
 """
 
 import re
+from pathlib import Path
 
 import pytest
 
-from hil.rig import models
+from hil.rig import media, models
 from hil.rig.bundles import Kind
+from hil.rig.disk import partitions
+from hil.rig.flips import write_below
 from hil.rig.rig import Rig
 from hil.rig.site import Told
 
@@ -61,10 +64,52 @@ def test_a_system_whose_gateway_does_not_run_is_left_for_the_old_one_and_the_bri
     is_back_on_the_old_one(rig)
 
 
-def test_a_system_that_panics_is_left_for_the_old_one_and_the_bridge_hears_why(rig: Rig) -> None:
-    told = given(rig, "panicking")
+def test_a_system_that_was_called_good_as_soon_as_it_had_booted_would_never_be_left(rig: Rig) -> None:
+    """The control, and why systemd-bless-boot is masked: it takes the counter away whatever the gateway does."""
+    rig.reach("running")
+    rig.changed()
+    rig.site.publish(rig.site.bundle("unhealthy"))
+    rig.device.eventually(
+        "grep -q rauc.slot=b /proc/cmdline && systemctl is-active -q multi-user.target",
+        "the new system boots",
+        seconds=1800.0,
+    )
+    rig.device.run("cd /efi/loader/entries && mv sluice-b+*.conf sluice-b.conf && sync")
+    rig.device.eventually(
+        "systemctl show -P Result sluice-unhealthy.service | grep -qx exec-condition",
+        "its health is found bad, and nothing follows",
+        seconds=1200.0,
+    )
+    rig.reboot()
+    assert rig.device.booted_slot() == "b"
+    assert rig.device.attempt("systemctl is-active gateway.service")[0] != "active"
+
+
+@pytest.mark.parametrize("kind", ["panicking", pytest.param("silent", marks=pytest.mark.lg_feature("watchdog"))])
+def test_a_system_that_panics_or_does_nothing_any_more_is_left_for_the_old_one_and_the_bridge_hears_why(
+    rig: Rig, kind: Kind
+) -> None:
+    told = given(rig, kind)
     assert (told.phase, told.code) == ("reverted", "no-boot")
     assert "tries to boot are used up" in told.reason
+    is_back_on_the_old_one(rig)
+
+
+@pytest.mark.lg_feature("virtual")
+def test_a_slot_that_was_tampered_with_is_never_run_and_the_bridge_hears_of_it(rig: Rig) -> None:
+    rig.reach("running")
+    rig.changed()
+    bundle = rig.site.bundle("good")
+    version = rig.site.publish(bundle)
+    rig.machine.qmp.wait_for("RESET", seconds=2400.0)
+    # The firmware runs now. Until the kernel reads the new slot, somebody has changed what that will find there.
+    slot = partitions(rig.site.image / "disk-rig.raw")["root-b"]
+    write_below(rig.machine, slot.offset, 0xA5, 4096)
+    told = rig.site.ended(version)
+    assert (told.phase, told.code) == ("reverted", "no-boot")
+    assert "does not verify" in told.reason
+    console = rig.machine.console_log.read_text(errors="replace")
+    assert re.search(r"verity: .*is corrupted", console), "that is what stopped it"
     is_back_on_the_old_one(rig)
 
 
@@ -85,3 +130,51 @@ def test_a_bundle_that_must_not_be_installed_is_refused_and_the_bridge_hears_why
     assert told.code in codes
     assert rig.device.booted_slot() == "a"
     assert rig.device.slots()["a"]["boot_status"] == "good"
+
+
+@pytest.mark.lg_feature("link-cut")
+def test_an_installation_whose_link_is_cut_in_the_middle_is_taken_up_again(rig: Rig) -> None:
+    rig.reach("running")
+    rig.changed()
+    registry = rig.cloud.links["registry"]
+    before = registry.carried_down
+    version = rig.site.publish(rig.site.bundle("good"))
+    rig.until(lambda: registry.carried_down - before > 8 << 20, "the bundle is on its way", seconds=1200.0, every=0.1)
+    rig.cut_cloud()
+    rig.device.eventually(
+        "journalctl -b -q -o cat -u gateway.service | grep -q os_update_waits", "it cannot go on", seconds=600.0
+    )
+    assert rig.device.slots()["b"].get("boot_status") == "bad", "half of a system is never started"
+    rig.mend_cloud()
+    rig.device.eventually(
+        "journalctl -b -q -o cat -u gateway.service | grep -q '\"os_installed\"' || grep -q rauc.slot=b /proc/cmdline",
+        "the second try goes through",
+        seconds=1800.0,
+    )
+    told = rig.site.told(version)
+    assert told is not None
+    assert told.phase not in ("refused", "reverted", "blocked")
+
+
+@pytest.mark.lg_feature("stick")
+def test_an_update_on_a_stick_is_installed_where_the_configuration_allows_it(rig: Rig, tmp_path: Path) -> None:
+    rig.reach("running")
+    rig.changed()
+    bundle = rig.site.bundle("good")
+    version = rig.site.expect(bundle)
+    stick = media.fat_stick(tmp_path / "stick.img", {"update.raucb": bundle}, mib=(bundle.stat().st_size >> 20) + 64)
+    rig.device.run("printf '\\nos: {media: install}\\n' >>/data/etc-sluice/gateway.yaml && sync")
+    rig.device.run("systemctl restart --no-block gateway.service")
+    rig.plug("stick", stick)
+    rig.device.eventually("ls /run/media/*/update.raucb", "the stick is mounted", seconds=120.0)
+    options = rig.device.run("findmnt -n -o OPTIONS $(dirname /run/media/*/update.raucb)").split(",")
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(options)
+    rig.device.eventually(
+        "grep -q rauc.slot=b /proc/cmdline && systemctl is-active -q multi-user.target",
+        "the system of the stick boots",
+        seconds=2400.0,
+    )
+    rig.unplug("stick")
+    rig.device.eventually("! findmnt -n /run/media/sda", "what was pulled out is mounted no more", seconds=60.0)
+    assert rig.site.ended(version).phase == "running"
+    assert rig.device.booted_slot() == "b"

@@ -1,4 +1,4 @@
-"""Secure Boot with the vendor's own keys, enrolled from the files of a build: what they signed starts."""
+"""Secure Boot with the vendor's own keys, enrolled from the files of a build: what they signed starts, and no more."""
 
 import dataclasses
 import shutil
@@ -11,6 +11,7 @@ import pytest
 from hil.rig.disk import partitions
 from hil.rig.machine import Board, Machine, boots
 from tests.image.conftest import BOOT_SECONDS, device_of
+from tests.image.test_tampering import said
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 
@@ -69,3 +70,18 @@ def test_what_the_vendor_signed_boots_after_the_keys_are_enrolled(
     boots(machine, seconds=BOOT_SECONDS)
     # Four bytes of attributes, then the value.
     assert device_of(machine).run(f"od -An -tu1 -j4 {_SECURE_BOOT}").strip() == "1"
+
+
+def test_a_kernel_image_that_was_changed_does_not_start(
+    keys: dict[str, bytes], boards: list[Machine], image: Path, tmp_path: Path
+) -> None:
+    """One byte of its command line, which without Secure Boot nobody but the TPM would notice."""
+    at = f"{image / 'disk-rig.raw'}@@{partitions(image / 'disk-rig.raw')['ESP'].offset}"
+    whole = subprocess.run(["mcopy", "-i", at, "::EFI/sluice/a.efi", "-"], capture_output=True, check=True).stdout
+    changed = bytearray(whole)
+    changed[whole.index(b"rauc.slot=a") + len(b"rauc.slot=")] = ord("b")
+    machine = secure(image / "disk-rig.raw", tmp_path / "changed", {**keys, "EFI/sluice/a.efi": bytes(changed)})
+    boards.append(machine)
+    machine.power_on()
+    said(machine, "Access [Dd]enied|Security [Vv]iolation", since=0, seconds=600.0)
+    assert not machine.agent.answers()

@@ -6,14 +6,16 @@ import random
 import re
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hil.loopback.children import RigError
-from hil.rig.bundles import Kind, bundle
+from hil.rig.bundles import FREEZE, Kind, bundle
 from hil.rig.device import Device
 from hil.rig.machine import Machine, boots, tail
+from hil.rig.qmp import QmpError
 from hil.rig.ranged import RangedServer
 from tests.image.conftest import BOOT_SECONDS, device_of
 
@@ -77,16 +79,29 @@ def test_an_update_boots_the_other_slot_keeps_the_data_and_is_kept_after_its_soa
     assert restarts(booted, device).booted_slot() == "b"
 
 
-@pytest.mark.parametrize("kind", ["panicking"])
-def test_a_system_that_does_not_come_up_is_left_after_its_tries(booted: Machine, image: Path, kind: Kind) -> None:
-    device = device_of(booted)
+def panics(machine: Machine) -> int:
+    """Count what the console has said of the kernel's end."""
+    return len(re.findall("Kernel panic", machine.console_log.read_text(errors="replace")))
+
+
+def bites(machine: Machine) -> int:
+    """Count how often the watchdog has reset the machine since it has power."""
+    machine.qmp.command("query-status")  # what has happened is told before the answer
+    return sum(each["event"] == "WATCHDOG" for each in machine.qmp.events)
+
+
+@pytest.mark.parametrize(("kind", "ends"), [("panicking", panics), ("silent", bites)])
+def test_a_system_that_does_not_come_up_is_left_after_its_tries(
+    booted: Machine, image: Path, kind: Kind, ends: Callable[[Machine], int]
+) -> None:
+    device, before = device_of(booted), ends(booted)
     code, said = install(device, image, kind)
     assert code == 0, said
     device.run("sync")
     device = restarts(booted, device)
     assert device.booted_slot() == "a"
     assert device.slots()["b"].get("boot_status") == "bad"
-    assert len(re.findall("Kernel panic", booted.console_log.read_text(errors="replace"))) >= 2
+    assert ends(booted) - before >= 2
 
 
 @pytest.mark.parametrize(
@@ -123,6 +138,39 @@ def test_a_streaming_install_is_tried_again_until_it_succeeds(booted: Machine, i
                 break
     assert outcomes[0] != 0
     assert outcomes[-1] == 0
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["with the watchdog", "without it"])
+def test_a_system_that_does_nothing_any_more_is_started_again_by_the_watchdog(
+    booted: Machine, *, watched: bool
+) -> None:
+    device = device_of(booted)
+    if not watched:
+        booted.qmp.command("set-action", watchdog="none")
+    device.run(f"echo 1 >{FREEZE}")
+    booted.qmp.wait_for("WATCHDOG", seconds=300.0)
+    if watched:
+        booted.qmp.wait_for("RESET", seconds=30.0)
+        return
+    with pytest.raises(QmpError, match="RESET"):
+        booted.qmp.wait_for("RESET", seconds=120.0)
+    assert device.attempt("systemctl show -P Version", seconds=30.0)[2] != 0, "it hangs still"
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["with CrashAction=reboot", "without it"])
+def test_a_first_process_that_crashes_starts_the_device_again(booted: Machine, *, protected: bool) -> None:
+    """Left to itself it stays as it is for ever: it also lets go of the watchdog."""
+    device = device_of(booted)
+    if not protected:
+        device.put(b"[Manager]\nCrashAction=freeze\n", "/run/systemd/system.conf.d/90-rig.conf", mode="644")
+        device.run("systemctl daemon-reexec && systemctl is-active -q multi-user.target")
+    device.run("kill -SEGV 1")
+    if protected:
+        booted.qmp.wait_for("RESET", seconds=60.0)
+        return
+    with pytest.raises(QmpError, match="RESET"):
+        booted.qmp.wait_for("RESET", seconds=150.0)
+    assert device.run("cat /sys/class/watchdog/watchdog0/state") == "inactive"
 
 
 def begin_install(device: Device, server: RangedServer, file: Path) -> None:
@@ -182,6 +230,9 @@ def test_power_cuts_at_any_moment_of_an_install_leave_a_device_that_boots(booted
         device.run(f"rauc install http://10.0.2.2:{server.port}/{file.name}", seconds=INSTALL_SECONDS)
         whole = time.monotonic() - start
         for number in range(CUTS):
+            # In a new QEMU: in one that has run the guest's clock would leap ahead.
+            booted.cut_power()
+            booted.power_on()
             booted.restore("booted")
             device = device_of(booted)
             device.run("echo kept >/data/rig-kept && sync /data/rig-kept")
