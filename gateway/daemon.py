@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _STATUS_EVERY_SECONDS = 5.0
+_LOOK_AT_OUTBOX_EVERY_SECONDS = 1.0
 _REOPEN_EVERY_SECONDS = 2.0
 _SAVE_USAGE_EVERY_SECONDS = 300.0
 _LOOK_AT_VAULT_EVERY_SECONDS = 30.0
@@ -98,10 +99,10 @@ class Daemon:
         self._enrolment: Enrolment | None = None
         self._vault = open_vault(config.vault, self._state_directory, now_ns=self._now_ns)
         self._loop = asyncio.get_running_loop()
-        self._notices = Notices(self._loop, self._submit)
-        self._models = SealedModels(self._vault, self._notices.note_from_thread)
+        self._notices = Notices(self._submit)
+        self._models = SealedModels(self._vault, self._notices.note)
         self._backend_failures = BackendFailures()
-        self._keys = KeyWatch(self._notices.note_from_thread)
+        self._keys = KeyWatch(self._notices.note)
         self._vault_view = VaultView(config.vault, self._keys)
         self._vault_changed = asyncio.Event()
         self._enrolment = self._make_enrolment()
@@ -232,7 +233,7 @@ class Daemon:
                 registry=self._metrics.registry,
                 flushed=lambda: self._uplink is None or self._recorder.empty,
                 connects=lambda: self._uplink.status().connects if self._uplink is not None else 0,
-                note=self._notices.note_from_thread,
+                note=self._notices.note,
             )
         )
 
@@ -253,7 +254,7 @@ class Daemon:
                 enrolment=self._enrolment,
                 registry=self._metrics.registry,
                 load=self._opened,
-                note=self._notices.note_from_thread,
+                note=self._notices.note,
                 system=self._system,
             ),
         )
@@ -354,6 +355,8 @@ class Daemon:
             services = [
                 start("control", control.run),
                 start("keeper", self._keep),
+                start("outbox-keeper", self._keep_outbox),
+                start("usage", self._keep_usage),
                 start("metrics", self._serve),
                 start("vault", self._watch_vault),
                 start("hotplug", self._hotplug.run),
@@ -400,8 +403,8 @@ class Daemon:
             for task in services:
                 task.cancel()
         drained = drained and self._recorder.empty
-        await asyncio.to_thread(self._recorder.close)
-        await asyncio.to_thread(self._meter.close)
+        await in_thread("outbox-close", self._recorder.close)
+        await in_thread("meter-close", self._meter.close)
         self._snapshots.write_last_run(self._state_directory / "last-run.json", drained=drained)
         log.info("gateway_stopped", drained=drained, begins_anew=self._begins_anew)
         return self._begins_anew
@@ -473,32 +476,39 @@ class Daemon:
             await asyncio.Event().wait()
 
     async def _keep(self) -> None:
-        """Look after what has no thread of its own: status messages, the watchdog, a failed outbox."""
+        """Look after what has no thread of its own, and never wait for the disk: status messages, the watchdog."""
         told_at = 0.0
-        saved_at = time.monotonic()
         while True:
             for name, pipeline in self._pipelines.items():
                 self._progress.stamp(f"pipeline-{name}", pipeline.progress_ns / 1e9)
             self._notifier.watchdog(self._progress)
-            if self._recorder.failed:
-                await self._reopen()
             now = time.monotonic()
             if now - told_at >= _STATUS_EVERY_SECONDS:
                 told_at = now
                 self._announce_status()
                 self._snapshots.observe()
-            if now - saved_at >= _SAVE_USAGE_EVERY_SECONDS:
-                saved_at = now
-                await asyncio.to_thread(self._meter.save)
             await asyncio.sleep(1.0)
+
+    async def _keep_outbox(self) -> None:
+        """Open the outbox again when its disk has failed; a disk that hangs holds up this task alone."""
+        while True:
+            if self._recorder.failed:
+                await self._reopen()
+            await asyncio.sleep(_LOOK_AT_OUTBOX_EVERY_SECONDS)
 
     async def _reopen(self) -> None:
         try:
-            await asyncio.to_thread(self._recorder.reopen)
+            await in_thread("outbox-reopen", self._recorder.reopen)
             self._components.pop("outbox", None)
         except OutboxError as error:
             self._components["outbox"] = str(error)
             await asyncio.sleep(_REOPEN_EVERY_SECONDS)
+
+    async def _keep_usage(self) -> None:
+        """Write down now and then what the link has cost."""
+        while True:
+            await asyncio.sleep(_SAVE_USAGE_EVERY_SECONDS)
+            await in_thread("meter-save", self._meter.save)
 
     def _announce_status(self) -> None:
         self._channels.publish_status(pipeline.status() for pipeline in self._pipelines.values())

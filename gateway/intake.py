@@ -1,6 +1,7 @@
 """Makes samples of captures as the model of a pipeline wants them, also when that changes while the source streams."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from gateway.errors import ConfigError
@@ -32,7 +33,7 @@ def same_source(one: InputSpec, other: InputSpec) -> bool:
 
 
 class Intake:
-    """One source's way to one model. The capture thread owns `accept`; `change` may be called from any thread."""
+    """One source's way to one model. The capture thread owns `accept`; the rest may be called from any thread."""
 
     def __init__(self, spec: InputSpec, max_held: int, wrong_kind: Callable[[str, str], ConfigError]) -> None:
         """Take what is wanted.
@@ -42,8 +43,9 @@ class Intake:
             max_held: messages of a leaf sensor that may be held only to fill a window.
             wrong_kind: makes the error for a source of the wrong kind, from what it gives and what is wanted.
         """
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held by `accept` while it waits for room, perhaps for as long as a disk is away
         self._spec = spec
+        self._recalled: InputSpec | None = None
         self._windower: Windower | None = None
         self._holding = Holding(max_held)
         self._wrong_kind = wrong_kind
@@ -60,16 +62,35 @@ class Intake:
             ConfigError: the source gives what the model cannot look at.
         """
         with self._lock:
+            self._go_back()
             for sample in self._samples(capture):
                 put(sample)
 
-    def change(self, spec: InputSpec, follow: Callable[[], None]) -> None:
-        """Make samples for another input from now on; `follow` is called behind the last one for the present input.
+    def change(self, spec: InputSpec, follow: Callable[[float], bool], timeout_seconds: float) -> bool:
+        """Make samples for another input from now on; False: the present ones found no room in time, nothing changes.
 
-        A window that is being filled is begun anew.
+        `follow` is called behind the last sample for the present input with the seconds that are left, and tells
+        whether it came in. A window that is being filled is begun anew.
         """
-        with self._lock:
-            follow()
+        deadline = time.monotonic() + timeout_seconds
+        if not self._lock.acquire(timeout=timeout_seconds):
+            return False
+        try:
+            self._go_back()
+            if not follow(max(0.0, deadline - time.monotonic())):
+                return False
+            self._spec, self._windower = spec, None
+            return True
+        finally:
+            self._lock.release()
+
+    def recall(self, spec: InputSpec) -> None:
+        """Take a change back with the next capture; does not wait."""
+        self._recalled = spec
+
+    def _go_back(self) -> None:
+        spec, self._recalled = self._recalled, None
+        if spec is not None:
             self._spec, self._windower = spec, None
 
     def _samples(self, capture: Capture) -> Sequence[Sample]:

@@ -6,6 +6,7 @@ live camera pass through a slot that keeps the newest; windows and recordings pa
 
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,7 @@ from gateway.errors import (
     GatewayError,
     InferenceError,
     OutboxError,
+    PipelineBusyError,
     WeightsWithheldError,
 )
 from gateway.inference.model import Model
@@ -48,6 +50,7 @@ log = structlog.get_logger()
 
 _WAIT_SECONDS = 0.25
 """How long the inference thread waits for a sample before it lets time pass for the rules."""
+_LOOK_EVERY_SECONDS = 0.02
 
 
 class Pipeline:
@@ -114,18 +117,9 @@ class Pipeline:
         """Count what was dropped since the start, by reason."""
         with self._drops_lock:
             drops = Counter(self._errors)
-            drops.update(self._run_drops())
+            if self._capture is not None:
+                drops.update(_drops_of(self._capture, self._inbox))
         return {reason: count for reason, count in drops.items() if count}
-
-    def _run_drops(self) -> Counter[str]:
-        """Count what the present run of the source has dropped."""
-        drops: Counter[str] = Counter()
-        inbox, capture = self._inbox, self._capture
-        if capture is not None:
-            drops.update(capture.drops)
-            if isinstance(inbox, LatestSlot):
-                drops["newer-frame"] += inbox.dropped
-        return drops
 
     def status(self) -> PipelineStatus:
         """Tell how the pipeline is doing."""
@@ -161,15 +155,16 @@ class Pipeline:
         by the old one, and the window that is being filled is begun anew.
 
         Raises:
-            InferenceError: the pipeline does not run, or does not come to the end of its windows: the new model was not
-                taken and is the caller's to close. Or the old model is at one sample for longer than the time-out: the
-                new one is in its place (`model`), and waits.
+            PipelineBusyError: the pipeline waits for the outbox and does not come to the end of its windows: the new
+                model was not taken and is the caller's to close.
+            InferenceError: the same where it does not wait for that, or does not run. Or the old model is at one sample
+                for longer than the time-out: the new one is in its place (`model`), and waits.
         """
         with self._swapping:
             run = self._run
             if run is None:
                 raise InferenceError(f"pipeline {self.name} does not run")
-            slot, intake = run.slot, run.intake
+            slot = run.slot
             old = slot.current
             if not same_source(old.manifest.input, model.manifest.input):
                 raise InferenceError(
@@ -179,11 +174,7 @@ class Pipeline:
             if same_samples(old.manifest.input, model.manifest.input):
                 slot.exchange(model)
             else:
-                handover = Handover(model)
-                intake.change(model.manifest.input, lambda: self._hand_over(handover))
-                if not handover.done.wait(timeout_seconds) and handover.claim():
-                    intake.change(old.manifest.input, lambda: None)
-                    raise InferenceError(f"pipeline {self.name} does not come to the end of its windows")
+                self._hand_over(run, Handover(model), old, timeout_seconds)
             self._model, self._backend = model.ref, model.info.backend
         if not slot.drained(old, timeout_seconds):
             raise InferenceError(f"model {old.ref.name} {old.ref.version} is at one sample for too long")
@@ -235,10 +226,35 @@ class Pipeline:
             self._errors["hanging-model"] += 1
             self._looking_ns = None
             self._end(run)
+        else:  # the next run needs the device, however long this one waits for the outbox
+            run.capture.stop()
         self._around.leave(error or InferenceError(f"pipeline {self.name} was left: {reason}"))
 
-    def _hand_over(self, handover: Handover) -> None:
-        self._inbox.put(handover)
+    def _hand_over(self, run: Run, handover: Handover, old: Model, timeout_seconds: float) -> None:
+        """Have a model take over behind the last window that was cut for the old one; errors as `swap`."""
+        deadline = time.monotonic() + timeout_seconds
+        # Not begun while it waits for the outbox: windows that are cut for the new model meanwhile suit no other.
+        while self._recording and time.monotonic() < deadline:
+            self._stopping.wait(_LOOK_EVERY_SECONDS)
+        if self._recording:
+            raise self._busy()
+
+        def follow(left_seconds: float) -> bool:
+            if isinstance(run.inbox, LatestSlot):  # which always has room
+                run.inbox.put(handover)
+                return True
+            return run.inbox.put(handover, left_seconds)
+
+        if run.intake.change(handover.model.manifest.input, follow, max(0.0, deadline - time.monotonic())):
+            if handover.done.wait(max(0.0, deadline - time.monotonic())) or not handover.claim():
+                return
+            run.intake.recall(old.manifest.input)
+        if self._recording:
+            raise self._busy()
+        raise InferenceError(f"pipeline {self.name} does not come to the end of its windows")
+
+    def _busy(self) -> PipelineBusyError:
+        return PipelineBusyError(f"pipeline {self.name} waits for the outbox: look at its disk, and at its quotas")
 
     def stop(self) -> None:
         """Ask `run` to return; it ends open events and hands everything to the outbox first."""
@@ -292,7 +308,7 @@ class Pipeline:
             wall_clock=around.wall_ns,
         )
         self._capture = capture
-        run = Run(slot, intake, stages, capture)
+        run = Run(slot, intake, stages, capture, self._inbox)
         try:
             self._state, self._last_error, self._failing, self._waits_for = "running", None, False, ""
             if not self._stopping.is_set():
@@ -307,19 +323,21 @@ class Pipeline:
             raise AbandonedError(f"pipeline {self.name} was abandoned")
 
     def _end(self, run: Run) -> None:
-        """End what a run has begun, but for its model."""
-        self._run = None
-        self._inbox.close()  # the capture thread may wait for room in it
+        """End what a run has begun, but for its model; the next one may have begun before it comes to that."""
+        if self._run is run:
+            self._run = None
+        run.inbox.close()  # the capture thread may wait for room in it
         run.capture.stop()
         with self._drops_lock:  # a reader must see what the run dropped once, not twice and not never
-            self._errors.update(self._run_drops())
-            self._capture = None
+            self._errors.update(_drops_of(run.capture, run.inbox))
+            if self._capture is run.capture:
+                self._capture = None
         self._finish(run.stages)
 
     def _loop(self, run: Run) -> None:
         slot, stages = run.slot, run.stages
         while not self._stopping.is_set() and not run.abandoned:
-            sample = self._inbox.take(_WAIT_SECONDS)
+            sample = run.inbox.take(_WAIT_SECONDS)
             now_ns = self._around.monotonic_ns()
             self._progress_ns = now_ns
             if isinstance(sample, Handover):
@@ -331,7 +349,7 @@ class Pipeline:
             else:
                 self._record(self._proofs.linked(stages.decider.tick(now_ns, self._around.wall_ns()).entries))
                 self._measure(stages, now_ns)
-                if self._inbox.closed:
+                if run.inbox.closed:
                     return
 
     def _step(self, run: Run, sample: Sample) -> None:
@@ -474,6 +492,14 @@ class Pipeline:
             self._around.submit([Entry("event", "notice", notice, state.since_ns)], lambda _receipts: None)
         except OutboxError as error:  # the gateway is stopping
             log.warning("notice_not_recorded", code=notice.code, pipeline=self.name, error=str(error))
+
+
+def _drops_of(capture: CaptureThread, inbox: Inbox) -> Counter[str]:
+    """Count what one run of the source has dropped."""
+    drops: Counter[str] = Counter(capture.drops)
+    if isinstance(inbox, LatestSlot):
+        drops["newer-frame"] += inbox.dropped
+    return drops
 
 
 PipelineState = PipelineStatus.__annotations__["state"]

@@ -66,6 +66,7 @@ class Run:
     intake: Intake
     stages: Stages
     capture: CaptureThread
+    inbox: Inbox
     abandoned: bool = False  # its thread hangs in the model
     answering: Model | None = None  # the inference thread's
     _claimed: threading.Lock = field(default_factory=threading.Lock)

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -83,14 +84,15 @@ class PipelineTasks:
     async def pause_for_model(self, name: str, seconds: float) -> None:
         """Wait before a pipeline is tried again; not any longer once a model, a key or an accelerator has come."""
         parts = self._parts
-        before = await asyncio.to_thread(fingerprint, parts.directories)
+        look = partial(fingerprint, parts.directories)  # a medium that hangs holds up nobody else
+        before = await in_thread(f"look-{name}", look)
         deadline = time.monotonic() + seconds
         looks = itertools.count(1)
         while (left := deadline - time.monotonic()) > 0 and not parts.stop.is_set():
             await self.pause(min(left, _LOOK_FOR_MODEL_EVERY_SECONDS / 4))
             if parts.arrivals() != self._arrivals_before.get(name, 0):
                 return
-            if next(looks) % 4 == 0 and await asyncio.to_thread(fingerprint, parts.directories) != before:
+            if next(looks) % 4 == 0 and await in_thread(f"look-{name}", look) != before:
                 return
 
     async def _run_once(self, pipeline: Pipeline) -> None:
@@ -104,4 +106,4 @@ class PipelineTasks:
             raise
         finally:
             if parts.judge is not None:
-                await asyncio.to_thread(parts.judge.ended, pipeline.name, failure)
+                await in_thread(f"ended-{pipeline.name}", partial(parts.judge.ended, pipeline.name, failure))

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import OutboxError
-from gateway.outbox.faults import DamagedStoreError, translated
-from gateway.outbox.schema import APPLICATION_ID, COLUMNS, MIGRATIONS, PAGE_BYTES, TABLES
+from gateway.outbox.faults import DamagedStoreError, NewerStoreError, translated
+from gateway.outbox.schema import APPLICATION_ID, COLUMNS, MIGRATIONS, PAGE_BYTES, READABLE_KEY, TABLES
 
 HEADER: Final = b"SQLite format 3\0"
 SIDES: Final = ("-wal", "-shm")
 
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 """Errors of the process or the machine, not of the file: a store is not put aside for these."""
+
+_LAST_VERSION: Final = 9999
+"""No program will ever make that many: a version beyond is damage."""
 
 _WAL_MAGIC: Final = frozenset({0x377F0682, 0x377F0683})
 _WAL_VERSION: Final = 3007000
@@ -27,13 +30,17 @@ def check_header(file: Path) -> None:
 
     Raises:
         DamagedStoreError: empty, too short, or not SQLite.
-        OutboxError: this process cannot open any file now; nothing is said about this one.
+        OutboxError: it is another user's, or this process cannot open any file now; nothing is said about this one.
     """
     try:
         with file.open("rb") as stream:
             head = stream.read(100)
     except OSError as error:
         message = f"{file}: cannot be read: {error.strerror}"
+        if isinstance(error, PermissionError):
+            raise OutboxError(
+                f"{message}: give it to the gateway's user: chown --reference={file.parent} {file}*"
+            ) from error
         if error.errno in _PASSING:
             raise OutboxError(message) from error
         raise DamagedStoreError(message) from error
@@ -52,20 +59,35 @@ def check_contents(db: sqlite3.Connection, file: Path) -> None:
 
     Raises:
         DamagedStoreError: something of it is missing or cannot be read.
+        NewerStoreError: a newer program has made it, of which this one knows too little.
     """
     with translated(file):
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION_ID:
             raise DamagedStoreError(f"{file}: a database, but not an outbox (application id {application:#x})")
-        if not 1 <= version <= len(MIGRATIONS):
+        if not 1 <= version <= _LAST_VERSION:
             raise DamagedStoreError(f"{file}: schema version {version}; this program knows 1 to {len(MIGRATIONS)}")
-    if version == len(MIGRATIONS):
+        if version > len(MIGRATIONS):
+            _check_readable(db, file, version)
+    if version >= len(MIGRATIONS):
         check_tables(db, file)
 
 
+def _check_readable(db: sqlite3.Connection, file: Path, version: int) -> None:
+    """Check that the newer program which has made a store lets this one go on with it; errors as `check_contents`."""
+    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone() is None:
+        raise DamagedStoreError(f"{file}: no table meta")
+    found = db.execute("SELECT value FROM meta WHERE name = ?", (READABLE_KEY,)).fetchone()
+    if found is None or not str(found[0]).isdecimal() or int(found[0]) > len(MIGRATIONS):
+        raise NewerStoreError(
+            f"{file}: made by a newer version of this program (schema {version}; this one knows 1 to "
+            f"{len(MIGRATIONS)}); its records are kept: install that version again, or move the file away"
+        )
+
+
 def check_tables(db: sqlite3.Connection, file: Path) -> None:
-    """Check tables and books of a store of the present version; errors as `check_contents`."""
+    """Check tables and books of a store of the present version, or a newer one; errors as `check_contents`."""
     try:
         with translated(file):
             for name in ("meta", "totals"):
@@ -73,7 +95,7 @@ def check_tables(db: sqlite3.Connection, file: Path) -> None:
                 if verdict != "ok":
                     raise DamagedStoreError(f"{file}: table {name}: {verdict}")
             books = {name for (name,) in db.execute("SELECT class FROM totals WHERE rows >= 0 AND bytes >= 0")}
-            if books != set(TABLES):
+            if not books >= set(TABLES):  # a newer program may know more classes
                 raise DamagedStoreError(f"{file}: the books name the classes {sorted(books)}")
             if db.execute("SELECT 1 FROM meta WHERE name = 'epoch' AND length(value) = 16").fetchone() is None:
                 raise DamagedStoreError(f"{file}: no epoch")

@@ -278,11 +278,19 @@ class Database:
         self._set(record_class, replace(held, highest=held.highest + moved))
         return moved
 
-    def has(self, record_class: RecordClass, seq: int) -> bool:
-        """Tell whether a row is there."""
+    def holds(self, record_class: RecordClass, first: int, rows: Sequence[Row]) -> bool:
+        """Tell whether exactly these rows are there, under the numbers from `first` on.
+
+        The numbers alone say nothing: they may have been given to other rows since.
+        """
+        columns = ", ".join(COLUMNS)
         with translated(self.file):
-            query = f"SELECT 1 FROM {TABLES[record_class]} WHERE seq = ?"  # noqa: S608
-            return self._db.execute(query, (seq,)).fetchone() is not None
+            found = self._db.execute(
+                f"SELECT {columns} FROM {TABLES[record_class]} WHERE seq BETWEEN ? AND ? ORDER BY seq",  # noqa: S608
+                (first, first + len(rows) - 1),
+            )
+            there = ((seq, (disk_bytes, *rest)) for seq, disk_bytes, _stored_ms, *rest in found)
+            return [*there] == [*enumerate(rows, start=first)]
 
     def remember(self, name: str, value: str) -> None:
         """Write an entry of the meta table, inside a transaction."""

@@ -20,7 +20,7 @@ _NO_INDEX: Final = frozenset(
         sqlite3.SQLITE_CANTOPEN,
     }
 )
-_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM})
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
@@ -30,6 +30,10 @@ class StoreFullError(OutboxError):
 
 class DamagedStoreError(OutboxError):
     """The file is not a store any more; only a new one helps."""
+
+
+class NewerStoreError(OutboxError):
+    """The file is whole, and of a version that this program must not write to; a newer program goes on with it."""
 
 
 class StoreFaultError(OutboxError):
@@ -81,8 +85,8 @@ def lacks_index(error: OutboxError) -> bool:
 
 
 def may_pass(error: OutboxError) -> bool:
-    """Tell whether opening a store again may help by itself: room on the disk, or a disk that has come back."""
+    """Tell whether a store may be opened later, when the disk, its room, its owner or the program is another."""
     cause = error.__cause__
-    return isinstance(error, StoreFullError | StoreFaultError) or (
+    return isinstance(error, StoreFullError | StoreFaultError | NewerStoreError) or (
         isinstance(cause, OSError) and cause.errno in _PASSING
     )

@@ -101,25 +101,34 @@ class Generation:
         parked, self._writer.parked = mailbox.unpark(self._writer.parked), []
         return [*parked, *(batch.candidates if batch is not None else ())]
 
-    def hand_over(self, mailbox: Mailbox, successor: Database) -> None:
-        """Give what the writer had in hand to the next generation; what turns out to be stored gets its receipts."""
+    def has_stored(self, successor: Database) -> bool:
+        """Tell whether the transaction that failed has come into the file after all.
+
+        Ask before anything is written into the file again. Each row is compared: a file that has lost its end, or an
+        older copy of it, gives the numbers of that transaction to other rows, as to a notice that says so.
+        """
+        batch = self._writer.unsettled
+        return (
+            batch is not None
+            and bool(batch.submissions)
+            and self.database.epoch == successor.epoch
+            and len(batch.firsts) == len(batch.rows)
+            and all(successor.holds(name, first, batch.rows[name]) for name, first in batch.firsts.items())
+        )
+
+    def hand_over(self, mailbox: Mailbox, *, stored: bool) -> None:
+        """Give what the writer had in hand to the next generation; what is `stored` gets its receipts."""
         batch = self._writer.unsettled
         waiting = self.leftovers(mailbox)
         mailbox.park((), frozenset())
         self._tally.refusing = frozenset()
-        if (
-            batch is not None
-            and batch.submissions
-            and self.database.epoch == successor.epoch
-            and len(batch.firsts) == len(batch.rows)
-            and all(successor.has(name, first) for name, first in batch.firsts.items())
-        ):
+        if stored and batch is not None:
             upcoming = dict(batch.firsts)
-            stored = {id(submission) for submission in batch.submissions}
+            settled = {id(submission) for submission in batch.submissions}
             mailbox.settled(batch.submissions)
             for submission in batch.submissions:
-                confirm(submission, successor.epoch, upcoming)
-            waiting = [submission for submission in waiting if id(submission) not in stored]
+                confirm(submission, self.database.epoch, upcoming)
+            waiting = [submission for submission in waiting if id(submission) not in settled]
         mailbox.put_back(waiting)
 
     def _end_check(self) -> bool:

@@ -52,7 +52,16 @@ from gateway.outbox.quarantine import (
 )
 from gateway.outbox.rescue import put_back
 from gateway.outbox.reserve import Reserve
-from gateway.outbox.schema import APPLICATION_ID, PAGE_BYTES, insert_statement, migrate
+from gateway.outbox.rights import regain
+from gateway.outbox.schema import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    PAGE_BYTES,
+    READABLE_FROM,
+    READABLE_KEY,
+    insert_statement,
+    migrate,
+)
 from gateway.outbox.truth import forget
 from gateway.wire.messages import CLASSES, Notice
 from gateway.wire.times import rfc3339
@@ -134,6 +143,7 @@ def open_store(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) ->
         OutboxError: neither the old store nor a new one can be opened.
     """
     put_back(file, clocks.wall_ns)
+    regain(file)
     if not file.exists():
         untold = written_down(file)
         return (
@@ -245,6 +255,7 @@ def _open(
         check_contents(db, file)
         with translated(file):
             migrate(db)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise OutboxError(f"{file}: its file system does not allow a write-ahead log: move it to a local disk")
@@ -260,6 +271,8 @@ def _open(
             page_limit=page_limit,
             options=ALONE if connect is _connect_alone else {},
         )
+        if version > len(MIGRATIONS):
+            log.warning("store_is_newer", file=str(file), version=version, known=len(MIGRATIONS))
         age = AgeClock(_saved_age(meta), clocks)
         in_use = meta.get("in_use") == "1"
         rolled_back = lost_wal and in_use
@@ -292,6 +305,8 @@ def _mark_in_use(database: Database, age: AgeClock, clocks: Clocks, *, rolled_ba
             )
             database.insert("critical", [row_of("notice", each, clocks.wall_ns()) for each in notices], age.now_ms())
         database.remember("in_use", "1")
+        if database.recall(READABLE_KEY) is None:  # made before stores said it
+            database.remember(READABLE_KEY, str(READABLE_FROM))
         remember_age(database, age)
     if rolled_back:
         log.error("store_rolled_back", file=str(database.file), skipped=LOST_WAL_JUMP)

@@ -1,5 +1,9 @@
 """Tables of the store, their versions, and what a row costs on disk.
 
+Both systems of an appliance share one store, and an update that is taken back leaves it to the older program as the
+newer one has made it. So a migration only adds (tables, columns with defaults, indexes), and the store names the oldest
+version whose program may go on with it.
+
 One table for each class, so that the sequence of a class has no gaps and one contiguous mark can confirm it.
 AUTOINCREMENT never gives a number again after the table was emptied; a plain INTEGER PRIMARY KEY does, and the
 bridge would take the new rows for duplicates.
@@ -38,6 +42,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
 )
 
+READABLE_FROM: Final = 1
+"""The oldest version whose program may read and write a store of the present one. A migration that raises it leaves a
+system that falls back without its store: it must be installed twice before, so that both slots know the new version."""
+READABLE_KEY: Final = "readable_from"
+"""Where that stands in `meta`."""
+
 COLUMNS: Final = ("seq", "disk_bytes", "stored_ms", "recorded_at_ns", "kind", "body", "blob")
 _ROW_SLOTS: Final = ", ".join("?" * len(COLUMNS))
 
@@ -50,6 +60,7 @@ def migrate(db: sqlite3.Connection) -> None:
         try:
             for statement in statements:
                 db.execute(statement)
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (READABLE_KEY, str(READABLE_FROM)))
             db.execute(f"PRAGMA user_version = {version}")
         except sqlite3.Error:
             db.rollback()

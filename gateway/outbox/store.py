@@ -329,18 +329,25 @@ class Outbox:
                 self._thread.join()
             broken = self._current
             opened = self._open_file()
-            settled = () if broken is None else self._settle(opened, broken)
+            stored, notices = False, tuple[Notice, ...]()
+            if broken is not None:
+                try:
+                    stored, notices = self._settle(opened, broken)
+                except DamagedStoreError as error:  # opening it again would come to the same page
+                    opened = self._replacement(str(error))
             self._mailbox.resume()
-            self._current = self._begin(replace(opened, notices=(*settled, *opened.notices)))
+            self._current = self._begin(replace(opened, notices=(*notices, *opened.notices)))
             self._note(self._failure_notice())
             if broken is not None:
-                broken.hand_over(self._mailbox, opened.database)
+                broken.hand_over(self._mailbox, stored=stored)
             self._failure = None
             self._thread = self._start_thread()
             log.info("outbox_reopened", epoch=self.epoch, waiting=self._mailbox.waiting)
 
-    def _settle(self, opened: Opened, broken: Generation) -> tuple[Notice, ...]:
+    def _settle(self, opened: Opened, broken: Generation) -> tuple[bool, tuple[Notice, ...]]:
         """Make sure that what is in the file is durable, and that nothing in it gets a number that was given before.
+
+        Returns whether the transaction that failed is in it, and what notices it got.
 
         Raises:
             OutboxError: the disk does not allow it yet; the file is closed again.
@@ -351,8 +358,10 @@ class Outbox:
             if not database.checkpoint("FULL"):
                 raise OutboxError(f"{self._file}: another program is reading it: close that first")
             if database.epoch != broken.database.epoch:
-                return ()
-            return keep_ahead(database, broken.database.committed, self._clocks.wall_ns, opened.age.now_ms())
+                return False, ()
+            stored = broken.has_stored(database)
+            given = broken.database.committed
+            return stored, keep_ahead(database, given, self._clocks.wall_ns, opened.age.now_ms())
         except OutboxError:
             database.let_go()
             raise
@@ -371,11 +380,14 @@ class Outbox:
         What cannot be stored (a class that refuses is full, the disk is full or broken) is given up. A disk that does
         not answer for `timeout_seconds` is left behind; nothing was acknowledged that is not durable.
         """
-        with self._lifecycle:
+        self._mailbox.close()
+        if not self._lifecycle.acquire(timeout=timeout_seconds):  # it is being opened again on a disk that hangs
+            log.error("outbox_close_timed_out", waiting=self._mailbox.waiting)
+            return
+        try:
             if self._closed:
                 return
             self._closed = True
-            self._mailbox.close()
             if self._thread is not None:
                 self._thread.join(timeout_seconds)
                 if self._thread.is_alive():
@@ -385,11 +397,16 @@ class Outbox:
             left = [*in_hand, *self._mailbox.empty()]
             abandon(left, self._mailbox, str(self._failure or "the outbox is closed"))
             os.close(self._lock)
+        finally:
+            self._lifecycle.release()
 
     # ---- the writer thread -----------------------------------------------------------------------
 
     def _open_file(self) -> Opened:
         return open_store(self._file, self._page_limit, self._clocks, self._ballast)
+
+    def _replacement(self, reason: str) -> Opened:
+        return replace_store(self._file, reason, self._page_limit, self._clocks, self._ballast)
 
     def _begin(self, opened: Opened) -> Generation:
         """Take an open store into use and tell what happened to the last one."""
@@ -444,9 +461,9 @@ class Outbox:
 
     def _replace(self, broken: Generation, error: OutboxError) -> None:
         broken.release()
-        opened = replace_store(self._file, str(error), self._page_limit, self._clocks, self._ballast)
+        opened = self._replacement(str(error))
         self._current = self._begin(opened)
-        broken.hand_over(self._mailbox, opened.database)
+        broken.hand_over(self._mailbox, stored=False)  # the new file has nothing of the old one
 
     def _fail(self, generation: Generation, error: OutboxError) -> None:
         self._failure = error

@@ -28,8 +28,8 @@ def forget(file: Path) -> None:
     Must run before this process opens a connection: closing a descriptor gives up the locks of SQLite.
 
     Raises:
-        DamagedStoreError: the log may not be read, or is no file.
-        StoreFaultError: the disk still fails.
+        DamagedStoreError: the log is no file.
+        StoreFaultError: the disk still fails, or the log is another user's.
         StoreFullError: it is full, and even what is in memory has no room.
     """
     wal, shm = file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")
@@ -51,8 +51,12 @@ def _drop(name: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-    except (PermissionError, IsADirectoryError) as error:
+    except IsADirectoryError as error:
         raise DamagedStoreError(f"{name}: cannot be read: {error.strerror}") from error
+    except PermissionError as error:
+        raise StoreFaultError(
+            f"{name}: {error.strerror}: give it to the gateway's user: chown --reference={name.parent} {name}"
+        ) from error
     except OSError as error:
         if error.errno in _FULL:
             raise StoreFullError(f"{name}: {error.strerror}: free space on its file system") from error

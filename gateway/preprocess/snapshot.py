@@ -14,6 +14,8 @@ from gateway.values import Box, Frame, Sample
 JPEG = "image/jpeg"
 NPY = "application/x-npy"
 _MARGIN = 0.15
+_STEPS_OF_SPAN = 256
+"""Of what a channel goes through in a window, float16 must keep at least so many steps."""
 _NOTHING_HIDDEN = Privacy()
 
 
@@ -38,7 +40,8 @@ def snapshot_of(
     """Encode the evidence for one sample; None if it cannot be encoded, or may not leave the device.
 
     A frame becomes a JPEG of the box with a margin (or of the whole picture), its longer side at most
-    `max_side` pixels. A window becomes a NumPy file of float16, shape (samples, channels).
+    `max_side` pixels. A window becomes a NumPy file, shape (samples, channels): float16 where that shows what happened
+    in it, else float32.
     """
     if not may_snapshot(sample, box, privacy):
         return None
@@ -46,8 +49,23 @@ def snapshot_of(
         margin = 0.0 if privacy.send == "box" else _MARGIN
         return _jpeg(_cut(hidden(sample.image, privacy), box, margin), max_side, quality)
     buffer = io.BytesIO()
-    np.save(buffer, sample.samples.astype(np.float16), allow_pickle=False)
+    np.save(buffer, _packed(sample.samples), allow_pickle=False)
     return Snapshot(buffer.getvalue(), NPY)
+
+
+def _packed(samples: NDArray[np.float32]) -> NDArray[np.float16] | NDArray[np.float32]:
+    """Halve a window where nothing of it is lost by that.
+
+    float16 ends at 65504 and has steps of 2 from 2048 on: of an air pressure in Pa nothing would be left, and of one in
+    hPa only a flat line.
+    """
+    with np.errstate(over="ignore"):
+        half = samples.astype(np.float16)
+    if not np.isfinite(half).all():
+        return samples.astype(np.float32)
+    lost = np.abs(half.astype(np.float32) - samples).max(axis=0, initial=0.0)
+    span = np.ptp(samples, axis=0) if len(samples) else lost
+    return half if (lost * _STEPS_OF_SPAN <= span).all() else samples.astype(np.float32)
 
 
 def _cut(image: NDArray[np.uint8], box: Box | None, margin: float) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from threading import Event, Lock
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import structlog
 
@@ -64,6 +64,15 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Make `captures` return soon. Never blocks; any thread may call it, more than once."""
+
+
+@runtime_checkable
+class Lingering(Protocol):
+    """A source whose reader may outlive it, as one that hangs in a driver does."""
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it is still in the device."""
 
 
 class Drops:

@@ -86,6 +86,12 @@ class Camera(ClosableSource):
         self._wall_clock = wall_clock
         self._slot: LatestSlot[tuple[NDArray[np.uint8], int, int]] = LatestSlot()
         self._failure: SourceLostError | None = None
+        self._reader = Thread(target=self._read, name=f"read-{name}", daemon=True)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the reader is still in the device."""
+        return self._reader.is_alive()
 
     @property
     def drops(self) -> dict[str, int]:
@@ -103,7 +109,7 @@ class Camera(ClosableSource):
 
     def captures(self) -> Iterator[Frame]:
         """Yield the newest picture, again and again."""
-        Thread(target=self._read, name=f"read-{self.name}", daemon=True).start()
+        self._reader.start()
         sequence = 0
         # The time-out holds for opening, too, and a USB camera needs a moment after that.
         patience_seconds = 2 * self._timeout_seconds

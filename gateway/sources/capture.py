@@ -11,7 +11,7 @@ from typing import Literal
 import structlog
 
 from gateway.errors import GatewayError, SourceLostError
-from gateway.sources.base import Source, WallClock
+from gateway.sources.base import Lingering, Source, WallClock
 from gateway.sources.fresh import FreshnessGuard, Verdict
 from gateway.sources.still import StillnessWatch
 from gateway.values import Capture, Frame, SampleBlock
@@ -106,6 +106,7 @@ class CaptureThread:
         self._absent = False
         self._lock = Lock()
         self._source: Source | None = None
+        self._before: Lingering | None = None  # the one that was closed last
         self._past_drops: Counter[str] = Counter()
         self._guard_drops: Counter[str] = Counter()
         self._state = SourceState(name, "opening", wall_clock())
@@ -213,6 +214,12 @@ class CaptureThread:
 
     def _stream(self) -> None:
         """Open the source and hand on what it gives, until there is nothing more to come."""
+        if self._before is not None and self._before.lingers:
+            # One after the other would wait in the same driver, each with a thread and an open device.
+            raise SourceLostError(
+                f"source {self._name}: what read it before still hangs in the device; it is opened again when that has "
+                "ended: check its power, its cable and the network, then restart the gateway"
+            )
         source = self._open()
         with self._lock:
             self._source, self._unplugged = source, False
@@ -232,6 +239,7 @@ class CaptureThread:
             with self._lock:
                 self._past_drops.update(source.drops)
                 self._source = None
+            self._before = source if isinstance(source, Lingering) else None
         if not self._stopping.is_set():
             self._change("ended")
             log.info("source_ended", source=self._name, delivered=self._delivered)

@@ -5,11 +5,7 @@ itself, a header that announces terapixels is not believed, and credentials go i
 """
 
 import http.client
-import os
-import socket
 import urllib.error
-import urllib.request
-from contextlib import suppress
 from email.message import Message
 from urllib.parse import urlsplit, urlunsplit
 
@@ -20,6 +16,7 @@ from numpy.typing import NDArray
 from gateway.errors import SourceLostError
 from gateway.shown import shown
 from gateway.sources.camera import GarbageFrameError, checked_picture, checked_size
+from gateway.sources.httpline import Line, opener_on
 from gateway.sources.videocapture import silence_opencv
 
 MAX_LINE_BYTES = 8192
@@ -88,7 +85,7 @@ class MjpegGrabber:
         self._password = password
         self._timeout_seconds = timeout_seconds
         self._response: http.client.HTTPResponse | None = None
-        self._socket: socket.socket | None = None
+        self._connection = Line()
         self._boundary = b""
         self._at_part = b""  # not empty: the boundary was read, the headers of the part come next
 
@@ -97,7 +94,8 @@ class MjpegGrabber:
         silence_opencv()
         try:
             # Only http:// and https:// come here, and their opener knows no other scheme.
-            response = self._opener().open(self._url, timeout=self._timeout_seconds)
+            opener = opener_on(self._connection, self._url, self._username, self._password)
+            response = opener.open(self._url, timeout=self._timeout_seconds)
         except urllib.error.HTTPError as error:
             error.close()
             remedy = "check username and password_file" if error.code in (401, 403) else "check the path of the address"
@@ -108,7 +106,6 @@ class MjpegGrabber:
                 f"camera {self.device} cannot be reached: {reason}; check the address, its power and the network"
             ) from error
         self._response = response
-        self._socket = socket.socket(fileno=os.dup(response.fileno()))
         self._boundary = self._boundary_of(response.headers)
 
     def read(self) -> NDArray[np.uint8]:
@@ -119,33 +116,11 @@ class MjpegGrabber:
         """Close the connection."""
         if self._response is not None:
             self._response.close()
-        if self._socket is not None:
-            self._socket.close()
+        self._connection.close()
 
     def interrupt(self) -> None:
-        """End a read that waits, or a camera that sends a byte now and then would be listened to for ever."""
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def _opener(self) -> urllib.request.OpenerDirector:
-        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        if self._username is not None:
-            passwords.add_password(None, self._url, self._username, self._password)
-        opener = urllib.request.OpenerDirector()
-        for handler in (
-            # No proxy handler: cameras are on the site, whatever the environment says about the way outside.
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(),
-            urllib.request.UnknownHandler(),
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPRedirectHandler(),
-            urllib.request.HTTPErrorProcessor(),
-            urllib.request.HTTPBasicAuthHandler(passwords),
-            urllib.request.HTTPDigestAuthHandler(passwords),
-        ):
-            opener.add_handler(handler)
-        return opener
+        """End what waits, or a camera that sends a byte now and then would be listened to for ever."""
+        self._connection.cut()
 
     def _boundary_of(self, headers: Message) -> bytes:
         boundary = headers.get_param("boundary")

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from gateway.threads import Worker
 from gateway.uplink.client import Publication
 from gateway.uplink.exchange import ConnectionLostError, Outgoing
 from gateway.uplink.link import MqttClient
@@ -192,22 +193,27 @@ class Pump:
         loop = asyncio.get_running_loop()
         self._bulletin.listen(partial(_call, loop, self._wake.set))
         try:
-            while True:
-                await self._wait()
-                self._wake.clear()
-                while self._is_up and len(self._unanswered) < self._limit and not self._waits():
-                    item = self._bulletin.take()
-                    if item is None:
-                        break
-                    losses = self._losses
-                    # In a thread: what is spent may have to be written down first.
-                    admitted = self._gate is None or await asyncio.to_thread(self._gate.admit_telemetry, item.message)
-                    if admitted and losses == self._losses:
-                        self._send(item)
-                    else:
-                        self._bulletin.put_back(item)
+            with Worker("uplink-pump") as worker:
+                while True:
+                    await self._wait()
+                    self._wake.clear()
+                    await self._send_waiting(worker)
         finally:
             self._bulletin.listen(_nobody)
+
+    async def _send_waiting(self, worker: Worker) -> None:
+        """Publish what stands there, as far as that is allowed now."""
+        while self._is_up and len(self._unanswered) < self._limit and not self._waits():
+            item = self._bulletin.take()
+            if item is None:
+                return
+            losses = self._losses
+            # On a thread: what is spent may have to be written down first.
+            admitted = self._gate is None or await worker.do(self._gate.admit_telemetry, item.message)
+            if admitted and losses == self._losses:
+                self._send(item)
+            else:
+                self._bulletin.put_back(item)
 
     def _waits(self) -> bool:
         """Tell whether the link is kept for other things: a window is closed, or a budget is used up."""

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import structlog
 
 from gateway.errors import OutboxError
+from gateway.threads import Worker
 from gateway.uplink.custody import Custody
 from gateway.uplink.delivery import Delivery
 from gateway.uplink.exchange import Incoming
@@ -88,17 +89,19 @@ class Marks:
         withholding: Withholding,
         custody: Custody,
         *,
+        worker: Worker,
         watch: StoreWatch,
         woken: Callable[[], None],
         monotonic_ns: Callable[[], int],
         on_conflict: Callable[[RecordClass, int], None] | None,
     ) -> None:
-        """`woken` is called when there may be something to send."""
+        """`worker` asks the store, `woken` is called when there may be something to send."""
         self._root = root
         self._store = store
         self._delivery = delivery
         self._withholding = withholding
         self._custody = custody
+        self._worker = worker
         self._watch = watch
         self._woken = woken
         self._monotonic_ns = monotonic_ns
@@ -250,7 +253,7 @@ class Marks:
                     verdict = "other"
                 else:
                     known = self._delivery.taken_or_confirmed(name)
-                    verdict = await asyncio.to_thread(self._withholding.verdict, name, ack.mark, ack.digest, known)
+                    verdict = await self._worker.do(self._withholding.verdict, name, ack.mark, ack.digest, known)
             except OutboxError as error:
                 # Not believed then: the rows are sent, and what the bridge has already it knows by their numbers.
                 self._watch.away(error)
@@ -282,8 +285,8 @@ class Marks:
             followed = False
         else:
             try:
-                followed = await asyncio.to_thread(self._store.follow, name, ack.epoch, ack.mark)
-                heads = await asyncio.to_thread(self._store.heads)
+                followed = await self._worker.do(self._store.follow, name, ack.epoch, ack.mark)
+                heads = await self._worker.do(self._store.heads)
             except OutboxError as error:
                 self._watch.away(error)  # the class is held meanwhile: a row that was sent must not change its number
                 return False
@@ -308,13 +311,14 @@ class Marks:
 
     async def confirm_all(self) -> None:
         """Let acknowledged rows go, the latest mark of each class at a time."""
-        while True:
-            await self._due.wait()
-            self._due.clear()
-            marks, self._marks = self._marks, {}
-            for name, (epoch, mark) in marks.items():
-                try:
-                    await asyncio.to_thread(self._store.acknowledge, name, epoch, mark)
-                except OutboxError as error:
-                    # The rows stay; the next look at the store finds them and lets them go.
-                    self._watch.away(error)
+        with Worker("uplink-confirm") as worker:  # of its own: a read that hangs keeps no rows here
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                marks, self._marks = self._marks, {}
+                for name, (epoch, mark) in marks.items():
+                    try:
+                        await worker.do(self._store.acknowledge, name, epoch, mark)
+                    except OutboxError as error:
+                        # The rows stay; the next look at the store finds them and lets them go.
+                        self._watch.away(error)

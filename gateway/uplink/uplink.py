@@ -16,6 +16,7 @@ import structlog
 
 from gateway.config import Cloud
 from gateway.errors import OutboxError
+from gateway.threads import Worker
 from gateway.uplink.bulletin import Bulletin, BulletinDrops, Pump
 from gateway.uplink.client import Publication
 from gateway.uplink.custody import Custody, Part
@@ -122,6 +123,7 @@ class Uplink:
         self._held: frozenset[RecordClass] = frozenset()
         self._unheard: set[RecordClass] = set()  # classes whose last batch the broker had nobody for
         self._withholding = Withholding(store, gateway_id)
+        self._worker = Worker("uplink-store")
         # Twice what may be in flight: an answer may come after the same rows were sent again.
         self._custody = Custody(2 * cloud.in_flight)
         self._marks = Marks(
@@ -130,6 +132,7 @@ class Uplink:
             self._delivery,
             self._withholding,
             self._custody,
+            worker=self._worker,
             watch=self._watch,
             woken=self._wake.set,
             monotonic_ns=monotonic_ns,
@@ -174,11 +177,11 @@ class Uplink:
     async def run(self) -> None:
         """Deliver until cancelled, then say goodbye to the broker."""
         self._loop = asyncio.get_running_loop()
-        await self._look()  # first: the retained acks of the first connection must find their epoch
-        self._marks.expect(name for name, (low, _) in self._heads.items() if low > 1)
-        self._client.subscribe(filter_for("ack", gateway=self._gateway_id, root=self._root), self._marks.take)
-        self.parts.begin(self._loop)
         try:
+            await self._look()  # first: the retained acks of the first connection must find their epoch
+            self._marks.expect(name for name, (low, _) in self._heads.items() if low > 1)
+            self._client.subscribe(filter_for("ack", gateway=self._gateway_id, root=self._root), self._marks.take)
+            self.parts.begin(self._loop)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._client.run(), name="uplink-link")
                 group.create_task(self._send_all(), name="uplink-send")
@@ -187,6 +190,7 @@ class Uplink:
                     group.create_task(self._pump.run(), name="uplink-pump")
         finally:
             self.parts.end()
+            self._worker.close()
             self._loop = None
 
     def renewed(self) -> None:
@@ -302,7 +306,7 @@ class Uplink:
             return
         self._look_at_ns = now + int(LOOK_SECONDS * 1e9)
         try:
-            epoch, heads = await asyncio.to_thread(lambda: (self._store.epoch, self._store.heads()))
+            epoch, heads = await self._worker.do(lambda: (self._store.epoch, self._store.heads()))
         except OutboxError as error:
             self._watch.away(error)
             return
@@ -344,7 +348,7 @@ class Uplink:
             preferred = min(preferred, max(room - around, 1))
         told = self._custody.told(want.record_class, self._delivery.epoch)
         try:
-            load = await asyncio.to_thread(self._withholding.load, want, limit, preferred, told)
+            load = await self._worker.do(self._withholding.load, want, limit, preferred, told)
         except NotKeptError as error:
             self._not_kept(want.record_class, error)
             self._delivery.rejected(want.record_class, None, self._monotonic_ns())
@@ -370,7 +374,7 @@ class Uplink:
         self._blocked.pop(want.record_class, None)
         batch = Outgoing(self._topics[want.record_class], load.packed.payload, content_type=load.packed.content_type)
         asks = self._gate.asks
-        if asks and not await asyncio.to_thread(self._gate.admit, want.record_class, batch):
+        if asks and not await self._worker.do(self._gate.admit, want.record_class, batch):
             return  # the class is held from now on
         ticket = None
         if want.record_class not in self._marks.unproven:  # else a mark came meanwhile: it may be that numbers change

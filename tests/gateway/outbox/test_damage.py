@@ -75,7 +75,7 @@ def replace_with_directory(file: Path) -> None:
         pytest.param(lambda file: overwrite(file, 16, 2, b"\x02"), id="another page size"),
         pytest.param(lambda file: overwrite(file, 100, 3996, b"\x5a"), id="garbage schema page"),
         pytest.param(lambda file: file.write_text("not a database\n" * 100), id="text"),
-        pytest.param(sql("PRAGMA user_version = 99"), id="version from the future"),
+        pytest.param(sql("PRAGMA user_version = 2000000"), id="a version that no program makes"),
         pytest.param(sql("PRAGMA user_version = 0"), id="no version"),
         pytest.param(sql("PRAGMA application_id = 7"), id="database of something else"),
         pytest.param(sql("DROP TABLE records_bulk"), id="table missing"),

@@ -14,23 +14,25 @@ from gateway.outbox.database import Database
 from gateway.outbox.faults import StoreFaultError
 from gateway.outbox.store import Outbox
 from gateway.values import Receipt
-from gateway.wire.messages import Notice, decode
+from gateway.wire.messages import Notice, RecordClass, decode
 from tests.gateway.outbox.outbox_kit import event, numbers, opened, rows, settings, until
 
 
 class FailingCommit:
     """Makes the next transaction with new rows fail, before or after it has reached the file."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, after_commit: bool) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, after_commit: bool, record_class: RecordClass = "event"
+    ) -> None:
         self.armed = True
         original = Database.transaction
 
         @contextmanager
         def transaction(database: Database) -> Iterator[None]:
-            before = database.held["event"].highest
+            before = database.held[record_class].highest
             with original(database):
                 yield
-                strikes = self.armed and database.held["event"].highest > before
+                strikes = self.armed and database.held[record_class].highest > before
                 if strikes and not after_commit:
                     self.armed = False
                     raise StoreFaultError("disk I/O error (SQLITE_IOERR_FSYNC)")

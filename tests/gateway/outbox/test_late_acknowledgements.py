@@ -40,7 +40,13 @@ def test_an_acknowledgement_of_the_file_before_frees_nothing_in_the_new_one(
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [(errno.EMFILE, OutboxError), (errno.ENOMEM, OutboxError), (errno.EIO, DamagedStoreError)]
+    ("code", "error"),
+    [
+        (errno.EMFILE, OutboxError),
+        (errno.ENOMEM, OutboxError),
+        (errno.EACCES, OutboxError),
+        (errno.EIO, DamagedStoreError),
+    ],
 )
 def test_a_process_that_can_open_no_file_says_nothing_about_the_store(
     file: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[OutboxError]

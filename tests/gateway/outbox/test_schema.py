@@ -1,11 +1,21 @@
 """Tables and what rows cost."""
 
+import re
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from gateway.outbox.schema import APPLICATION_ID, MIGRATIONS, TABLES, insert_statement, migrate, row_disk_bytes
+from gateway.outbox.schema import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    READABLE_FROM,
+    TABLES,
+    insert_statement,
+    migrate,
+    row_disk_bytes,
+)
+from tests.gateway.outbox.test_newer import ADDITIONS
 
 
 def numbers_after_draining(create: str) -> list[int]:
@@ -39,6 +49,19 @@ def test_migrations_are_applied_once() -> None:
     migrate(db)
     assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
     assert 0 < APPLICATION_ID < 2**31
+
+
+def only_adds(statement: str) -> bool:
+    """Tell whether a program of the version before can go on with what a statement leaves."""
+    return re.match(r"\s*(CREATE (TABLE|INDEX)|ALTER TABLE \w+ ADD COLUMN|INSERT INTO)\b", statement) is not None
+
+
+def test_migrations_only_add_to_what_the_other_slot_knows() -> None:
+    later = [statement for migration in MIGRATIONS[READABLE_FROM:] for statement in migration]
+    assert all(map(only_adds, later))
+    assert all(map(only_adds, ADDITIONS))
+    assert not only_adds("ALTER TABLE records_bulk RENAME COLUMN body TO corpse")
+    assert not only_adds("DROP TABLE records_bulk")
 
 
 @pytest.mark.parametrize("size", [0, 80, 400, 700, 1300, 1900, 2100, 3900, 4010, 4040, 4500, 9000, 50_000])

@@ -363,3 +363,38 @@ def test_a_source_that_waits_for_its_device_stops_when_told() -> None:
     recorder.thread.start()
     wait_for(lambda: recorder.thread.absent)
     assert recorder.thread.stop(1.0)
+
+
+class Hanging(Scripted):
+    """Is lost at once, and its reader stays in the device until it is let go."""
+
+    def __init__(self, let_go: threading.Event) -> None:
+        super().__init__([SourceLostError("no usable picture")])
+        self._let_go = let_go
+
+    @property
+    def lingers(self) -> bool:
+        return not self._let_go.is_set()
+
+
+class HangingAndSilent(Scripted):
+    """The same, and nobody can tell."""
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["it tells", "control: it does not"])
+def test_a_device_whose_reader_hangs_is_opened_again_only_when_that_has_ended(tells: bool) -> None:
+    let_go = threading.Event()
+    opened: list[Source] = []
+
+    def open_it() -> Source:
+        hangs = Hanging(let_go) if tells else HangingAndSilent([SourceLostError("no usable picture")])
+        opened.append(Scripted([1]) if let_go.is_set() else hangs)
+        return opened[-1]
+
+    with Recorder(open_it) as recorder:
+        wait_for(lambda: recorder.thread.state.reopens >= 20)
+        assert (len(opened) == 1) is tells
+        if tells:
+            assert "still hangs in the device" in recorder.thread.state.error
+        let_go.set()
+        wait_for(lambda: recorder.sequences == [1])

@@ -1,3 +1,4 @@
+import socket
 import threading
 import time
 from collections import deque
@@ -14,7 +15,8 @@ from gateway.config import CameraSource
 from gateway.errors import SourceLostError
 from gateway.sources.base import Source, open_source
 from gateway.sources.camera import GarbageFrameError
-from gateway.sources.mjpeg import decode_jpeg, jpeg_size
+from gateway.sources.httpline import Line
+from gateway.sources.mjpeg import MjpegGrabber, decode_jpeg, jpeg_size
 from gateway.values import Capture, Frame
 from tests.simulators.camera import MjpegCamera
 from tests.simulators.clips import jpeg, picture
@@ -157,6 +159,61 @@ def test_a_camera_that_dribbles_single_bytes_is_lost_in_time_and_its_reader_ends
     source.close()
     wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "read-dribble"])
     camera.unplug()
+
+
+def readers(name: str) -> int:
+    return sum(thread.name == f"read-{name}" for thread in threading.enumerate())
+
+
+def test_a_camera_that_dribbles_its_header_is_lost_in_time_and_its_reader_ends() -> None:
+    camera = MjpegCamera(header_dribble_seconds=0.05)
+    source = open_source("header", CameraSource(device=camera.url, timeout_seconds=0.4))
+    begin = time.monotonic()
+    with pytest.raises(SourceLostError, match="no usable picture"):
+        deque(source.captures(), maxlen=0)
+    assert time.monotonic() - begin < 3
+    assert readers("header") == 1
+    source.close()
+    wait_for(lambda: not readers("header"))
+    camera.unplug()
+
+
+def test_control_a_reader_that_nobody_can_cut_off_stays_with_such_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Line, "cut", lambda _: None)
+    camera = MjpegCamera(header_dribble_seconds=0.05)
+    source = open_source("control", CameraSource(device=camera.url, timeout_seconds=0.4))
+    with pytest.raises(SourceLostError, match="no usable picture"):
+        deque(source.captures(), maxlen=0)
+    source.close()
+    with pytest.raises(AssertionError):
+        wait_for(lambda: not readers("control"), seconds=2)
+    camera.unplug()
+    wait_for(lambda: not readers("control"))
+
+
+def test_a_camera_that_is_closed_before_it_answers_is_asked_nothing_more() -> None:
+    camera = MjpegCamera(credentials=("admin", "p"))
+    grabber = MjpegGrabber(camera.url, "admin", "p", 5.0)
+    grabber.interrupt()
+    with pytest.raises(SourceLostError, match="closed meanwhile"):
+        grabber.open()
+    grabber.release()
+    camera.unplug()
+
+
+def test_a_handshake_that_never_ends_is_cut_too() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    camera = CameraSource(device=f"https://127.0.0.1:{server.getsockname()[1]}/x", timeout_seconds=30.0)
+    source = open_source("tls", camera)
+    taking = threading.Thread(target=deque, args=(source.captures(), 0))
+    taking.start()
+    connection, _ = server.accept()
+    connection.recv(1)  # the handshake has begun
+    source.close()
+    wait_for(lambda: not readers("tls"))
+    taking.join(10)
+    connection.close()
+    server.close()
 
 
 def test_a_slow_consumer_gets_the_newest_picture_and_the_others_are_counted() -> None:

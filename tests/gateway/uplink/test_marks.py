@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 
+from gateway.threads import Worker
 from gateway.uplink.custody import Custody
 from gateway.uplink.delivery import Delivery, Limits
 from gateway.uplink.exchange import Incoming
@@ -40,6 +41,7 @@ def marks_of(store: MemoryStore) -> Marks:
         delivery,
         Withholding(store, "gw"),
         Custody(8),
+        worker=Worker("uplink-store"),
         watch=StoreWatch(),
         woken=lambda: None,
         monotonic_ns=lambda: 0,

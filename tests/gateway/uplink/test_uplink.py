@@ -1,6 +1,8 @@
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -56,6 +58,22 @@ async def test_a_backlog_is_delivered_in_order_and_leaves_the_store() -> None:
         assert {each.confirmed for each in status.classes.values()} == {333}
         sizes = {name: sum(map(len, broker.payloads(f"records/{name}"))) for name in get_args(RecordClass)}
         assert {name: each.sent_bytes for name, each in status.classes.items()} == sizes
+
+
+async def test_records_are_delivered_and_let_go_while_the_pool_of_all_is_full() -> None:
+    never = threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    waiting = loop.run_in_executor(None, never.wait, 60)
+    store = MemoryStore()
+    store.put("event", 333)
+    async with bridge() as broker:
+        async with running(uplink_for(store, broker).run()):
+            await until(lambda: store.empty)
+        assert broker.order["event"] == list(range(1, 334))
+    assert not waiting.done()
+    never.set()
+    await waiting
 
 
 async def test_a_commit_is_sent_at_once_when_it_is_announced() -> None:
