@@ -16,6 +16,7 @@ from gateway.errors import AcceleratorLostError, ConfigError, OutboxError, Weigh
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.metering.meter import Meter
+from gateway.osupdate.surroundings import boot_id
 from gateway.ota.agent import OtaAgent
 from gateway.ota.around import Around, Severity, System
 from gateway.ota.bay import Bay, Host
@@ -23,6 +24,7 @@ from gateway.ota.effective import came_over_the_air
 from gateway.ota.errors import OtaError
 from gateway.ota.fetch import Repository
 from gateway.ota.figures import OtaMetrics
+from gateway.ota.floor import open_floor
 from gateway.ota.install import Installer
 from gateway.ota.journal import Journal, JournalError, installed_from
 from gateway.ota.watch import Watch
@@ -82,6 +84,7 @@ class Updates:
             identity=enrolment.tls_context if enrolment is not None else None,
             exchange=parts.uplink.parts if parts.uplink is not None else None,
         )
+        floor = open_floor(parts.vault, state)
         repository = Repository(
             settings,
             state,
@@ -89,10 +92,11 @@ class Updates:
             meter=parts.meter,
             now_ns=enrolment.now_ns if enrolment is not None else time.time_ns,
             monotonic_ns=time.monotonic_ns,
+            floor=floor,
         )
         self._agent = OtaAgent(
             settings,
-            Journal(state, came=came_over_the_air(self._store())),
+            Journal(state, came=came_over_the_air(self._store()), fencing_token=floor.peek().fencing_token),
             repository,
             Installer(parts.vault, repository, state / "ota", room=lambda: parts.meter.room("model_downloads")),
             Around(
@@ -102,8 +106,11 @@ class Updates:
                 renew=self._renew,
                 note=parts.note,
                 metrics=OtaMetrics(parts.registry),
+                attested=lambda: enrolment.status().renewals if enrolment is not None else None,
                 system=parts.system,
+                boot_id=boot_id(),
             ),
+            floor=floor,
         )
         self._bays: dict[str, Bay] = {}
         if parts.uplink is not None:

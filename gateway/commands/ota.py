@@ -20,8 +20,12 @@ from gateway.inference.bundle import ReleaseStore
 from gateway.ota import slots
 from gateway.ota.agent import OtaStatus, check_pin, check_rollback
 from gateway.ota.errors import OtaError
+from gateway.ota.floor import floor_for
+from gateway.ota.floor_file import FloorStatus
 from gateway.ota.journal import Journal, Slot, installed_from, look
+from gateway.owner import become_owner
 from gateway.statedir import locked_state
+from gateway.vault.errors import VaultError
 from gateway.wire.times import rfc3339
 
 _CARRIED_OUT_SECONDS: Final = 30.0
@@ -48,6 +52,7 @@ def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
             say(problem)
     if answer.stale_since is not None:
         say(f"no fresh metadata since {answer.stale_since}")
+    say(_floor(answer.floor))
     print_table(
         ("PIPELINE", "RUNS", "STATE", "WANTED", "WAY BACK", "REASON"),
         [(name, *_row(name, slot, answer)) for name, slot in sorted(answer.pipelines.items())],
@@ -136,6 +141,7 @@ def _carry_out(
         raise OtaError(f"there is no pipeline {pipeline!r}; there is {', '.join(config.pipelines)}")
     path = socket_path(config.gateway)
     if not _is_running(config):
+        become_owner(config.gateway.state_directory)  # a journal of root's the next gateway could not read
         with locked_state(config.gateway.state_directory):
             offline(Journal(config.gateway.state_directory))
         say("no gateway is running: its next start begins with that")
@@ -167,6 +173,25 @@ def _row(name: str, slot: Slot, answer: OtaStatus) -> tuple[str, ...]:
     )
 
 
+def _floor(floor: FloorStatus) -> str:
+    """Say where the floor of updates lives."""
+    match floor.place:
+        case "tpm":
+            return f"floor of updates: in the TPM, counter {floor.counter_index or 0:#x} at {floor.number}"
+        case "refused":
+            return f"floor of updates: refused ({floor.code}), nothing is installed: {floor.problem}"
+        case _:
+            return f"floor of updates: a file alone: {floor.problem}"
+
+
+def _floor_here(config: Config) -> FloorStatus:
+    """Look at the floor without a running gateway; changes nothing."""
+    try:
+        return floor_for(config.vault, config.gateway.state_directory).look()
+    except VaultError as error:
+        return FloorStatus(problem=str(error))
+
+
 def _status(config: Config) -> OtaStatus:
     """Ask the running gateway, or read its journal."""
     if _is_running(config):
@@ -179,6 +204,7 @@ def _status(config: Config) -> OtaStatus:
         features=book.features,
         pipelines={name: book.slot(name) for name in config.pipelines},
         damage=damage,
+        floor=_floor_here(config),
         history=book.history,
     )
 

@@ -20,8 +20,11 @@ from gateway.ota.errors import NotThereError, OtaError, TrustError
 from gateway.ota.fetch import Repository
 from gateway.ota.fetch_budget import Unmetered
 from gateway.ota.fetch_offer import Listed
+from gateway.ota.floor import floor_for
 from gateway.ota.ways import DirectoryWay, Way
 from gateway.ota.ways_open import open_way
+from gateway.owner import become_owner, require_reach
+from gateway.wire.plain import so_many
 
 REFRESH_REQUEST: Final = "ota-refresh"
 """What a running gateway is told over its control socket."""
@@ -59,13 +62,14 @@ def import_command(
     """
     config, settings = _config(config_file)
     repository = _repository(config, settings, DirectoryWay(directory))
+    require_reach(directory)
     repository.refresh()
     chosen = _chosen(repository.listed(), releases, everything=everything)
     brought = [_bring(repository, each) for each in chosen]
     if as_json:
         print_json(brought)
     for each in brought if not as_json else ():
-        state = each.reason or f"{each.files} files brought, {each.already} were here"
+        state = each.reason or f"{so_many(each.files, 'file')} brought, {each.already} were here"
         missing = f"; not on it: {', '.join(each.missing)}" if each.missing else ""
         say(f"{each.name} {each.version}: {state}{missing}")
     if not brought:
@@ -99,7 +103,10 @@ def refresh_command(directory: Path | None, config_file: Path) -> None:
             "or refresh --from a directory"
         )
     try:
-        _repository(config, settings, way).refresh()
+        repository = _repository(config, settings, way)
+        if directory is not None:
+            require_reach(directory)
+        repository.refresh()
     finally:
         way.close()
     say("refreshed")
@@ -140,10 +147,20 @@ def _config(config_file: Path) -> tuple[Config, Ota]:
 
 
 def _repository(config: Config, settings: Ota, way: Way) -> Repository:
+    """Return the repository; from here on as the gateway's user, who must be able to read what is kept of it."""
     state = config.gateway.state_directory
-    clock = TrustedClock(IdentityFiles(state).read().floor_ns if config.identity is not None else 0)
-    # A person who types this at the device decides about its link.
-    return Repository(settings, state, way, meter=Unmetered(), now_ns=clock.now_ns, monotonic_ns=time.monotonic_ns)
+    floor = floor_for(config.vault, state)  # as root: it looks at who reaches the TPM
+    become_owner(state)
+    clock = TrustedClock(IdentityFiles(state).look().floor_ns if config.identity is not None else 0)
+    return Repository(
+        settings,
+        state,
+        way,
+        meter=Unmetered(),  # a person who types this at the device decides about its link
+        now_ns=clock.now_ns,
+        monotonic_ns=time.monotonic_ns,
+        floor=floor,
+    )
 
 
 def repository_here(config: Config, settings: Ota) -> Repository:

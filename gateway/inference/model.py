@@ -13,6 +13,7 @@ from gateway.errors import InferenceError, ModelError
 from gateway.inference.backend import Backend, ModelFile, Session, SessionInfo, Tensors, TensorSpec, Weights
 from gateway.inference.bundle import OpenWeights, Release
 from gateway.inference.detection import detection_reader
+from gateway.inference.given import describe
 from gateway.inference.golden import verify_golden
 from gateway.inference.postprocess import PreparedSample, Reader, read_for_vectors, require_finite
 from gateway.values import Frame, Inference, Sample
@@ -108,6 +109,7 @@ class Model:
             invoke_ns=invoked_ns - prepared_ns,
             raw_bytes=self._raw_bytes(sample),
             anomaly=self._anomaly,
+            given=describe(prepared.tensor, self._session.info.inputs[0]),
         )
 
     def batch_fill(self, sample: Sample) -> float:

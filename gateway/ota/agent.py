@@ -21,6 +21,9 @@ from gateway.ota.around import Around, Means, Repository
 from gateway.ota.bay import Bay
 from gateway.ota.bringing import Bringing
 from gateway.ota.errors import OtaError
+from gateway.ota.floor import Floor
+from gateway.ota.floor_file import FloorStatus
+from gateway.ota.footing import Footing
 from gateway.ota.install import Installer
 from gateway.ota.journal import Book, Event, Installed, Journal, JournalError, Slot
 from gateway.ota.serving import Serving
@@ -34,6 +37,8 @@ from gateway.wire.times import rfc3339
 log = structlog.get_logger()
 
 TICK_SECONDS: Final = 1.0
+JOIN_SECONDS: Final = 10.0
+"""So long the end of a run waits for the thread that fetches; what it is busy with may take longer."""
 MAX_TWIN_BYTES: Final = 1 << 20
 
 
@@ -50,6 +55,7 @@ class OtaStatus(msgspec.Struct, frozen=True, kw_only=True):
     repository_problem: str = ""
     journal_problem: str = ""
     damage: str = ""
+    floor: FloorStatus = FloorStatus()
     history: tuple[Event, ...] = ()
 
 
@@ -57,21 +63,33 @@ class OtaAgent:
     """Updates of one gateway. `run` belongs to the event loop, everything else to any thread."""
 
     def __init__(
-        self, settings: Ota, journal: Journal, repository: Repository, installer: Installer, around: Around
+        self,
+        settings: Ota,
+        journal: Journal,
+        repository: Repository,
+        installer: Installer,
+        around: Around,
+        *,
+        floor: Floor,
     ) -> None:
         """Take parts; nothing is asked yet."""
-        means = Means(settings, journal, repository, installer, around)
+        means = Means(settings, journal, repository, installer, around, floor)
         self._journal = journal
         self._repository = repository
         self._around = around
         self._bays = means.bays
         self._requests: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
+        self._ended = threading.Event()  # of this run alone: a thread that one before has left must not begin anew
+        self._ends = threading.Lock()
+        self._fetcher: threading.Thread | None = None
         self._fetch_wake = threading.Event()
         self._trial_wake = threading.Event()
         self._telling = Telling(means, self._trial_wake.set)
         self._serving = Serving(means, self._telling)
-        self._bringing = Bringing(means, self._telling, self._serving, self._stopping)
+        self._floor = floor
+        self._footing = Footing(means, self.take_desired)
+        self._bringing = Bringing(means, self._footing, self._telling, self._serving, self._stopping)
         self._connects = -1
         self._damage_told = False
         self._twin_refused = ""
@@ -110,6 +128,7 @@ class OtaAgent:
             repository_problem=self._bringing.repository_problem,
             journal_problem=self._telling.journal_problem,
             damage=self._journal.damage,
+            floor=self._floor.status,
             history=book.history,
         )
 
@@ -147,13 +166,15 @@ class OtaAgent:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        self._stopping.clear()
-        self._repository.resume()
+        with self._ends:
+            self._ended = threading.Event()
+            self._stopping.clear()
+            self._repository.resume()
         if self._journal.damage and not self._damage_told:
             self._around.note("ota_journal_damaged", "error", self._journal.damage)
             self._damage_told = True
         try:
-            failed = await in_thread("ota", self._both)
+            failed = await in_thread("ota", partial(self._both, self._ended))
             if failed is not None:
                 raise failed
         finally:
@@ -161,35 +182,45 @@ class OtaAgent:
 
     def stop(self) -> None:
         """Have both threads end soon."""
-        self._stopping.set()
+        self._end(self._ended)
+
+    def _end(self, ended: threading.Event) -> None:
+        """Have the threads of a run end soon; another run that has begun since goes on."""
+        with self._ends:
+            ended.set()
+            if ended is self._ended:
+                self._stopping.set()
+                self._repository.stop()
         self._fetch_wake.set()
         self._trial_wake.set()
-        self._repository.stop()
 
-    def _both(self) -> Exception | None:
+    def _both(self, ended: threading.Event) -> Exception | None:
         failures: list[Exception] = []
+        before = self._fetcher
 
         def fetching() -> None:
             try:
-                self._fetch_all()
+                if before is not None:
+                    before.join()  # it may be in the middle of a trial inference; two must not fetch at once
+                self._fetch_all(ended)
             except Exception as error:  # noqa: BLE001 - handed to the supervisor, which waits for this thread
                 failures.append(error)
-                self.stop()
+                self._end(ended)
 
-        fetcher = threading.Thread(target=fetching, name="ota-fetch", daemon=True)
+        self._fetcher = fetcher = threading.Thread(target=fetching, name="ota-fetch", daemon=True)
         fetcher.start()
         try:
-            while not self._stopping.is_set():
+            while not ended.is_set():
                 self.tick()
                 self._trial_wake.wait(TICK_SECONDS)
                 self._trial_wake.clear()
         finally:
-            self.stop()
-            fetcher.join(10.0)
+            self._end(ended)
+            fetcher.join(JOIN_SECONDS)
         return failures[0] if failures else None
 
-    def _fetch_all(self) -> None:
-        while not self._stopping.is_set():
+    def _fetch_all(self, ended: threading.Event) -> None:
+        while not ended.is_set():
             self._bringing.fetch_round()
             self._fetch_wake.wait(TICK_SECONDS)
             self._fetch_wake.clear()
@@ -233,12 +264,16 @@ class OtaAgent:
         except MalformedMessageError as error:
             self._refuse_twin("malformed", str(error))
             return
+        if not self._footing.accepts(payload, twin.fencing_token):
+            return
         system = self._around.system
         models = twin if system is None else _without_system(twin)
         ruling = judge_twin(self._journal.book, models, [*self._bays], self._telling.serving(), self._telling.at())
         if ruling.refused:
             self._refuse_twin(ruling.code, ruling.refused)
             return
+        if not ruling.known:
+            self._footing.raise_to(twin.fencing_token)
         if system is not None:
             try:
                 system.wish(twin)  # first: what is accepted here is not looked at again

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from gateway.config import Ota
 from gateway.ota.bay import Bay
 from gateway.ota.figures import OtaMetrics
+from gateway.ota.floor import Floor
 from gateway.ota.install import Installer, Source
 from gateway.ota.journal import Journal
 from gateway.wire.messages import Twin
@@ -21,6 +22,7 @@ class Repository(Source, Protocol):
 
     def stop(self) -> None: ...
     def resume(self) -> None: ...
+    def establish(self, fencing_token: int) -> None: ...
     @property
     def stale_since_ns(self) -> int | None: ...
 
@@ -47,7 +49,11 @@ class Around:
     renew: Callable[[], None]  # asks for content keys, and the certificate, now
     note: Callable[[str, Severity, str], None]  # code, severity, words, for the cloud
     metrics: OtaMetrics
+    attested: Callable[[], int | None] = lambda: (
+        None
+    )  # how often the bridge has attested this device; None: it does not
     system: System | None = None  # None: what is assigned of kind `os` is refused as a pipeline that is not here
+    boot_id: str = ""  # of the machine's boot; another one means that all of it was down
     wall_ns: Callable[[], int] = time.time_ns
     monotonic: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
@@ -62,4 +68,5 @@ class Means:
     repository: Repository
     installer: Installer
     around: Around
+    floor: Floor
     bays: dict[str, Bay] = field(default_factory=dict)  # by pipeline; filled before anything runs

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import structlog
 
 from gateway.config import Pipeline as PipelineSettings
+from gateway.errors import PipelineBusyError
 from gateway.inference.model import Model
 from gateway.ota.watch import Watch
 from gateway.wire.manifest import ModelManifest
@@ -94,12 +95,16 @@ class Bay:
         """Let a model answer from the next sample on; with `keep_old` the old one stays loaded, if memory allows.
 
         Raises:
+            PipelineBusyError: the pipeline waits for the outbox; the model is kept for the next try, if memory allows.
             InferenceError: the pipeline does not run, or hangs; the model was closed.
         """
         assert self.host is not None
         self.watch.forget_gap(model.ref)
         try:
             old = self.host.swap(model, DRAIN_SECONDS)
+        except PipelineBusyError:
+            self._keep(model)
+            raise
         except BaseException:
             if self.serving != model.ref:
                 model.close()
@@ -107,11 +112,17 @@ class Bay:
         log.info(
             "model_swapped", model=f"{model.ref.name} {model.ref.version}", old=f"{old.ref.name} {old.ref.version}"
         )
-        if keep_old and _memory_allows():
-            self.let_go()
-            self._kept = old
+        if keep_old:
+            self._keep(old)
         else:
             old.close()
+
+    def _keep(self, model: Model) -> None:
+        if not _memory_allows():
+            model.close()
+            return
+        self.let_go()
+        self._kept = model
 
     def give_up(self, reason: str) -> None:
         """Leave a run of the pipeline that hangs; the next one begins with what the journal says."""

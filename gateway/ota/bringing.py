@@ -18,7 +18,8 @@ from gateway.ota import slots
 from gateway.ota.around import Means
 from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError
-from gateway.ota.errors import BudgetError, NoRootError, OtaError, StoppedError, TrustError
+from gateway.ota.errors import BudgetError, FloorError, NoRootError, OtaError, StoppedError, TrustError
+from gateway.ota.footing import Footing
 from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
 from gateway.ota.journal import Installed, JournalError
 from gateway.ota.serving import Serving
@@ -50,8 +51,12 @@ class _Pause:
 class Bringing:
     """Carries out what is wanted. `fetch_round` belongs to one thread, everything else to any."""
 
-    def __init__(self, means: Means, telling: Telling, serving: Serving, stopping: threading.Event) -> None:
+    def __init__(
+        self, means: Means, footing: Footing, telling: Telling, serving: Serving, stopping: threading.Event
+    ) -> None:
         """Take parts; nothing is begun once `stopping` is set."""
+        self._floor = means.floor
+        self._footing = footing
         self._settings = means.settings
         self._journal = means.journal
         self._repository = means.repository
@@ -86,7 +91,12 @@ class Bringing:
             self._pauses.pop(pipeline, None)
 
     def fetch_round(self) -> None:
-        """Try once to bring what each pipeline wants, where its time has come; refresh the metadata now and then."""
+        """Try once to bring what each pipeline wants, where its time has come; refresh the metadata now and then.
+
+        Nothing of that is done while the floor is refused.
+        """
+        if not self._footing.stands():
+            return
         if not any(self._journal.book.slot(name).wanted is not None for name in self._bays):
             self._telling.journal_fares("fetch", "")
         for pipeline, bay in self._bays.items():
@@ -116,7 +126,8 @@ class Bringing:
         self._repository_problem = ""
 
     def _repository_failed(self, error: OtaError) -> None:
-        if self._repository_problem != error.code and not isinstance(error, StoppedError):
+        # What is wrong with the floor is told by whoever looks at it.
+        if self._repository_problem != error.code and not isinstance(error, StoppedError | FloorError):
             if isinstance(error, NoRootError):
                 log.error("ota_disabled", code=error.code, error=str(error), consequence="pipelines run what they have")
                 self._around.note("ota_disabled", "error", str(error))
@@ -171,6 +182,7 @@ class Bringing:
             cost = self._install(pipeline, model, plan)
             stored = cost.release
             self._around.metrics.fetched(cost.fetched_bytes, cost.full_bytes)
+        self._floor.read()  # the TPM may have answered only for the key: a state that was put back ends here
         if self._journal.book.slot(pipeline).active == model:
             self._serving.come_back(pipeline, bay, model, cost)
             return
@@ -187,6 +199,9 @@ class Bringing:
                 f"{model.name} {model.version} needs {plan.bytes_to_fetch} bytes over the link, whose budget has "
                 f"{room} left"
             )
+        slots_now = self._journal.book.pipelines.values()
+        wanted = [each.wanted.model for each in slots_now if each.wanted is not None]
+        self._installer.forget_others((each.name, each.version) for each in wanted)
         told = [0.0]
 
         def progress(fetched: int) -> None:
@@ -238,7 +253,13 @@ class Bringing:
             before = slot.previous if slot.trial is not None and slot.previous is not None else None
             before = before or Installed(name=now.name, version=now.version)
             step = slots.begin_trial(
-                pipeline, model, before, bay.watch.reference(), now_ns=self._around.wall_ns(), at=self._telling.at()
+                pipeline,
+                model,
+                before,
+                bay.watch.reference(bay.manifest),
+                now_ns=self._around.wall_ns(),
+                at=self._telling.at(),
+                boot_id=self._around.boot_id,
             )
             try:
                 self._journal.change(step)

@@ -74,6 +74,33 @@ class BadReleaseError(TrustError):
     code = "bad-release"
 
 
+# ---- what this device has accepted before is not known for certain; the bridge sets it anew ------------------------
+
+
+class FloorError(OtaError):
+    """The floor of updates does not stand; until the bridge has set it anew nothing is installed."""
+
+    code = "floor"
+
+
+class FloorRestoredError(FloorError):
+    """An older state of this device was put back, or the floor was removed."""
+
+    code = "floor-restored"
+
+
+class FloorEditedError(FloorError):
+    """The floor is not what this device has written."""
+
+    code = "floor-edited"
+
+
+class FloorCounterError(FloorError):
+    """The counter that the floor is bound to cannot be used: something else has its place in the TPM."""
+
+    code = "floor-counter"
+
+
 # ---- it could not be had; trying again later may help -----------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The repository as one device sees it: refreshed and verified, what it offers, and the files of that.
 
 <state>/ota/metadata/    metadata as last verified; may be removed at any time
-<state>/ota/floors.json  what was accepted before, and is never gone below
+<state>/ota/floors.json  what was accepted before, and is never gone below; see `gateway.ota.floor`
 <state>/ota/manifests/   manifests by their digest
 <state>/ota/imported/    files of releases that a person has brought, by their digest
 """
@@ -35,6 +35,9 @@ from gateway.ota.fetch_budget import ASK_BYTES, Purse, Spend
 from gateway.ota.fetch_file import Download, Wanted
 from gateway.ota.fetch_offer import Listed, Offer, OfferedFile, listed, offer_of, offered, release_of
 from gateway.ota.fetch_pace import Limits, Pace
+from gateway.ota.floor import Floor
+from gateway.ota.floor_file import FILE as FLOORS_FILE
+from gateway.ota.floor_file import Held
 from gateway.ota.trust import MAX_BYTES, MAX_ROOTS, Floors, Role, Trust
 from gateway.ota.trust_store import MetadataFiles, storage_error
 from gateway.ota.ways import DirectoryWay, Way
@@ -67,6 +70,7 @@ class Repository:
         meter: Spend,
         now_ns: Callable[[], int],
         monotonic_ns: Callable[[], int],
+        floor: Floor | None = None,
         files: MetadataFiles | None = None,
         metadata_limits: Limits | None = None,
         file_limits: Limits | None = None,
@@ -81,13 +85,11 @@ class Repository:
             meter: asked before anything is fetched.
             now_ns: the best clock there is, UTC; it is held against what is known to have passed.
             monotonic_ns: for deadlines and rates.
-            files: where metadata and floors are kept; by default below the state directory.
+            floor: what was accepted before; by default a file below the state directory, which no TPM holds.
+            files: where metadata are kept; by default below the state directory.
             metadata_limits: how long and how slow metadata may come.
             file_limits: the same for files; by default what the settings say.
             built_ns: time that has passed for certain; by default the age of this program.
-
-        Raises:
-            StorageError: the floors cannot be read.
         """
         self._settings = settings
         self._way = way
@@ -97,11 +99,13 @@ class Repository:
         self._file_limits = file_limits or Limits(settings.deadline_seconds, settings.min_bytes_per_second)
         self._clock = FlooredClock(now_ns) if built_ns is None else FlooredClock(now_ns, built_ns=built_ns)
         home = state_directory / "ota"
-        self._files = files or MetadataFiles(home / "metadata", home / "floors.json")
+        self._files = files or MetadataFiles(home / "metadata", home / FLOORS_FILE)
+        self._floor = floor or Floor(self._files.floors_file)
         self._manifests = home / "manifests"
         self._imported = home / "imported"
         self._kept_anchor: bytes | None = None  # as it was when it could be read first
-        self._floors = self._written_floors = self._files.read_floors()
+        # The event loop may be waiting: whether the file may be believed is asked before anything is decided by it.
+        self._floors, self._is_bound = self._floor.peek().floors, False
         self._clock.learn(self._floors.fresh_ns)
         self._began_ns = self._clock.now_ns()
         self._held_back = False  # the last refresh found nothing but what has expired
@@ -129,31 +133,39 @@ class Repository:
         Raises:
             TrustError: what came is not to be believed.
             FetchError: nothing, or not all, could be had now.
+            FloorError: what was accepted before is not known for certain.
             StorageError: it cannot be kept.
         """
         with self._files.locked(self._stop.wait):
-            self._written_floors = self._files.read_floors()  # a person may have imported meanwhile
-            self._floors = self._floors.joined(self._written_floors)
-            self._clock.learn(self._floors.fresh_ns)
+            written = self._known()  # a person may have imported meanwhile
             trust = self._begin()
             try:
-                self._update(trust)
-            except ExpiredError:
-                self._held_back = True
-                raise
-            else:
-                self._held_back = False
-                fresh = max(trust.floors.fresh_ns, min(self._clock.now_ns(), trust.expires_ns))
-                trust.floors = msgspec.structs.replace(trust.floors, fresh_ns=fresh)
-                self._clock.learn(fresh)
-                self._sweep(trust)
+                self._update_all(trust)
             finally:
                 self._files.settle()
-                if _is_worth_writing(self._written_floors, trust.floors):
-                    self._files.write_floors(trust.floors)
-                    self._written_floors = trust.floors
+                if _is_worth_writing(written, trust.floors):
+                    self._floor.raise_to(trust.floors)
                 self._floors = trust.floors
                 self._tell_staleness()
+
+    def establish(self, fencing_token: int) -> None:
+        """Refresh, and let what comes be the floor anew, with a fencing token; for a floor that is refused.
+
+        The way must be the bridge's: what lies on a stick may be as old as what was put back.
+
+        Raises:
+            TrustError, FetchError, StorageError: as `refresh`; the floor is refused as before.
+        """
+        with self._files.locked(self._stop.wait):
+            self._floors = self._floor.lower_bound().floors
+            trust = self._begin()
+            try:
+                self._update_all(trust)
+            finally:
+                self._files.settle()
+            self._floor.establish(Held.of(trust.floors, fencing_token))
+            self._floors, self._is_bound = trust.floors, True
+            self._tell_staleness()
 
     def verify(self) -> None:
         """Verify again what is kept, at the present time, and ask nobody: for sites without any way.
@@ -178,6 +190,28 @@ class Repository:
         if self._kept_anchor is None:
             self._kept_anchor = _read_anchor(self._settings.root_file)
         return self._kept_anchor
+
+    def _known(self) -> Floors:
+        """Learn what was accepted before; returns what is written of it. Raises FloorError, StorageError."""
+        held = self._floor.read().floors
+        # What a file said while the TPM did not answer is worth nothing once it does.
+        joined = self._is_bound or not self._floor.is_bound
+        self._floors, self._is_bound = self._floors.joined(held) if joined else held, self._floor.is_bound
+        self._clock.learn(self._floors.fresh_ns)
+        return held
+
+    def _update_all(self, trust: Trust) -> None:
+        """Bring everything up to date; the floors of `trust` are then those of what came."""
+        try:
+            self._update(trust)
+        except ExpiredError:
+            self._held_back = True
+            raise
+        self._held_back = False
+        fresh = max(trust.floors.fresh_ns, min(self._clock.now_ns(), trust.expires_ns))
+        trust.floors = msgspec.structs.replace(trust.floors, fresh_ns=fresh)
+        self._clock.learn(fresh)
+        self._sweep(trust)
 
     def _update(self, trust: Trust) -> None:
         self._follow_roots(trust)
@@ -259,6 +293,7 @@ class Repository:
 
     def _cached(self) -> Trust:
         """Verify what is kept and return it; read anew each time, so that nothing stays believed in memory."""
+        self._known()
         trust = self._begin()
         while (kept := self._files.read_root(trust.root_version + 1)) is not None:
             trust.add_root(kept)

@@ -7,7 +7,7 @@ until the release is stored, and the store takes a release whole or not at all.
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -275,6 +275,18 @@ class Installer:
     def forget(self, name: str, version: str) -> None:
         """Throw away what was fetched for a release."""
         remove_directory(self._directory / name / version)
+
+    def forget_others(self, wanted: Iterable[tuple[str, str]]) -> None:
+        """Throw away what was fetched for releases that are not wanted any more, by name and version.
+
+        Belongs to the thread that fetches. Where a gateway was killed in the middle of a fetch, and something else was
+        wanted when it came back, half a release would lie there for ever.
+        """
+        kept = {self._directory / name / version for name, version in wanted}
+        for directory in self._directory.glob("*/*"):
+            if directory not in kept:
+                log.info("ota_fetched_dropped", directory=str(directory))
+                remove_directory(directory)
 
     def put_aside_damaged(self, name: str, version: str) -> str:
         """Take a release that came over the air out of the store if it is damaged; returns what is wrong, or "".

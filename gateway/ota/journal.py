@@ -10,7 +10,6 @@ release back (`Journal.insist`): that must not wait for a disk that is full.
 """
 
 import contextlib
-import errno
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,9 +20,12 @@ import structlog
 
 from gateway.errors import GatewayError
 from gateway.ota.errors import OtaError
+from gateway.statefiles import is_passing, read_patiently, understood, words_of
 from gateway.vault.errors import VaultError
 from gateway.vault.files import write_durably
+from gateway.wire.manifest import Baseline, ImageInput, ModelManifest, WindowInput
 from gateway.wire.messages import UpdateState
+from gateway.wire.plain import so_many
 
 log = structlog.get_logger()
 
@@ -34,8 +36,6 @@ VERDICTS: Final = "verdicts.json"
 MAX_HISTORY: Final = 100
 _MAX_BYTES: Final = 4 << 20
 _MAX_ASIDE: Final = 8
-_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
-"""Errors of the process or the machine, not of the file: a journal is not put aside for these."""
 
 Share = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -68,6 +68,18 @@ def installed_from(label: str) -> Installed:
     return Installed(name=name, version=version)
 
 
+class MadeFor(msgspec.Struct, frozen=True, kw_only=True):
+    """What a manifest says of the inputs of its release."""
+
+    input: ImageInput | WindowInput
+    baseline: Baseline = Baseline()
+
+    @classmethod
+    def of(cls, manifest: ModelManifest) -> "MadeFor":
+        """Take it out of a manifest."""
+        return cls(input=manifest.input, baseline=manifest.baseline or Baseline())
+
+
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """What the release before did lately on this very device; the one on trial is held against it."""
 
@@ -75,6 +87,9 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, int] = {}  # how often each label was the best; "" for none
     latency_p95_ms: float | None = None
     error_share: Share = 0.0  # of samples without an answer
+    inputs: dict[str, tuple[float, ...]] = {}  # statistics of the samples, as `Measure.inputs` names them, in order
+    tensor: dict[str, tuple[float, ...]] = {}  # of what the model was given of them
+    made_for: MadeFor | None = None  # by the manifest of that release
 
 
 class OnTrial(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,8 +97,23 @@ class OnTrial(msgspec.Struct, frozen=True, kw_only=True):
 
     since_ns: int  # of the first swap, UTC
     running: bool = True  # a run of the pipeline is under way, or ended without saying so
+    boot_id: str = ""  # of the machine's boot in which that run began
     crashes: int = 0
+    outages: int = 0  # runs that ended with the whole machine
     reference: Reference = Reference()
+
+    @property
+    def bad_ends(self) -> int:
+        """How many runs under it ended badly. Two outages count as one: a plug is pulled more often than a model hangs
+        a machine, and one that does so must not go on for ever.
+        """
+        return self.crashes + self.outages // 2
+
+    @property
+    def words(self) -> str:
+        """How its runs ended badly, for people."""
+        outages = f", and {so_many(self.outages, 'time')} the whole device went down" if self.outages else ""
+        return f"{so_many(self.crashes, 'run')} under it ended badly{outages}"
 
 
 class Blocked(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +155,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str
     pipeline: str
-    what: str  # accepted, swapped, proven, reverted, refused, pinned, unpinned, crashed, missing
+    what: str  # accepted, swapped, proven, reverted, refused, pinned, unpinned, crashed, outage, missing
     model: str = ""
     code: str = ""
     detail: str = ""
@@ -177,13 +207,14 @@ class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
 class Journal:
     """The document on disk and in memory. Every method may be called from any thread; `change` waits for the disk."""
 
-    def __init__(self, state_directory: Path, came: Iterable[Installed] = ()) -> None:
+    def __init__(self, state_directory: Path, came: Iterable[Installed] = (), *, fencing_token: int = 0) -> None:
         """Read what is there; a document that cannot be read is kept beside, and `damage` says so.
 
         Args:
             state_directory: of the gateway.
             came: releases in the store that are known to have come over the air; those that the document does not
                 name, because it was lost, are entered.
+            fencing_token: the highest that is known from elsewhere (`gateway.ota.floor`).
 
         Raises:
             JournalError: the directory cannot be made, or the document cannot be read now, though that may pass.
@@ -204,7 +235,7 @@ class Journal:
         self._verdicts = _verdicts_in(self._verdicts_file)
         self._token = self._read_fence()  # as it is on the disk
         self._is_first = False  # nothing was ever written
-        self._book = self._read()
+        self._book = _at_least(self._read(), fencing_token)
         missing = [each for each in came if each not in self._book.installed]
         if missing:
             self._book = msgspec.structs.replace(self._book, installed=(*self._book.installed, *missing))
@@ -282,11 +313,11 @@ class Journal:
             if not self._is_first:
                 self._lost()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if isinstance(error, OSError) and error.errno in _PASSING:
-                raise JournalError(f"{self._file} cannot be read now: {error.strerror}") from error
+            if is_passing(error):
+                raise JournalError(words_of(self._file, error)) from error
             book = self._recovered()
             self._put_aside(str(error))
-        return msgspec.structs.replace(book, fencing_token=max(book.fencing_token, self._token))
+        return _at_least(book, self._token)
 
     def _recovered(self) -> Book:
         return Book() if self._verdicts is None else self._verdicts.book()
@@ -315,9 +346,15 @@ class Journal:
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
+            if is_passing(error):
+                raise JournalError(words_of(self._fence, error)) from error
             self.damage = self.damage or f"{self._fence} cannot be read: {error}"
             log.error("ota_fence_unreadable", file=str(self._fence), error=str(error))
             return 0
+
+
+def _at_least(book: Book, fencing_token: int) -> Book:
+    return msgspec.structs.replace(book, fencing_token=max(book.fencing_token, fencing_token))
 
 
 def _free_name(file: Path) -> Path:
@@ -327,13 +364,15 @@ def _free_name(file: Path) -> Path:
 
 
 def read_book(file: Path) -> Book:
-    """Read a document.
+    """Read a document, as far as this program understands it.
 
     Raises:
         OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: it is not there, or cannot be read.
     """
-    with file.open("rb") as opened:
-        return msgspec.json.decode(opened.read(_MAX_BYTES), type=Book)
+    found = understood(read_patiently(file, _MAX_BYTES), Book)
+    if found.left_out:  # of a newer program: after falling back, what runs and what is blocked still counts
+        log.warning("ota_journal_of_another_program", file=str(file), not_understood=found.left_out)
+    return found.value
 
 
 class Seen(NamedTuple):
@@ -363,12 +402,12 @@ def look(state_directory: Path) -> Seen:
             f"{file}: {error.strerror}; look as the user whom the gateway runs as, or as root"
         ) from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno in _PASSING:
-            raise JournalError(f"{file} cannot be read now: {error.strerror}") from error
+        if is_passing(error):
+            raise JournalError(words_of(file, error)) from error
         damage = f"{file} cannot be read ({error}): the gateway puts it aside, and tells so, when it starts next"
     with contextlib.suppress(OSError, ValueError):  # the gateway that starts tells of a fence that cannot be read
         token = int((directory / FENCE).read_text(encoding="ascii"))
-        book = msgspec.structs.replace(book, fencing_token=max(book.fencing_token, token))
+        book = _at_least(book, token)
     return Seen(book, damage)
 
 
@@ -378,17 +417,24 @@ def peek(state_directory: Path) -> Book:
     try:
         return read_book(directory / FILE)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        verdicts = _verdicts_in(directory / VERDICTS)
-        return Book() if verdicts is None else verdicts.book()
+        with contextlib.suppress(JournalError):
+            verdicts = _verdicts_in(directory / VERDICTS)
+            return Book() if verdicts is None else verdicts.book()
+        return Book()
 
 
 def _verdicts_in(file: Path) -> Verdicts | None:
-    """Read the second copy of what is blocked and pinned; None if there is none that can be read."""
+    """Read the second copy of what is blocked and pinned; None if there is none that can be read.
+
+    Raises:
+        JournalError: it cannot be read now, though that may pass.
+    """
     try:
-        with file.open("rb") as opened:
-            return msgspec.json.decode(opened.read(_MAX_BYTES), type=Verdicts)
+        return understood(read_patiently(file, _MAX_BYTES), Verdicts).value
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if is_passing(error):
+            raise JournalError(words_of(file, error)) from error
         log.warning("ota_verdicts_unreadable", file=str(file), error=str(error), meaning="written again with the next")
         return None

@@ -3,21 +3,31 @@
 What is decided lies in pure code (`slots`, `trial`); the model of a pipeline is exchanged under the lock of its bay.
 """
 
+from typing import Final
+
 import msgspec
 import structlog
 
-from gateway.errors import BackendUnavailableError, InferenceError, ModelError, WeightsWithheldError
+from gateway.errors import (
+    BackendUnavailableError,
+    InferenceError,
+    ModelError,
+    PipelineBusyError,
+    WeightsWithheldError,
+)
 from gateway.ota import slots
 from gateway.ota.around import Means
 from gateway.ota.bay import Bay
 from gateway.ota.install import Stored
-from gateway.ota.journal import Installed
+from gateway.ota.journal import Installed, MadeFor
 from gateway.ota.telling import Telling
 from gateway.ota.trial import Proven, Seen, TakeBack
 from gateway.ota.trial import judge as judge_trial
 from gateway.vault.errors import VaultError
 
 log = structlog.get_logger()
+
+_BUSY_PAUSE_SECONDS: Final = 30.0
 
 
 class Serving:
@@ -32,6 +42,7 @@ class Serving:
         self._bays = means.bays
         self._telling = telling
         self._began: dict[str, float] = {}  # monotonic, of trials in this run of the program
+        self._busy: dict[str, float] = {}  # monotonic, when a pipeline was found waiting for the outbox
         self._missing: dict[str, str] = {}  # what each pipeline should run and is not there
 
     def run_begins(self, pipeline: str) -> str:
@@ -44,10 +55,11 @@ class Serving:
         with bay.lock:
             self._put_aside_damaged(pipeline)
             before = self._journal.book.slot(pipeline).trial
-            slot = self._journal.insist(slots.run_begins(pipeline, self._telling.at())).slot(pipeline)
+            begins = slots.run_begins(pipeline, self._telling.at(), self._around.boot_id)
+            slot = self._journal.insist(begins).slot(pipeline)
             counted = self._telling.write()
-            if slot.trial is not None and slot.trial.crashes >= self._settings.trial.max_crashes:
-                self.take_back(pipeline, "crash-loop", f"{slot.trial.crashes} runs under it ended badly")
+            if slot.trial is not None and slot.trial.bad_ends >= self._settings.trial.max_crashes:
+                self.take_back(pipeline, "crash-loop", slot.trial.words)
             elif slot.trial is not None and before is not None and before.running and not counted:
                 self.take_back(pipeline, "crash-loop", "a run under it ended badly, and the disk takes no count of it")
             self.begins(pipeline)
@@ -74,13 +86,27 @@ class Serving:
     def serve(self, pipeline: str, bay: Bay) -> None:
         """Let the pipeline run what the journal says; one that does not run begins with it."""
         label = self.label(pipeline)
-        if bay.serving is None or bay.serves(label):
-            return
+        if bay.serves(label):
+            self._busy.pop(pipeline, None)
+        elif bay.serving is not None and not self._is_busy(pipeline):
+            self._exchange(pipeline, bay, label)
+
+    def _exchange(self, pipeline: str, bay: Bay, label: str) -> None:
         try:
             bay.exchange(bay.load(label), keep_old=False)
+            self._busy.pop(pipeline, None)
+        except PipelineBusyError as error:  # it does not hang: it is not given up, and `judge` comes to it again
+            if pipeline not in self._busy:
+                log.warning("model_swap_waits", pipeline=pipeline, model=label, error=str(error))
+            self._busy[pipeline] = self._around.monotonic()
         except (InferenceError, ModelError, BackendUnavailableError, WeightsWithheldError, VaultError) as error:
             log.error("model_swap_failed", pipeline=pipeline, model=label, error=str(error))
             bay.give_up(f"{label} cannot take over: {error}")
+
+    def _is_busy(self, pipeline: str) -> bool:
+        """Tell whether the pipeline waited for the outbox a moment ago: a try takes seconds, which others wait for."""
+        since = self._busy.get(pipeline)
+        return since is not None and self._around.monotonic() - since < _BUSY_PAUSE_SECONDS
 
     def give_back(self, pipeline: str, bay: Bay, model: Installed) -> bool:
         """Return to a release that has proved itself here, as when a rollout is given up; no trial."""
@@ -119,34 +145,39 @@ class Serving:
             JournalError: the disk does not take what was decided.
         """
         bay = self._bays[pipeline]
+        if not bay.lock.acquire(blocking=False):
+            return  # its model is being exchanged; the others need not wait for that
+        try:
+            self._judge(pipeline, bay)
+        finally:
+            bay.lock.release()
+
+    def _judge(self, pipeline: str, bay: Bay) -> None:
         self._tell_gap(pipeline, bay)
         slot = self._journal.book.slot(pipeline)
         chosen = slots.running(slot)
         if chosen is not None and bay.serving is not None and not bay.serves(chosen.label):
-            with bay.lock:  # as when it was taken back while the pipeline was loading it
-                self.serve(pipeline, bay)
+            self.serve(pipeline, bay)  # as when it was taken back while the pipeline was loading it
         self._around.metrics.on_trial(pipeline, is_on_trial=slot.trial is not None)
-        if slot.trial is None or slot.active is None:
+        slot = self._journal.book.slot(pipeline)
+        trial, active = slot.trial, slot.active
+        if trial is None or active is None or slot.pinned is not None:
             return
-        with bay.lock:
-            slot = self._journal.book.slot(pipeline)
-            trial, active = slot.trial, slot.active
-            if trial is None or active is None or slot.pinned is not None:
-                return
-            seen = bay.watch.seen(
-                active.name,
-                active.version,
-                seconds=self._around.monotonic() - self._began.get(pipeline, self._around.monotonic()),
-                crashes=trial.crashes,
-                stuck_seconds=bay.looking_seconds if bay.serves(active.label) else 0.0,
-            )
-            match judge_trial(self._settings.trial, trial.reference, bay.latency_target_ms, seen):
-                case TakeBack(code, reason):
-                    self.take_back(pipeline, code, reason)
-                case Proven():
-                    self._prove(pipeline, bay, active, seen)
-                case _:
-                    pass
+        seen = bay.watch.seen(
+            active.name,
+            active.version,
+            seconds=self._around.monotonic() - self._began.get(pipeline, self._around.monotonic()),
+            crashes=trial.bad_ends,
+            stuck_seconds=bay.looking_seconds if bay.serves(active.label) else 0.0,
+        )
+        made_for = MadeFor.of(bay.manifest) if bay.manifest is not None and bay.serves(active.label) else None
+        match judge_trial(self._settings.trial, trial.reference, bay.latency_target_ms, seen, made_for):
+            case TakeBack(code, reason):
+                self.take_back(pipeline, code, reason)
+            case Proven():
+                self._prove(pipeline, bay, active, seen)
+            case _:
+                pass
 
     def _prove(self, pipeline: str, bay: Bay, model: Installed, seen: Seen) -> None:
         self._journal.change(slots.prove(pipeline, self._telling.at()))

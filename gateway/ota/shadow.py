@@ -12,7 +12,7 @@ import structlog
 
 from gateway.errors import InferenceError
 from gateway.inference.model import Model
-from gateway.ota.trial import ks_distance, quantile
+from gateway.ota.distances import ks_distance, quantile
 from gateway.ota.watch import Look
 from gateway.values import Inference, Sample
 

@@ -93,9 +93,16 @@ def removed(models: Sequence[Installed]) -> Step:
 
 
 def begin_trial(
-    pipeline: str, model: Installed, before: Installed, reference: Reference, *, now_ns: int, at: str
+    pipeline: str,
+    model: Installed,
+    before: Installed,
+    reference: Reference,
+    *,
+    now_ns: int,
+    at: str,
+    boot_id: str = "",
 ) -> Step:
-    """Let a release serve from now on, on trial; what served before is the way back."""
+    """Let a release serve from now on, on trial; what served before is the way back. boot_id: of the machine's boot."""
 
     def step(book: Book) -> Book:
         slot = book.slot(pipeline)
@@ -104,7 +111,7 @@ def begin_trial(
             slot,
             active=model,
             previous=before,
-            trial=OnTrial(since_ns=now_ns, reference=reference),
+            trial=OnTrial(since_ns=now_ns, boot_id=boot_id, reference=reference),
             wanted=None,
             token=token,
         )
@@ -159,22 +166,28 @@ def want_again(pipeline: str, at: str) -> Step:
     return step
 
 
-def run_begins(pipeline: str, at: str) -> Step:
-    """Count a crash if the last run under the release on trial did not say that it ended."""
+def run_begins(pipeline: str, at: str, boot_id: str) -> Step:
+    """Count a crash if the last run under the release on trial did not say that it ended.
+
+    Where the machine was started again since, it is counted as an outage: a power cut, or a watchdog, or the kernel.
+    """
 
     def step(book: Book) -> Book:
         slot = book.slot(pipeline)
         trial = slot.trial
         if trial is None:
             return book
+        begun = msgspec.structs.replace(trial, running=True, boot_id=boot_id)
         if not trial.running:
-            return book.with_slot(
-                pipeline, msgspec.structs.replace(slot, trial=msgspec.structs.replace(trial, running=True))
-            )
-        crashed = msgspec.structs.replace(trial, crashes=trial.crashes + 1)
+            return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=begun))
         model = slot.active.label if slot.active is not None else ""
-        event = Event(at=at, pipeline=pipeline, what="crashed", model=model, detail=f"{crashed.crashes} so far")
-        return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=crashed), event)
+        if trial.boot_id and boot_id and trial.boot_id != boot_id:
+            ended = msgspec.structs.replace(begun, outages=trial.outages + 1)
+            event = Event(at=at, pipeline=pipeline, what="outage", model=model, detail=f"{ended.outages} so far")
+        else:
+            ended = msgspec.structs.replace(begun, crashes=trial.crashes + 1)
+            event = Event(at=at, pipeline=pipeline, what="crashed", model=model, detail=f"{ended.crashes} so far")
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=ended), event)
 
     return step
 

@@ -9,16 +9,23 @@ must have a size, too (`drift_effect`).
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.config import Trial as TrialSettings
-from gateway.ota.journal import Reference
+from gateway.ota.distances import (
+    FIRST_LOOK,
+    correlation_time,
+    ks_chance,
+    ks_distance,
+    look_at,
+    mean_shift,
+    quantile,
+)
+from gateway.ota.inputs import input_drift
+from gateway.ota.journal import MadeFor, Reference
 
-FIRST_LOOK: Final = 50
-"""Samples of each release before their answers are compared for the first time."""
 LEAST_ANSWERS: Final = 10
 """Samples before latency and errors are judged: the first invocations of any model are slow."""
 LEAST_FOR_TAIL: Final = 50
@@ -42,6 +49,8 @@ class Seen:
     latencies_ms: Sequence[float] = ()  # the latest
     scores: Sequence[float] = ()  # best score of each sample, in order
     labels: Mapping[str, int] | None = None
+    inputs: Mapping[str, Sequence[float]] = field(default_factory=dict)  # statistics of the samples by name, in order
+    tensor: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of what it was given of them
     crashes: int = 0
     stuck_seconds: float = 0.0  # how long the present sample has been looked at
 
@@ -69,7 +78,9 @@ Verdict = Wait | Proven | TakeBack
 STUCK_SECONDS: Final = 15.0
 
 
-def judge(rules: TrialSettings, reference: Reference, target_ms: float | None, seen: Seen) -> Verdict:
+def judge(
+    rules: TrialSettings, reference: Reference, target_ms: float | None, seen: Seen, made_for: MadeFor | None = None
+) -> Verdict:
     """Say whether a release on trial is kept.
 
     Args:
@@ -77,12 +88,14 @@ def judge(rules: TrialSettings, reference: Reference, target_ms: float | None, s
         reference: what the release before did; empty where nothing is known of it.
         target_ms: latency that the release promises, if it does.
         seen: so far.
+        made_for: what its manifest says of its inputs.
     """
     bad = (
         _crashes(rules, seen)
         or _not_finite(seen)
         or _errors(rules, reference, seen)
         or _latency(rules, reference, target_ms, seen)
+        or _input_drift(rules, reference, made_for, seen)
         or _drift(rules, reference, seen)
     )
     if bad is not None:
@@ -141,6 +154,13 @@ def _latency(rules: TrialSettings, reference: Reference, target_ms: float | None
     return None
 
 
+def _input_drift(rules: TrialSettings, reference: Reference, made_for: MadeFor | None, seen: Seen) -> TakeBack | None:
+    if made_for is None:
+        return None
+    reason = input_drift(rules, reference, made_for, inputs=seen.inputs, tensor=seen.tensor)
+    return TakeBack("input-drift", reason) if reason else None
+
+
 def _drift(rules: TrialSettings, reference: Reference, seen: Seen) -> TakeBack | None:
     look = look_at(len(seen.scores))
     if look is None or len(reference.scores) < FIRST_LOOK:
@@ -177,61 +197,3 @@ def _label_drift(rules: TrialSettings, reference: Reference, seen: Seen, signifi
                 f"{is_:.0%} of its answers are {label or 'nothing'!r}, {was:.0%} of those of the release before were",
             )
     return None
-
-
-def look_at(count: int) -> tuple[int, int] | None:
-    """Return the size and the number (from 0) of the last look that so many samples allow, None before the first."""
-    if count < FIRST_LOOK:
-        return None
-    number = (count // FIRST_LOOK).bit_length() - 1
-    return FIRST_LOOK << number, number
-
-
-def ks_distance(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the greatest distance of two empirical distributions, 0..1; O(n log n)."""
-    one, two = sorted(first), sorted(second)
-    return max(abs(bisect_right(one, value) / len(one) - bisect_right(two, value) / len(two)) for value in (*one, *two))
-
-
-def mean_shift(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return by how much scores differ on average, in order of size: the Wasserstein distance of two samples."""
-    one, two = sorted(first), sorted(second)
-    steps = 200
-    places = [(step + 0.5) / steps for step in range(steps)]
-    return math.fsum(abs(one[int(p * len(one))] - two[int(p * len(two))]) for p in places) / steps
-
-
-def correlation_time(values: Sequence[float]) -> float:
-    """Return how many values in a row say as much as one independent one, at least 1 and at most an eighth of them all.
-
-    The integrated autocorrelation time, summed until a lag at which nothing is left of the likeness.
-    """
-    count = len(values)
-    mean = math.fsum(values) / count
-    off = [value - mean for value in values]
-    power = math.fsum(one * one for one in off)
-    if not power:
-        return 1.0
-    time = 1.0
-    for lag in range(1, count // 2):
-        likeness = math.fsum(off[at] * off[at + lag] for at in range(count - lag)) / power
-        if likeness <= 2 / math.sqrt(count):  # what chance alone gives
-            break
-        time += 2 * likeness
-    return min(time, count / 8)
-
-
-def ks_chance(distance: float, first: float, second: float) -> float:
-    """Return how likely a distance at least so large is for samples of one distribution, asymptotically."""
-    root = math.sqrt(first * second / (first + second))
-    x = (root + 0.12 + 0.11 / root) * distance
-    if x < 0.3:  # the series does not converge there; the chance is 1 to five digits
-        return 1.0
-    terms = (math.exp(-2.0 * k * k * x * x) * (2.0 if k % 2 else -2.0) for k in range(1, 101))
-    return min(1.0, max(0.0, math.fsum(terms)))
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value that this share of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]

@@ -51,7 +51,7 @@ MAX_BYTES: Final[dict[Role, int]] = {
 MAX_ROOTS: Final = 256
 """So many new roots are followed in one refresh."""
 
-Number = Annotated[int, msgspec.Meta(ge=0)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Floors(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Where verified metadata and the floors are kept: plain files, each whole or not there, also after a power cut."""
+"""Where verified metadata are kept: plain files, each whole or not there, also after a power cut."""
 
 import contextlib
 import fcntl
@@ -8,13 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
-import structlog
-
 from gateway.ota.errors import BusyError, StorageError
-from gateway.ota.trust import MAX_BYTES, Floors, Role
-
-log = structlog.get_logger()
+from gateway.ota.trust import MAX_BYTES, Role
 
 LOCK_SECONDS: Final = 30.0
 """So long another process that looks at the repository is waited for."""
@@ -83,16 +78,17 @@ def storage_error(file: Path, error: OSError) -> StorageError:
 
 
 class MetadataFiles:
-    """The cache of one repository: `<role>.json` as last verified, `roots/<version>.root.json`, and the floors.
+    """The cache of one repository: `<role>.json` as last verified, and `roots/<version>.root.json`.
 
-    The floors lie elsewhere than the cache, so that removing the cache, which is always safe, does not remove them.
+    The floor lies elsewhere (`gateway.ota.floor`), so that removing the cache, which is always safe, does not remove
+    it.
     """
 
     def __init__(self, directory: Path, floors_file: Path) -> None:
         """Name the places; nothing is made before `locked`."""
         self.directory = directory
         self._roots = directory / "roots"
-        self._floors_file = floors_file
+        self.floors_file = floors_file
         self._unsettled = False  # a name in `directory` was changed and not synced
 
     @contextlib.contextmanager
@@ -104,8 +100,8 @@ class MetadataFiles:
             StorageError: the directory cannot be used.
         """
         make_directory(self._roots)
-        make_directory(self._floors_file.parent)
-        file = self._floors_file.with_name(f"{self._floors_file.name}.lock")
+        make_directory(self.floors_file.parent)
+        file = self.floors_file.with_name(f"{self.floors_file.name}.lock")
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -165,24 +161,3 @@ class MetadataFiles:
         except OSError:
             return None
         return content if len(content) <= limit else None
-
-    # ---- floors ------------------------------------------------------------------------------------------
-
-    def read_floors(self) -> Floors:
-        """Return the floors; a damaged file is put aside and told, and the floors begin anew with the cache."""
-        try:
-            return msgspec.json.decode(self._floors_file.read_bytes(), type=Floors)
-        except FileNotFoundError:
-            return Floors()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            aside = self._floors_file.with_name(f"{self._floors_file.name}.damaged")
-            log.error("ota_floors_damaged", file=str(self._floors_file), kept_as=str(aside), reason=str(error))
-            with contextlib.suppress(OSError):
-                self._floors_file.replace(aside)
-            return Floors()
-        except OSError as error:
-            raise storage_error(self._floors_file, error) from error
-
-    def write_floors(self, floors: Floors) -> None:
-        """Make the floors durable. Raises StorageError."""
-        write_durably(self._floors_file, msgspec.json.format(msgspec.json.encode(floors)) + b"\n")

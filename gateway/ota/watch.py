@@ -7,14 +7,19 @@ from typing import Final
 
 from gateway.errors import InferenceError
 from gateway.inference.postprocess import NotFiniteError
-from gateway.ota.journal import Reference
-from gateway.ota.trial import Seen, quantile
+from gateway.ota.distances import quantile
+from gateway.ota.journal import MadeFor, Reference
+from gateway.ota.trial import Seen
+from gateway.preprocess.statistics import Statistics, statistics_of
 from gateway.values import Inference, Sample
+from gateway.wire.manifest import ModelManifest
 from gateway.wire.messages import ModelRef
 
 LATELY: Final = 400
 """Answers of the release before that one on trial is held against; they go into the journal."""
 TRIAL_SCORES: Final = 6400
+TRIAL_INPUTS: Final = 400
+"""Values of each statistic of the inputs of a release on trial; what does not show in so many is for the bridge."""
 _OUTCOMES: Final = 400
 
 Look = Callable[[Sample, Inference], None]
@@ -38,6 +43,7 @@ class Watch:
         self._outcomes: deque[bool] = deque(maxlen=_OUTCOMES)
         self._trial_scores: list[float] = []
         self._trial_labels: Counter[str] = Counter()
+        self._inputs, self._tensor = _Lately(), _Lately()
 
     # ---- told by the pipeline -----------------------------------------------------------------------
 
@@ -48,6 +54,7 @@ class Watch:
         # Of an anomaly model the label is always the same; whether it is one is the answer.
         says = best is not None and (not inference.anomaly or score >= 0.5)
         label = best.label if best is not None and says else ""
+        inputs = statistics_of(sample)
         with self._lock:
             self._begin(inference.model)
             self._answers += 1
@@ -58,6 +65,8 @@ class Watch:
             if len(self._trial_scores) < TRIAL_SCORES:
                 self._trial_scores.append(score)
                 self._trial_labels[label] += 1
+            self._inputs.add(inputs)
+            self._tensor.add(inference.given)
             shadow = self._shadow
         if shadow is not None:
             shadow(sample, inference)
@@ -88,14 +97,17 @@ class Watch:
         with self._lock:
             self._gaps.pop((model.name, model.version), None)
 
-    def reference(self) -> Reference:
-        """Sum up what the release that serves did lately."""
+    def reference(self, manifest: ModelManifest | None = None) -> Reference:
+        """Sum up what the release that serves, whose manifest this is, did lately."""
         with self._lock:
             return Reference(
                 scores=tuple(round(score, 5) for score in self._scores),
                 labels=dict(Counter(self._labels)),
                 latency_p95_ms=round(quantile(self._latencies, 0.95), 3) if self._latencies else None,
                 error_share=1 - sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0,
+                inputs=self._inputs.last(),
+                tensor=self._tensor.last(),
+                made_for=MadeFor.of(manifest) if manifest is not None else None,
             )
 
     def seen(self, name: str, version: str, *, seconds: float, crashes: int, stuck_seconds: float) -> Seen:
@@ -112,6 +124,8 @@ class Watch:
                 latencies_ms=tuple(self._latencies),
                 scores=tuple(self._trial_scores),
                 labels=dict(self._trial_labels),
+                inputs=self._inputs.first(),
+                tensor=self._tensor.first(),
                 crashes=crashes,
                 stuck_seconds=stuck_seconds,
             )
@@ -125,3 +139,23 @@ class Watch:
         if model != self._model:
             self._model = model
             self._clear()
+
+
+class _Lately:
+    """Values of statistics by name: the first ones of a release, and the last ones."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, list[float]] = {}
+        self._last: dict[str, deque[float]] = {}
+
+    def add(self, statistics: Statistics) -> None:
+        for name, values in statistics:
+            first = self._first.setdefault(name, [])
+            first.extend(values[: TRIAL_INPUTS - len(first)])
+            self._last.setdefault(name, deque(maxlen=LATELY)).extend(values)
+
+    def first(self) -> dict[str, tuple[float, ...]]:
+        return {name: tuple(values) for name, values in self._first.items()}
+
+    def last(self) -> dict[str, tuple[float, ...]]:
+        return {name: tuple(float(f"{value:.5g}") for value in values) for name, values in self._last.items()}

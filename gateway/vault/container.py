@@ -240,8 +240,9 @@ def opened(container: bytes, content_key: bytes) -> bytes:
     """
     opening = Opening(container[: FIXED_BYTES + MAX_HEADER_BYTES + max(PREFIX_BYTES.values())], content_key)
     body = memoryview(container)[opening.body_offset :]
-    if len(container) != expected_bytes(opening):
-        raise DamagedContainerError(size_complaint(opening, len(container)))
+    expected = opening.body_offset - PREFIX_BYTES[opening.header.algorithm] + opening.header.body_bytes
+    if len(container) != expected:
+        raise DamagedContainerError(size_complaint(expected, len(container)))
     plain = bytearray(opening.header.size_bytes)
     opening.decrypt(body, memoryview(plain))
     if hashlib.sha256(plain).hexdigest() != opening.header.sha256:
@@ -249,15 +250,9 @@ def opened(container: bytes, content_key: bytes) -> bytes:
     return bytes(plain)
 
 
-def expected_bytes(opening: Opening) -> int:
-    """Return how large the whole file must be."""
-    header = opening.header
-    return opening.body_offset - PREFIX_BYTES[header.algorithm] + header.body_bytes
-
-
-def size_complaint(opening: Opening, found: int) -> str:
+def size_complaint(expected: int, found: int) -> str:
     """Say that a file has not the size that its header promises."""
-    return f"the file should have {expected_bytes(opening)} bytes and has {found}"
+    return f"the file should have {expected} bytes and has {found}"
 
 
 def chunks_of(plain: memoryview, chunk: int = CHUNK_BYTES) -> Iterator[memoryview]:

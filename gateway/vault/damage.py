@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from gateway.statefiles import is_passing
 from gateway.vault.errors import DamagedContainerError, VaultError
-from gateway.vault.files import is_passing
 from gateway.vault.store import SEALED_SUFFIX, ReleaseDirectory, read_release
 from gateway.vault.weights import header_of
 from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact

@@ -1,24 +1,13 @@
 """Files that are whole or not there, also after a power cut."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from gateway.vault.errors import VaultError
-
-_PASSING: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EINTR, errno.EAGAIN}
-)
-
-
-def is_passing(error: BaseException | None) -> bool:
-    """Tell whether an error is one of the process or the machine, and says nothing about the file."""
-    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -4,6 +4,7 @@
     <state>/vault/generations/<n>/vault.key   the vault key, sealed by the key store
                                   recipient.key   the X25519 secret that grants are addressed to, sealed likewise
                                   recipient.pub   its public half
+                                  floor.key   what the floor of updates is authenticated with, wrapped likewise
                                   keys/<release>.json   a content key, wrapped under the vault key
 
 A change of the vault key makes a whole new generation and then moves `current` in one step: at every moment one of
@@ -34,6 +35,8 @@ _GENERATIONS: Final = "generations"
 _VAULT_KEY: Final = "vault.key"
 _RECIPIENT_KEY: Final = "recipient.key"
 _RECIPIENT_PUBLIC: Final = "recipient.pub"
+_FLOOR_KEY: Final = "floor.key"
+_FLOOR_PURPOSE: Final = b"sluice floor key v1"
 _KEYS: Final = "keys"
 _ANEW: Final = "`gateway vault init --anew` begins again; content keys then come back with the next grants"
 
@@ -96,7 +99,7 @@ class Keyring:
 
     def create(self) -> None:
         """Draw a vault key and a recipient key, and seal both."""
-        self._install(secrets.token_bytes(KEY_BYTES), bytes(PrivateKey.generate()), ())
+        self._install(secrets.token_bytes(KEY_BYTES), bytes(PrivateKey.generate()), (), secrets.token_bytes(KEY_BYTES))
 
     def replace(self, *, vault_key: bytes | None = None) -> None:
         """Make a new generation with all content keys.
@@ -106,10 +109,11 @@ class Keyring:
         """
         present, recipient = self._unsealed(_VAULT_KEY), self._unsealed(_RECIPIENT_KEY)
         content = tuple(self._opened(wrapped, present) for wrapped in self.wrapped_keys())
+        floor = self._floor_key(present) or secrets.token_bytes(KEY_BYTES)
         if vault_key is None:
-            self._install(present, recipient, content)
+            self._install(present, recipient, content, floor)
         else:
-            self._install(vault_key, bytes(PrivateKey.generate()), content)
+            self._install(vault_key, bytes(PrivateKey.generate()), content, floor)
 
     def check(self) -> None:
         """Unseal both secrets and open every content key, and throw them away."""
@@ -158,6 +162,21 @@ class Keyring:
             )
         return _decoded(file, self._read(file))
 
+    def floor_key(self) -> bytes:
+        """Return the key that the floor of updates is authenticated with; a vault from before there was one gets it.
+
+        Raises:
+            KeyStoreError: the key store does not give the vault key out.
+            WrongKeyError: the file was changed.
+        """
+        vault_key = self._unsealed(_VAULT_KEY)
+        key = self._floor_key(vault_key)
+        return key if key is not None else self._put_floor_key(vault_key)
+
+    def new_floor_key(self) -> bytes:
+        """Draw another one in its place. Raises KeyStoreError."""
+        return self._put_floor_key(self._unsealed(_VAULT_KEY))
+
     def open(self, wrapped: WrappedKey) -> ContentKey:
         """Open a content key.
 
@@ -194,7 +213,7 @@ class Keyring:
         sync_directory(self._directory)
         self.remove_leftovers()
 
-    def _install(self, vault_key: bytes, recipient: bytes, content: Sequence[ContentKey]) -> None:
+    def _install(self, vault_key: bytes, recipient: bytes, content: Sequence[ContentKey], floor: bytes) -> None:
         number = (self.generation or 0) + 1
         generations = self._directory / _GENERATIONS
         partial = generations / f"{number}.partial"
@@ -206,6 +225,7 @@ class Keyring:
         write_durably(partial / _VAULT_KEY, self._store.seal(vault_key))
         write_durably(partial / _RECIPIENT_KEY, self._store.seal(recipient))
         write_durably(partial / _RECIPIENT_PUBLIC, bytes(PrivateKey(recipient).public_key))
+        write_durably(partial / _FLOOR_KEY, bytes(Aead(vault_key).encrypt(floor, _FLOOR_PURPOSE)))
         for each in content:
             wrapped = msgspec.json.encode(_wrapped(each, vault_key))
             write_durably(partial / _KEYS / f"{each.release}.json", wrapped)
@@ -222,6 +242,22 @@ class Keyring:
 
     def _unsealed(self, name: str) -> bytes:
         return self._store.unseal(self._read(self._here() / name))
+
+    def _put_floor_key(self, vault_key: bytes) -> bytes:
+        key = secrets.token_bytes(KEY_BYTES)
+        write_durably(self._here() / _FLOOR_KEY, bytes(Aead(vault_key).encrypt(key, _FLOOR_PURPOSE)))
+        return key
+
+    def _floor_key(self, vault_key: bytes) -> bytes | None:
+        file = self._here() / _FLOOR_KEY
+        if not file.exists():
+            return None
+        try:
+            return Aead(vault_key).decrypt(self._read(file), _FLOOR_PURPOSE)
+        except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError) as error:
+            raise WrongKeyError(
+                f"{file} was changed or is damaged; remove it, and the bridge sets the floor of updates anew"
+            ) from error
 
     def _opened_or_wrong(self, wrapped: WrappedKey, vault_key: bytes) -> ContentKey | WrongKeyError:
         try:

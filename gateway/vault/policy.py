@@ -8,6 +8,9 @@ approved comes as signed files, so an update of the system brings its own approv
 * `first`: the counter may be counted for the first time. The same for all devices.
 * `advance`: the counter may go from exactly one value to the next. Worth nothing afterwards, so it cannot be replayed.
 
+A second counter holds the floor of updates of models. It may be moved in whatever state the key is given out in, so it
+needs no approvals of its own.
+
 The counter is an NV index that only such approvals can move, and whose name follows from its number and the policy
 key: the build side computes every digest here without a TPM. Approvals are signed with ECDSA P-256, because a TPM
 cannot check Ed25519; this key has no other use.
@@ -42,6 +45,10 @@ from gateway.wire.manifest import Sha256
 POLICY_SUFFIX: Final = ".policy.json"
 DEFAULT_COUNTER_INDEX: Final = 0x0180_51CE
 """In the range that the TCG's registry of handles leaves to the owner."""
+FLOOR_COUNTER_INDEX: Final = 0x0180_51CF
+"""Of the counter that the floor of updates is bound to; the device itself moves it."""
+FORECAST_INDEX: Final = 0x0180_51D0
+"""Of a counter that is made and removed again, to learn with what value the next one begins."""
 
 ALG_SHA256: Final = 0x000B
 ZERO: Final = bytes(32)
@@ -207,9 +214,17 @@ def with_not_written(policy: bytes) -> bytes:
 
 
 def counter_public(key: PolicyKey, index: int, *, written: bool) -> bytes:
-    """Return the TPMS_NV_PUBLIC of the counter."""
+    """Return the TPMS_NV_PUBLIC of the counter against old images."""
+    return _counter_public(authorized(key, COUNTER_REF), index, written=written)
+
+
+def floor_counter_public(key: PolicyKey, index: int = FLOOR_COUNTER_INDEX, *, written: bool) -> bytes:
+    """Return the TPMS_NV_PUBLIC of the counter of updates, which moves under the policy of the vault key."""
+    return _counter_public(authorized(key, KEY_REF), index, written=written)
+
+
+def _counter_public(policy: bytes, index: int, *, written: bool) -> bytes:
     attributes = NV_ATTRIBUTES | (NV_WRITTEN if written else 0)
-    policy = authorized(key, COUNTER_REF)
     return _u32(index) + _u16(ALG_SHA256) + _u32(attributes) + _sized(policy) + _u16(NV_COUNTER_BYTES)
 
 

@@ -43,7 +43,7 @@ from gateway.vault.store import ReleaseDirectory, SealedStore, read_release
 from gateway.vault.tpm.connection import Connection
 from gateway.vault.tpm.identity import TpmIdentity
 from gateway.vault.tpm.keystore import TpmKeyStore
-from gateway.vault.weights import SealedWeights, header_of, open_own, open_sealed, read_ahead
+from gateway.vault.weights import Room, SealedWeights, header_of, open_own, open_sealed, read_ahead
 from gateway.wire.manifest import Artefact
 
 log = structlog.get_logger()
@@ -175,6 +175,30 @@ class Vault:
             raise VaultError("level software has no counter")
         with self._locked(exclusive=True):
             return self.store.advance()
+
+    # ---- the floor of updates --------------------------------------------------------------------
+
+    @property
+    def floor_counter(self) -> TpmKeyStore | None:
+        """What counts for the floor of updates; None at level software, where nothing can."""
+        return self.store if isinstance(self.store, TpmKeyStore) else None
+
+    def floor_key(self) -> bytes:
+        """Return the key that the floor of updates is authenticated with: 32 bytes, given out with the vault key.
+
+        Raises:
+            PolicyRefusedError: the machine is not in an approved state.
+            KeyStoreUnavailableError: the TPM does not answer in time.
+            WrongKeyError: it was changed, or is damaged.
+            VaultError: there is no vault yet, or it cannot be read.
+        """
+        with self._locked(exclusive=True):  # a vault from before there was such a key gets one
+            return self._keyring.floor_key()
+
+    def new_floor_key(self) -> bytes:
+        """Draw another key for the floor of updates in place of the present one. Raises VaultError."""
+        with self._locked(exclusive=True):
+            return self._keyring.new_floor_key()
 
     def status(self) -> VaultStatus:
         """Tell how the vault is. A TPM that does not answer is part of the answer."""
@@ -381,9 +405,10 @@ class Vault:
         if header.release != release.digest:
             raise DamagedContainerError(f"{file} belongs to another release than the manifest beside it")
         read_ahead(file)
-        key = self._openings.ask((release.digest, release.label))
-        opened = open_own if key.is_own else open_sealed
-        return opened(file, key.secret, sha256=artefact.sha256)
+        with Room(file) as room:
+            key = self._openings.ask((release.digest, release.label))
+            opened = open_own if key.is_own else open_sealed
+            return opened(file, key.secret, sha256=artefact.sha256, room=room)
 
     def _opened_keys(self, releases: frozenset[tuple[str, str]]) -> dict[tuple[str, str], ContentKey | VaultError]:
         """Open the content keys of some releases (digest, label); an error stands in the place of a key."""

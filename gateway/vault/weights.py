@@ -17,18 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from gateway.statefiles import is_passing
 from gateway.vault.aead import PREFIX_BYTES
 from gateway.vault.container import (
     FIXED_BYTES,
     MAX_HEADER_BYTES,
     ContainerHeader,
     Opening,
-    expected_bytes,
     read_header,
     size_complaint,
 )
 from gateway.vault.errors import DamagedContainerError, VaultError
-from gateway.vault.files import is_passing
 from gateway.vault.memory import PlaintextMemory, scratch
 
 _START_BYTES: Final = FIXED_BYTES + MAX_HEADER_BYTES + max(PREFIX_BYTES.values())
@@ -116,7 +115,65 @@ def read_ahead(container: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def open_sealed(container: Path, content_key: bytes, *, sha256: str | None = None) -> SealedWeights:
+class Room:
+    """Memory for the plaintext of a container, taken on a thread of its own while its key is still being asked for.
+
+    Taking 100 MB from the kernel costs more than decrypting them, and a TPM is asked for about as long.
+    """
+
+    def __init__(self, container: Path) -> None:
+        """Begin; use as a context manager, which gives back what nobody has taken."""
+        self._thread = ThreadPoolExecutor(1, "weights-room")
+        self._made: Future[PlaintextMemory] | None = self._thread.submit(_reserved, container)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether nobody would have to wait for it."""
+        return self._made is None or self._made.done()
+
+    def take(self) -> PlaintextMemory:
+        """Return the memory, which is the caller's from now on; once.
+
+        Raises:
+            DamagedContainerError: the container cannot be read, or is none.
+            VaultError: there is not so much memory.
+        """
+        made, self._made = self._made, None
+        if made is None:
+            raise VaultError("this room was taken already")
+        return made.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if self._made is not None and self._made.exception() is None:
+            self._made.result().close()
+
+
+def _reserved(container: Path) -> PlaintextMemory:
+    try:
+        with container.open("rb", buffering=0) as file:
+            header, _ = read_header(_size_checked(file))
+    except OSError as error:
+        raise _unreadable(container, error) from error
+    except DamagedContainerError as error:
+        raise _at(container, error) from error
+    memory = PlaintextMemory(header.file, header.size_bytes)
+    try:
+        memory.reserve()
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def open_sealed(
+    container: Path, content_key: bytes, *, sha256: str | None = None, room: Room | None = None
+) -> SealedWeights:
     """Decrypt a container into memory, chunk by chunk, and compare the digest of the plaintext.
 
     The chunks are authenticated, but whoever has the content key could have made them, and a whole fleet has it: only
@@ -126,16 +183,17 @@ def open_sealed(container: Path, content_key: bytes, *, sha256: str | None = Non
         container: the file.
         content_key: 32 bytes.
         sha256: of the plaintext, as a signed manifest says; default: what the container's own header says.
+        room: memory for this container; default: taken block by block.
 
     Raises:
         DamagedContainerError: the file cannot be read, is not authentic, or holds something else.
         WrongKeyError: it is sealed with another key.
         VaultError: there is no memory for it.
     """
-    return _opened(container, content_key, sha256, _fill_and_hash)
+    return _opened(container, content_key, sha256, _fill_and_hash, room)
 
 
-def open_own(container: Path, content_key: bytes, *, sha256: str) -> SealedWeights:
+def open_own(container: Path, content_key: bytes, *, sha256: str, room: Room | None = None) -> SealedWeights:
     """Decrypt a container that this device has sealed itself, with a key that nobody else ever had.
 
     Its plaintext had the digest when it was sealed (`SealedStore.put`), and nobody but this device could have changed
@@ -144,32 +202,30 @@ def open_own(container: Path, content_key: bytes, *, sha256: str) -> SealedWeigh
     Raises:
         DamagedContainerError, WrongKeyError, VaultError: as `open_sealed`.
     """
-    return _opened(container, content_key, sha256, _fill)
+    return _opened(container, content_key, sha256, _fill, room)
 
 
 Fill = Callable[[Opening, FileIO, PlaintextMemory], str]
 """Decrypts everything into the memory; returns the digest of the plaintext, in hexadecimal."""
 
 
-def _opened(container: Path, content_key: bytes, sha256: str | None, fill: Fill) -> SealedWeights:
+def _opened(container: Path, content_key: bytes, sha256: str | None, fill: Fill, room: Room | None) -> SealedWeights:
     try:
         with container.open("rb", buffering=0) as file:
-            return _open(file, content_key, sha256, fill)
+            return _open(file, content_key, sha256, fill, room)
     except DamagedContainerError as error:
         raise _at(container, error) from error
     except OSError as error:
         raise _unreadable(container, error) from error
 
 
-def _open(file: FileIO, content_key: bytes, sha256: str | None, fill: Fill) -> SealedWeights:
-    opening = Opening(file.read(_START_BYTES), content_key)
-    found = os.fstat(file.fileno()).st_size
-    # Compared before any memory is taken: nobody's header makes this process ask for a terabyte.
-    if found != expected_bytes(opening):
-        raise DamagedContainerError(size_complaint(opening, found))
-    memory = PlaintextMemory(opening.header.file, opening.header.size_bytes)
+def _open(file: FileIO, content_key: bytes, sha256: str | None, fill: Fill, room: Room | None) -> SealedWeights:
+    opening = Opening(_size_checked(file), content_key)
+    memory = PlaintextMemory(opening.header.file, opening.header.size_bytes) if room is None else room.take()
     with contextlib.ExitStack() as undo:
         undo.callback(memory.close)
+        if memory.size_bytes != opening.header.size_bytes:
+            raise DamagedContainerError("the file was replaced while its key was asked for")
         file.seek(opening.body_offset)
         digest = fill(opening, file, memory)
         if digest != opening.header.sha256 or digest != (sha256 or digest):
@@ -180,6 +236,19 @@ def _open(file: FileIO, content_key: bytes, sha256: str | None, fill: Fill) -> S
         memory.seal()
         undo.pop_all()
     return SealedWeights(opening.header, memory)
+
+
+def _size_checked(file: FileIO) -> bytes:
+    """Return the first bytes of a container whose size is what its header says.
+
+    Compared before any memory is taken: nobody's header makes this process ask for a terabyte.
+    """
+    start = file.read(_START_BYTES)
+    header, end = read_header(start)
+    found, expected = os.fstat(file.fileno()).st_size, end + header.body_bytes
+    if found != expected:
+        raise DamagedContainerError(size_complaint(expected, found))
+    return start
 
 
 def _fill(opening: Opening, file: FileIO, memory: PlaintextMemory) -> str:

@@ -72,10 +72,7 @@ def require_ours(tpm: Tpm, index: int, key: PolicyKey) -> None:
     Raises:
         KeyStoreError: it is something else; with another one no approval is ever fulfilled.
     """
-    handle = tpm.esys.tr_from_tpmpublic(index)
-    name = bytes(tpm.esys.tr_get_name(handle))
-    ours = {_name(policy.counter_public(key, index, written=written)) for written in (False, True)}
-    if name not in ours:
+    if not is_one_of(tpm, index, *(policy.counter_public(key, index, written=written) for written in (False, True))):
         raise KeyStoreError(
             f"the NV index {index:#x} of the TPM is not the counter of the policy key {key.fingerprint[:12]}…: it "
             "belongs to another key or another program. Choose another vault.counter_index, or remove it: "
@@ -83,12 +80,14 @@ def require_ours(tpm: Tpm, index: int, key: PolicyKey) -> None:
         )
 
 
+def is_one_of(tpm: Tpm, index: int, *public: bytes) -> bool:
+    """Tell whether an NV index, which is there, has one of these public areas (TPMS_NV_PUBLIC)."""
+    name = bytes(tpm.esys.tr_get_name(tpm.esys.tr_from_tpmpublic(index)))
+    return name in {policy.ALG_SHA256.to_bytes(2, "big") + hashlib.sha256(area).digest() for area in public}
+
+
 def _increment(tpm: Tpm, root: Any, signed: SignedApproval, key: PolicyKey) -> None:
     handle = tpm.esys.tr_from_tpmpublic(signed.approval.counter_index)
     with salted_session(tpm, root, "POLICY") as session:
         satisfy(tpm, session, signed, key)
         tpm.esys.nv_increment(handle, session1=session)
-
-
-def _name(public: bytes) -> bytes:
-    return policy.ALG_SHA256.to_bytes(2, "big") + hashlib.sha256(public).digest()

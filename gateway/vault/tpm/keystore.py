@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -12,15 +12,18 @@ from gateway.vault.approvals import Approvals, Approved
 from gateway.vault.errors import KeyStoreError, PolicyRefusedError, VaultError
 from gateway.vault.files import write_durably
 from gateway.vault.keystore import ApprovalStatus, KeyStoreStatus, Level
-from gateway.vault.policy import Advance, BootState, FirstCount, PolicyKey
+from gateway.vault.policy import Advance, BootState, FirstCount, PolicyKey, SignedApproval
 from gateway.vault.tpm.codes import INTEGRITY, POLICY_CODES, is_integrity
 from gateway.vault.tpm.connection import Connection, Tpm
 from gateway.vault.tpm.counter import advance_counter, define_counter, read_counter
+from gateway.vault.tpm.floorcounter import count_floor_up, forecast, read_floor_counter
 from gateway.vault.tpm.objects import open_root, provision_root
 from gateway.vault.tpm.registers import read_registers
 from gateway.vault.tpm.sealing import SealedBlob, seal, unseal
 
 log = structlog.get_logger()
+
+Answer = TypeVar("Answer")
 
 _FILE: Final = "tpm.json"
 
@@ -106,9 +109,50 @@ class TpmKeyStore:
         pinned, approvals = self._pinned(), self._approvals()
 
         def work(tpm: Tpm) -> bytes:
-            return self._unsealed(tpm, open_root(tpm, pinned), sealed, approvals)
+            root = open_root(tpm, pinned)
+            return self._approved(
+                tpm, approvals, "the vault key", lambda signed: unseal(tpm, root, sealed, signed, self._key)
+            )
 
         return self._connection.call("unsealing a key", work)
+
+    # ---- the counter of updates ----------------------------------------------------------------------
+
+    def floor_count(self) -> int | None:
+        """Return the value of the counter of updates, None if it is not there or has not begun.
+
+        Raises:
+            KeyStoreUnavailableError: no answer in time.
+            KeyStoreError: something else has its index.
+        """
+        return self._connection.call("reading the counter of updates", lambda tpm: read_floor_counter(tpm, self._key))
+
+    def floor_forecast(self) -> int:
+        """Return the value that the counter of updates would begin with. Raises as `count_floor`."""
+        return self._with_approval("looking where counters begin", forecast)
+
+    def count_floor(self) -> int:
+        """Move the counter of updates one step on, or begin it; returns the new value.
+
+        Raises:
+            PolicyRefusedError: the machine is not in an approved state.
+            KeyStoreUnavailableError: no answer in time; it may have been moved.
+            KeyStoreError: something else has its index, or the TPM has no room for it.
+        """
+        value = self._with_approval("moving the counter of updates", count_floor_up)
+        log.info("floor_counted", counter=value)
+        return value
+
+    def _with_approval(self, what: str, work: Callable[[Tpm, Any, SignedApproval, PolicyKey], int]) -> int:
+        pinned, approvals = self._pinned(), self._approvals()
+
+        def approved(tpm: Tpm) -> int:
+            root = open_root(tpm, pinned)
+            return self._approved(tpm, approvals, what, lambda signed: work(tpm, root, signed, self._key))
+
+        return self._connection.call(what, approved)
+
+    # ---- the counter against old images --------------------------------------------------------------
 
     def advance(self) -> int:
         """Move the counter one step on, so that images approved only up to here are of no use any more.
@@ -190,7 +234,7 @@ class TpmKeyStore:
             approvals=tuple(rows),
         )
 
-    def _unsealed(self, tpm: Tpm, root: Any, sealed: SealedBlob, approvals: Approvals) -> bytes:
+    def _approved(self, tpm: Tpm, approvals: Approvals, what: str, work: Callable[[SignedApproval], Answer]) -> Answer:
         """Try every approval that holds; the TPM has the last word."""
         boots = approvals.of(BootState)
         pcrs = read_registers(tpm, _numbers(boots))
@@ -201,7 +245,7 @@ class TpmKeyStore:
                 reasons.append(f"{state.name}: {', '.join(objections)}")
                 continue
             try:
-                return unseal(tpm, root, sealed, approved.signed, self._key)
+                return work(approved.signed)
             except tpm.library.failure as error:
                 code = int(error.rc)  # type: ignore[attr-defined]  # untyped library
                 if is_integrity(code):
@@ -212,7 +256,7 @@ class TpmKeyStore:
                     f"{state.name}: refused by the TPM (code {code:#x}): sealed for another policy key, or the "
                     "machine's state changed just now"
                 )
-        raise PolicyRefusedError("the vault key", reasons)
+        raise PolicyRefusedError(what, reasons)
 
     def _pinned(self) -> bytes:
         try:

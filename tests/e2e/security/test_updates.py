@@ -13,7 +13,9 @@ from tests.e2e.flow import settle
 from tests.e2e.security.conftest import Secured
 
 
-def site_with_updates(folder: Path, secured: Secured, updates: Updates, **gateway: Any) -> Rig:
+def site_with_updates(
+    folder: Path, secured: Secured, updates: Updates, *, security: str = "software", **gateway: Any
+) -> Rig:
     file = folder / "process.csv"
     noise = np.random.default_rng(5).normal(0.0, 0.3, 20_000)
     file.write_text("value\n" + "\n".join(f"{20 + value:.4f}" for value in noise) + "\n")
@@ -26,7 +28,7 @@ def site_with_updates(folder: Path, secured: Secured, updates: Updates, **gatewa
         },
         gateway={**updates.gateway_settings(), **gateway},
         bridge=updates.bridge_settings(),
-        security="software",
+        security=security,
     )
 
 

@@ -56,7 +56,7 @@ def test_the_newest_release_of_each_model_is_brought(bench: Bench) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.splitlines() == [
         "press 1.1.0: 3 files brought, 0 were here",
-        "pump 2.0.0: 1 files brought, 2 were here",  # the golden files have the same bytes
+        "pump 2.0.0: 1 file brought, 2 were here",  # the golden files have the same bytes
     ]
     assert bench.kept() == 4
     everything = bench.imported("--all", "--json")

@@ -23,6 +23,7 @@ from gateway.values import Frame, Window
 from gateway.wire.manifest import (
     MANIFEST_FILE,
     Artefact,
+    Baseline,
     Constraints,
     Golden,
     ImageInput,
@@ -54,6 +55,7 @@ def write_release(
     version: str = "1.0.0",
     golden: Sequence[tuple[Target, bytes, bytes, float]] = (),
     max_batch: int = 1,
+    baseline: Baseline | None = None,
 ) -> Path:
     """Write `<directory>/<name>/<version>` and return it; `golden` is target, input, outputs and tolerance."""
     folder = directory / name / version
@@ -86,6 +88,7 @@ def write_release(
         output=output,
         golden=tuple(goldens),
         constraints=Constraints(max_batch=max_batch),
+        baseline=baseline,
     )
     (folder / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
     return folder

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.wire.manifest import ImageInput, Output, Plain, Regression, Target, WindowInput
+from gateway.wire.manifest import Baseline, ImageInput, Output, Plain, Regression, Target, WindowInput
 from tests.gateway.inference.graphs import dense
 from tests.gateway.inference.manifests import write_release
 
@@ -27,6 +27,7 @@ def release(
     spec: WindowInput | ImageInput = WINDOW,
     output: Output = ANOMALY,
     name: str = NAME,
+    baseline: Baseline | None = None,
 ) -> Path:
     """Write a release; `golden` is the value that all inputs have, and the answer that is expected to it."""
     goldens: tuple[tuple[Target, bytes, bytes, float], ...] = ()
@@ -42,4 +43,5 @@ def release(
         name=name,
         version=version,
         golden=goldens,
+        baseline=baseline,
     )

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from gateway.config import Interest, MqttSource, Ota, Trial
+from gateway.config import Interest, MqttSource, Ota, Source, Trial
 from gateway.config import Pipeline as PipelineSettings
 from gateway.config import Vault as VaultSettings
 from gateway.health.metrics import Metrics
@@ -27,6 +27,7 @@ from gateway.ota.around import Around
 from gateway.ota.bay import Bay
 from gateway.ota.effective import came_over_the_air
 from gateway.ota.figures import OtaMetrics
+from gateway.ota.floor import open_floor
 from gateway.ota.install import Installer
 from gateway.ota.journal import FILE, Installed, Journal, Slot
 from gateway.ota.watch import Watch
@@ -98,8 +99,16 @@ class Record:
 class Device:
     """A device with one pipeline, `motor`. `start` begins it, `stop` ends it, `restart` is a clean one."""
 
+    source: Source = MqttSource(topic="a", rate_hz=100.0)
+
     def __init__(
-        self, root: Path, repository: ReleaseRepository, *, trial: Trial | None = None, model: str = NAME
+        self,
+        root: Path,
+        repository: ReleaseRepository,
+        *,
+        trial: Trial | None = None,
+        model: str = NAME,
+        vault: Vault | None = None,
     ) -> None:
         self.root = root
         self.repository = repository
@@ -115,7 +124,9 @@ class Device:
         self.room: int | None = None
         self.connects = 1
         self.renewals = 0
-        self.vault = Vault.open(VaultSettings(level="software"), self.state, appliance_marker=NEVER)
+        self.attested: int | None = None
+        self.boot_id = "boot-1"
+        self.vault = vault or Vault.open(VaultSettings(level="software"), self.state, appliance_marker=NEVER)
         self.vault.initialise()
         self.models = SealedModels(self.vault)
         self.grants = True
@@ -124,7 +135,12 @@ class Device:
         self._make()
 
     def _make(self) -> None:
-        self.journal = Journal(self.state, came=came_over_the_air(self.store()) if self.knows_what_came else ())
+        self.floor = open_floor(self.vault, self.state)
+        self.journal = Journal(
+            self.state,
+            came=came_over_the_air(self.store()) if self.knows_what_came else (),
+            fencing_token=self.floor.peek().fencing_token,
+        )
         self.metrics = CollectorRegistry()
         ota = Ota(root_file=Path("root.json"), trial=self.trial, refresh_seconds=3600.0)
         installer = Installer(
@@ -146,8 +162,11 @@ class Device:
                 renew=self._renew,
                 note=lambda code, _severity, detail: self.notices.append((code, detail)),
                 metrics=OtaMetrics(self.metrics),
-                draw=lambda: 0.0,
+                draw=self.draw,
+                attested=lambda: self.attested,
+                boot_id=self.boot_id,
             ),
+            floor=self.floor,
         )
         self.watch = Watch()
         self.record = Record(self.watch)
@@ -157,7 +176,7 @@ class Device:
         self.pipeline = Pipeline(
             "motor",
             self.settings,
-            MqttSource(topic="a", rate_hz=100.0),
+            self.source,
             Surroundings(
                 gateway="gw",
                 time_zone=UTC,
@@ -180,7 +199,9 @@ class Device:
     def start(self) -> "Device":
         """Begin pipeline and agent."""
         self._run_pipeline()
-        self._threads.append(threading.Thread(target=self.agent._both, name="test-ota", daemon=True))
+        self._threads.append(
+            threading.Thread(target=self.agent._both, args=(self.agent._ended,), name="test-ota", daemon=True)
+        )
         self._threads[-1].start()
         wait_for(lambda: self.record.versions, seconds=20, what="an answer")
         return self
@@ -283,6 +304,10 @@ class Device:
         """Load a release."""
         settings = msgspec.structs.replace(self.settings, model=label)
         return load_model(self.store(), settings, preparation_for, self.models.open, backends=(LiteRtBackend(),))
+
+    def draw(self) -> float:
+        """Return what stands for chance in the pauses between tries: here none."""
+        return 0.0
 
     def _report(self, payload: bytes) -> None:
         self.reports.append(msgspec.json.decode(payload, type=Twin))

@@ -1,13 +1,19 @@
 """Updates of a running pipeline: fetched, proved, swapped in, kept or taken back, and always told."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.config import Trial
+from gateway.ota import agent as ota_agent
 from gateway.ota.errors import NoRootError, UnreachableError
-from tests.gateway.ota.releases import release, scorer
+from gateway.wire.histogram import Histogram
+from gateway.wire.manifest import Baseline, Plain
+from tests.gateway.ota.releases import WINDOW, release, scorer
 from tests.gateway.ota.rig import Device, digest, installed
 from tests.simulators.bad_models import not_a_number
 from tests.simulators.release_repository import ReleaseRepository
@@ -89,6 +95,28 @@ def test_one_that_answers_no_numbers_is_taken_back_within_a_minute_blocked_and_t
     device.restart()
     assert device.serving == "1.0.0"
     assert device.slot.blocked
+
+
+def test_one_that_is_given_what_it_was_not_trained_on_is_taken_back_though_it_answers_well(
+    device: Device,
+) -> None:
+    """Its manifest says another scale than its training had; its weights make up for that here."""
+    trained = Baseline(tensor={"level": Histogram(edges=(0.5, 0.8, 1.2, 2.0), counts=(0, 1, 998, 1, 0))})
+    wrong = msgspec.structs.replace(WINDOW, features=Plain(scale=(0.001,)))
+    device.sensor.noise = 0.05
+    publish(device, "2.0.0", scorer(0.001), golden=(1.0, 0.001), spec=wrong, baseline=trained)
+    publish(device, "3.0.0", scorer(1.0), baseline=trained)
+    device.start()
+    wait_for(lambda: len(device.record.versions) >= 100, what="a reference")
+    device.desire("2.0.0", token=1)
+    device.reaches("reverted", "2.0.0", "input-drift", seconds=60)
+    told = device.slot.told
+    assert told is not None
+    assert "outside of what it was trained on" in told.reason
+    assert "distributed" not in told.reason
+    wait_for(lambda: device.serving == "1.0.0")
+    device.desire("3.0.0", token=2)  # the control: the same training, and the scale it had
+    device.reaches("running", "3.0.0", seconds=60)
 
 
 def test_without_the_trial_it_would_stay(device: Device) -> None:
@@ -260,3 +288,41 @@ def test_clean_restarts_in_a_trial_are_no_crashes(device: Device) -> None:
     for _ in range(3):
         device.restart()
     assert device.serving == "2.0.0"
+
+
+async def test_a_run_that_begins_anew_does_not_fetch_beside_what_the_one_before_has_left(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ota_agent, "JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(ota_agent, "TICK_SECONDS", 0.01)
+    busy, rounds, free, lock = [0], list[int](), threading.Event(), threading.Lock()
+
+    def fetch_round() -> None:
+        with lock:
+            busy[0] += 1
+            rounds.append(busy[0])
+        free.wait(20)  # as a trial inference, which may take half a minute
+        with lock:
+            busy[0] -= 1
+
+    def fails() -> None:
+        wait_for(lambda: rounds)
+        raise RuntimeError("one bad tick")
+
+    monkeypatch.setattr(device.agent._bringing, "fetch_round", fetch_round)
+    tick = device.agent.tick
+    monkeypatch.setattr(device.agent, "tick", fails)
+    with pytest.raises(RuntimeError):
+        await device.agent.run()
+    ticks: list[int] = []
+    monkeypatch.setattr(device.agent, "tick", lambda: (ticks.append(1), tick()))
+    async with asyncio.TaskGroup() as tasks:
+        again = tasks.create_task(device.agent.run())
+        while len(ticks) < 5:  # what is on trial is judged meanwhile
+            await asyncio.sleep(0.01)
+        assert len(rounds) == 1
+        free.set()
+        while len(rounds) < 3:
+            await asyncio.sleep(0.01)
+        again.cancel()
+    assert max(rounds) == 1, "never two at once"

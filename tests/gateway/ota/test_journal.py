@@ -1,8 +1,11 @@
 """What pipelines run, written down before it is done."""
 
+import os
 import resource
+import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.ota import slots
@@ -20,6 +23,10 @@ from gateway.ota.journal import (
     look,
     peek,
 )
+from gateway.owner import as_owner
+from gateway.wire.messages import ModelRef, UpdateState
+
+NOBODY = 65534
 
 ONE, TWO = Installed(name="m", version="1.0.0"), Installed(name="m", version="2.0.0")
 FOUR = Blocked(model=Installed(name="m", version="4.0.0"), code="latency", reason="slow", at="now")
@@ -169,10 +176,10 @@ def test_what_came_over_the_air_is_not_the_newest_of_the_configuration() -> None
 
 def test_a_run_that_did_not_say_its_end_counts_as_a_crash() -> None:
     book = trial(Book())
-    crashed = slots.run_begins("p", "now")(book).slot("p").trial
+    crashed = slots.run_begins("p", "now", "boot")(book).slot("p").trial
     assert crashed is not None
     assert crashed.crashes == 1
-    ended = slots.run_begins("p", "now")(slots.run_ended("p")(book)).slot("p").trial
+    ended = slots.run_begins("p", "now", "boot")(slots.run_ended("p")(book)).slot("p").trial
     assert ended is not None
     assert (ended.crashes, ended.running) == (0, True)
 
@@ -215,3 +222,49 @@ def test_a_second_damage_does_not_take_the_place_of_the_first(tmp_path: Path) ->
         Journal(tmp_path).flush()
     kept = sorted(each.read_bytes() for each in (tmp_path / "ota").glob(f"{FILE}.damaged*"))
     assert kept == [b"first", b"second"]
+
+
+@pytest.mark.parametrize(
+    ("boots", "crashes", "outages", "bad_ends"),
+    [
+        (("one", "two", "three"), 0, 2, 1),
+        (("one", "one", "one"), 2, 0, 2),  # the control: within a boot nothing but the run has ended
+        (("one", "two", "two"), 1, 1, 1),
+        (("", "", ""), 2, 0, 2),  # a kernel that does not say which boot it is
+    ],
+)
+def test_a_power_cut_in_a_trial_counts_half_of_a_crash(
+    boots: tuple[str, ...], crashes: int, outages: int, bad_ends: int
+) -> None:
+    book = slots.begin_trial("p", TWO, ONE, Reference(), now_ns=1, at="now", boot_id=boots[0])(Book())
+    for boot in boots[1:]:
+        book = slots.run_begins("p", "now", boot)(book)
+    found = book.slot("p").trial
+    assert found is not None
+    assert (found.crashes, found.outages, found.bad_ends) == (crashes, outages, bad_ends)
+
+
+def test_words_of_a_newer_program_do_not_make_an_older_one_forget_what_runs(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    told = UpdateState(pipeline="p", phase="running", model=ModelRef(name="m", version="2.0.0"), at="now")
+    journal.change(lambda book: slots.tell(told)(slots.prove("p", "now")(trial(book))))
+    file = tmp_path / "ota" / "journal.json"
+    written = file.read_text()
+    file.write_text(written.replace('"phase":"running"', '"phase":"settling"'))
+    after = Journal(tmp_path)
+    assert (after.damage, after.book.slot("p").active, after.book.slot("p").told) == ("", TWO, None)
+    assert after.book == msgspec.structs.replace(
+        journal.book, pipelines={"p": msgspec.structs.replace(journal.book.slot("p"), told=None)}
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_journal_of_another_user_is_told_with_the_remedy_and_not_put_aside() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder)
+        Journal(state).change(trial)
+        for each in (state, state / "ota"):
+            os.chown(each, NOBODY, NOBODY)
+        with as_owner(state), pytest.raises(JournalError, match=r"belongs to another user.*chown"):
+            Journal(state)
+        assert Journal(state).book.slot("p").active == TWO

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ota.fetch import FRESH_STEP_NS
+from gateway.ota.floor import Floor
 from gateway.ota.trust import Role
 from gateway.ota.trust_store import MetadataFiles
 from tests.gateway.ota.trust_rig import Device, nanoseconds
@@ -49,30 +50,31 @@ def test_a_refresh_that_finds_nothing_new_waits_for_no_disk(device: Device, tmp_
 
 
 def test_the_time_of_a_refresh_is_written_down_once_an_hour(device: Device) -> None:
-    floors = MetadataFiles(device.state / "ota/metadata", device.state / "ota/floors.json")
+    floor = Floor(device.state / "ota/floors.json")
     device.refresh()
-    first = floors.read_floors().fresh_ns
+    first = floor.read().fresh_ns
     device.later(seconds=FRESH_STEP_NS / 1e9 - 1)
     repository = device.refresh()
-    assert floors.read_floors().fresh_ns == first
+    assert floor.read().fresh_ns == first
     device.later(seconds=1)
     repository.refresh()
-    assert floors.read_floors().fresh_ns == first + FRESH_STEP_NS
+    assert floor.read().fresh_ns == first + FRESH_STEP_NS
 
 
 def test_a_refresh_killed_anywhere_leaves_each_role_old_or_new_and_the_next_one_ends_it(device: Device) -> None:
     device.refresh()
     kept = MetadataFiles(device.state / "ota/metadata", device.state / "ota/floors.json")
+    floor = Floor(device.state / "ota/floors.json")
     points = 0
     for call in ("fsync", "rename"):
         for number in range(1, 60):
             old = {role: kept.read(role) for role in ROLES}
-            floors = kept.read_floors()
+            floors = floor.read()
             device.served.publish()
             killed = run_killed_at(command(device), call, number)
             new = {role: device.served.signed(role) for role in old}
             assert all(kept.read(role) in (old[role], new[role]) for role in old), (call, number)
-            assert kept.read_floors().timestamp >= floors.timestamp
+            assert floor.read().timestamp >= floors.timestamp
             device.repository().refresh()
             assert {role: kept.read(role) for role in old} == new, (call, number)
             points += killed

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gateway.config import Trial
+from gateway.ota.distances import ks_chance, ks_distance, look_at
 from gateway.ota.journal import Reference
-from gateway.ota.trial import Proven, Seen, TakeBack, Wait, judge, ks_chance, ks_distance, look_at
+from gateway.ota.trial import Proven, Seen, TakeBack, Wait, judge
 
 RULES = Trial(seconds=100.0, min_inferences=50)
 RNG = np.random.default_rng(1)

@@ -28,6 +28,7 @@ from gateway.ota.errors import (
     TrustError,
     WrongHardwareError,
 )
+from gateway.ota.floor import Floor
 from gateway.ota.trust import Floors
 from gateway.ota.trust_store import MetadataFiles
 from tests.gateway.ota.trust_rig import Device, nanoseconds
@@ -292,7 +293,7 @@ def test_damaged_floors_are_put_aside_and_the_cache_still_holds_the_line(device:
     with pytest.raises(RollbackError):
         device.refresh()
     assert floors.with_name("floors.json.damaged").exists()
-    assert MetadataFiles(device.state / "ota/metadata", floors).read_floors().timestamp == 2
+    assert Floor(floors).read().timestamp == 2
 
 
 def test_floors_join_to_the_higher_and_never_mix_keys() -> None:

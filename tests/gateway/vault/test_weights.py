@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from gateway.vault.aead import GCM, STREAM, Algorithm
 from gateway.vault.container import Contents, sealed
 from gateway.vault.errors import DamagedContainerError, VaultError, WrongKeyError
-from gateway.vault.weights import header_of, open_sealed
+from gateway.vault.weights import Room, header_of, open_own, open_sealed
 from tests.simulators.waiting import wait_for
 
 KEY = bytes(range(32))
@@ -26,11 +27,12 @@ def open_files() -> set[str]:
     return {file.name for file in Path("/proc/self/fd").iterdir()}
 
 
-def open_to_all(directory: Path) -> None:
-    """Let another user come this far; how many directories pytest made depends on its workers."""
-    while directory != Path(tempfile.gettempdir()) and directory.parent != directory:
-        directory.chmod(directory.stat().st_mode | 0o055)
-        directory = directory.parent
+@pytest.fixture
+def shared_path() -> Iterator[Path]:
+    """A folder that another user may reach: pytest closes its own whenever a run begins on this machine."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 def write(path: Path, plain: bytes, algorithm: Algorithm = GCM) -> Path:
@@ -47,6 +49,48 @@ def test_weights_are_read_by_path_and_by_view(tmp_path: Path, size: int, algorit
         assert Path(weights.path).read_bytes() == plain
         assert bytes(weights.view) == plain
         assert weights.header.size_bytes == size
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_537, 20_000_000])
+def test_weights_are_the_same_in_memory_that_was_taken_beforehand(tmp_path: Path, size: int) -> None:
+    plain = os.urandom(size)
+    path = write(tmp_path / "m.sealed", plain)
+    for opened in (open_sealed, open_own):
+        with Room(path) as room, opened(path, KEY, sha256=hashlib.sha256(plain).hexdigest(), room=room) as weights:
+            assert Path(weights.path).read_bytes() == plain
+            with pytest.raises(OSError):
+                os.write(weights.fd, b"x")
+
+
+def test_memory_that_nobody_has_taken_is_given_back(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.sealed", bytes(3_000_000))
+    before = open_files()
+    with pytest.raises(WrongKeyError), Room(path):
+        raise WrongKeyError("the key was refused meanwhile")
+    with pytest.raises(WrongKeyError), Room(path) as room:
+        open_sealed(path, bytes(32), room=room)
+    damaged = bytearray(path.read_bytes())
+    damaged[-10] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedContainerError), Room(path) as room:
+        open_sealed(path, KEY, room=room)
+    assert open_files() == before
+
+
+def test_a_container_that_is_replaced_while_its_key_is_asked_for_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.sealed", bytes(1000))
+    with Room(path) as room:
+        wait_for(lambda: room.is_made, what="the memory was taken")
+        write(path, bytes(2000))
+        with pytest.raises(DamagedContainerError, match="was replaced"):
+            open_sealed(path, KEY, room=room)
+
+
+def test_no_memory_is_taken_for_what_a_header_merely_claims(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.sealed", b"x" * 1000)
+    path.write_bytes(path.read_bytes().replace(b'"size_bytes":1000', b'"size_bytes":9999'))
+    with Room(path) as room, pytest.raises(DamagedContainerError, match="should have"):
+        room.take()
 
 
 def test_nobody_can_write_to_open_weights(tmp_path: Path) -> None:
@@ -117,8 +161,8 @@ def test_a_wrong_key_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to give rights up")
-def test_weights_open_without_the_right_to_lock_memory(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.sealed", bytes(1 << 20))
+def test_weights_open_without_the_right_to_lock_memory(shared_path: Path) -> None:
+    path = write(shared_path / "m.sealed", bytes(1 << 20))
     code = (
         "import os, resource, sys; from pathlib import Path; from gateway.vault.weights import open_sealed\n"
         "from gateway.vault.hardening import harden_process\n"
@@ -128,24 +172,22 @@ def test_weights_open_without_the_right_to_lock_memory(tmp_path: Path) -> None:
         "print(w.locked, len(Path(w.path).read_bytes()))"
     )
     path.chmod(0o644)
-    open_to_all(tmp_path)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.splitlines()[-1:] == ["False 1048576"], run.stderr
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "control: protection off"])
-def test_no_plaintext_reaches_disk_logs_core_or_other_processes(tmp_path: Path, protected: bool) -> None:
+def test_no_plaintext_reaches_disk_logs_core_or_other_processes(shared_path: Path, protected: bool) -> None:
     """The victim opens weights full of a canary, by the vault or, as a control, by a temporary file and with dumps on.
 
     Then the whole directory, what the victim has printed, its core dump, and what another process of the same user
     reads of its memory by /proc are searched.
     """
     canary = os.urandom(24)
-    path = write(tmp_path / "m.sealed", canary * 50_000)
-    work = tmp_path / "work"
+    path = write(shared_path / "m.sealed", canary * 50_000)
+    work = shared_path / "work"
     work.mkdir()
-    open_to_all(tmp_path)
     work.chmod(0o777)
     log = work / "log"
     with log.open("wb") as out:

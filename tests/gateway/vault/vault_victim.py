@@ -1,4 +1,4 @@
-"""Does one operation on a vault, to be killed in the middle of it."""
+"""Does one operation on a vault, to be killed in the middle of it; writes a line when it begins."""
 
 import logging
 import sys
@@ -10,6 +10,7 @@ from gateway.config import Vault as VaultSettings
 from gateway.vault.vault import Vault
 
 NEVER = Path("/nonexistent/appliance")
+BEGINS = "begins"
 
 
 def settings(root: Path, tcti: str) -> VaultSettings:
@@ -27,6 +28,7 @@ def settings(root: Path, tcti: str) -> VaultSettings:
 def main() -> None:
     operation, root, tcti = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    print(BEGINS, flush=True)
     vault = Vault.open(
         settings(root, tcti), root / "device", now_ns=lambda: 1_800_000_000 * 10**9, appliance_marker=NEVER
     )
