@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 import msgspec
 import structlog
 
-from gateway.appliance.errors import ApplianceError
 from gateway.appliance.image import Image, read_image
 from gateway.appliance.places import Places
 from gateway.appliance.soak import Baseline, Device, Look, Verdict, is_remote, judge
@@ -67,12 +66,12 @@ class Watch:
     def soak(self, seconds: float, start_within: float) -> HealthReport:
         """Look for so long, judge, and write the report. A device that is not provisioned is healthy as it is.
 
+        A disk that does not take the report is no reason against the image: the report is kept in memory until the next
+        boot, and says so.
+
         Args:
             seconds: counted from the first answer of the gateway.
             start_within: it must answer by then.
-
-        Raises:
-            ApplianceError: the report cannot be written.
         """
         image, before = read_image(self.places.release), read_health(self.places)
         was = before.was if before is not None else None
@@ -84,8 +83,7 @@ class Watch:
             verdict = judge(looks, _device(config, was, errors), image.version)
             report = self._judged(verdict, image, was, seconds)
         report = msgspec.structs.replace(report, failed=_failed_before(before, report.boot_id))
-        self._write(report)
-        return report
+        return self._written(report)
 
     def _looks(self, config: Config | None, seconds: float, start_within: float) -> list[Look]:
         path = socket_path(config.gateway) if config is not None else self.places.runtime / "gateway.sock"
@@ -160,23 +158,40 @@ class Watch:
             was=was,
         )
 
-    def _write(self, report: HealthReport) -> None:
+    def _written(self, report: HealthReport) -> HealthReport:
+        """Write the report down; returns it as it was written."""
         if report.healthy:
             log.info("image_healthy", verdict=report.verdict, image=report.image.version, notes=report.notes)
         else:
             log.error("image_unhealthy", image=report.image.version, reasons=report.reasons, notes=report.notes)
+        passing = self.places.health_until_reboot
         try:
-            write_durably(self.places.health, msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        except VaultError as error:
-            raise ApplianceError(f"the health report is not kept: {error}") from error
+            write_durably(self.places.health, _encoded(report))
+            passing.unlink(missing_ok=True)
+            return report
+        except (VaultError, OSError) as error:
+            log.error("health_report_not_kept", error=str(error), instead=str(passing))
+            report = msgspec.structs.replace(report, notes=[*report.notes, f"kept until the next boot only: {error}"])
+        try:
+            passing.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(passing, _encoded(report))
+        except (VaultError, OSError) as error:
+            log.error("health_report_lost", error=str(error))
+        return report
 
 
 def read_health(places: Places) -> HealthReport | None:
     """Return the last report; None when there is none that can be read."""
-    try:
-        return msgspec.json.decode(places.health.read_bytes(), type=HealthReport)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    for file in (places.health_until_reboot, places.health):  # the first is there only where it is the newer one
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=HealthReport)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def _encoded(report: HealthReport) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(report)) + b"\n"
 
 
 def _failed_before(before: HealthReport | None, boot: str) -> FailedBoot | None:

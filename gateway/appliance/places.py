@@ -79,6 +79,11 @@ class Places:
         return self.state / "health.json"
 
     @property
+    def health_until_reboot(self) -> Path:
+        """The same, where the disk does not take it: in memory, for the boot that it is about."""
+        return self.run / "sluice-health" / "health.json"
+
+    @property
     def reset_request(self) -> Path:
         """A wish to erase everything at the next boot."""
         return self.state / "reset-request.json"

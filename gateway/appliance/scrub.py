@@ -4,10 +4,12 @@ Two nets: the values of all secrets that this device knows are replaced wherever
 the form of a secret, whoever wrote it there.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, quote_plus
 
 import msgspec
 
@@ -36,7 +38,8 @@ class Scrubber:
     def __init__(self, known: Iterable[str]) -> None:
         """Take the secrets that are known; very short ones are left to their form, for they stand in every word."""
         lines = {line.strip() for secret in known for line in (secret, *secret.splitlines())}
-        values = sorted((each for each in lines if len(each) >= _SHORTEST), key=len, reverse=True)
+        forms = {form for each in lines if len(each) >= _SHORTEST for form in _written(each)}
+        values = sorted(forms, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, values))) if values else None
         self.removed = 0
 
@@ -52,6 +55,23 @@ class Scrubber:
             text, count = form.subn(replacement, text)
             self.removed += count
         return text
+
+
+def _written(secret: str) -> Iterator[str]:
+    """Yield the ways in which a secret may stand in a text: as it is, in JSON by any encoder, quoted, in an address."""
+    yield secret
+    yield secret.replace("'", "''")  # YAML
+    yield repr(secret)[1:-1]
+    for ascii_only in (True, False):
+        escaped = json.dumps(secret, ensure_ascii=ascii_only)[1:-1]
+        yield escaped
+        yield escaped.replace("/", r"\/")
+        yield json.dumps(escaped, ensure_ascii=ascii_only)[1:-1]  # JSON in a line of a log that is JSON
+    for safe in ("/", ""):
+        quoted = quote(secret, safe=safe)
+        yield quoted
+        yield re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), quoted)
+    yield quote_plus(secret)
 
 
 def without_secrets(value: Any, key: str = "") -> Any:

@@ -30,6 +30,7 @@ from gateway.commands.output import print_json, say
 from gateway.config import Log, Vault
 from gateway.configload import read
 from gateway.errors import ConfigError
+from gateway.owner import become_owner
 from gateway.vault.vault import KERNELS_TPM
 from gateway.wire.claimfile import MAX_CLAIM_BYTES
 
@@ -114,8 +115,10 @@ def activate_(*, root: Path | None, as_json: bool) -> None:
 @json_option
 def health(*, soak: float, start_within: float, root: Path | None, as_json: bool) -> None:
     """Judge whether this image may stay; exit status 1 if not. Writes health.json into the state directory."""
+    places = _places(root)
+    become_owner(places.state)  # who reads the report there, and the gateway's socket is open to it
     watch = Watch(
-        places=_places(root),
+        places=places,
         monotonic=time.monotonic,
         now_ns=time.time_ns,
         pause=time.sleep,

@@ -8,6 +8,7 @@ import click
 
 from gateway.commands.output import print_json, say
 from gateway.configload import read, reference, schema
+from gateway.wire.plain import so_many
 
 
 @click.group("config")
@@ -29,7 +30,7 @@ def validate(file: Path, as_json: bool, no_files: bool) -> None:  # noqa: FBT001
         for problem in reading.problems:
             say(problem.told(str(file)))
         errors, warnings = len(reading.errors), len(reading.warnings)
-        verdict = f"{errors} errors, {warnings} warnings" if errors or warnings else "no mistakes"
+        verdict = f"{so_many(errors, 'error')}, {so_many(warnings, 'warning')}" if errors or warnings else "no mistakes"
         say(f"{file}: {verdict}", err=not usable)
     sys.exit(0 if usable else 1)
 

@@ -16,6 +16,7 @@ from gateway.errors import ConfigError, ControlError
 from gateway.identity.agent import IdentityStatus
 from gateway.identity.errors import IdentityError
 from gateway.identity.record import IdentityFiles
+from gateway.owner import become_owner
 from gateway.wire.identity import claim_code
 
 _ENROL_SECONDS = 60.0
@@ -54,6 +55,7 @@ def enrol(code: str, config_file: Path) -> None:
     text = sys.stdin.readline().strip() if code == "-" else code.strip()
     if claim_code(text) is None:
         raise click.BadParameter("this is no claim code: it begins with sluice1. and has three parts; copy it whole")
+    become_owner(config.gateway.state_directory)  # else the gateway could not read what is left for it
     files = IdentityFiles(config.gateway.state_directory)
     try:
         before = _ask(config)

@@ -12,6 +12,7 @@ from gateway.doctor.models import is_sealed, sealed_directory, verify
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
 from gateway.verification import limit_this_process, verify_release
+from gateway.wire.plain import so_many
 
 _config_option = click.option(
     "--config",
@@ -118,7 +119,11 @@ def verify_one(release: Path, memory_bytes: int | None, cpu_seconds: int | None,
         print_json(found)
     else:
         for one in found.artefacts:
-            proof = f"skipped: {one.skipped}" if one.skipped else f"{one.golden} golden inputs right, {one.runtime}"
+            proof = (
+                f"skipped: {one.skipped}"
+                if one.skipped
+                else f"{so_many(one.golden, 'golden input')} right, {one.runtime}"
+            )
             say(f"{coloured('ok'.ljust(8))} {one.file} ({one.target}): {proof}")
         for problem in found.problems:
             say(f"{coloured('failed'.ljust(8))} {problem.where}: {problem.message}; {problem.remedy}")

@@ -2,6 +2,8 @@
 
 import secrets
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,19 +17,21 @@ from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
 from gateway.errors import ControlError
 from gateway.osupdate import journal as steps
-from gateway.osupdate.agent import OsStatus
-from gateway.osupdate.errors import OsUpdateError
-from gateway.osupdate.journal import Job, Journal
+from gateway.osupdate.agent import OsStatus, require_cancellable
+from gateway.osupdate.errors import OsJournalError, OsUpdateError
+from gateway.osupdate.journal import Book, Job, Journal, read_book
 from gateway.osupdate.levers import RequestedLevers, carry_out
 from gateway.osupdate.rauc import RaucCli, SystemStatus
-from gateway.osupdate.release import BundleFacts, SystemRelease, read_release, require_installable
+from gateway.osupdate.release import BundleFacts, read_release, require_installable
+from gateway.osupdate.slotwatch import system_state
 from gateway.osupdate.surroundings import boot_id
 from gateway.osupdate.versions import version_key
+from gateway.owner import as_owner
 from gateway.statedir import locked_state
-from gateway.wire.messages import OsState
 from gateway.wire.times import rfc3339
 
 _RESTART: Final = ("systemctl", "reboot")
+_CANCEL_SECONDS: Final = 60.0
 
 
 @click.group("os")
@@ -117,6 +121,31 @@ def install(bundle: str, wait: bool, config_file: Path) -> None:  # noqa: FBT001
         _follow(config, facts.version)
 
 
+@command.command("cancel")
+@config_option
+def cancel(config_file: Path) -> None:
+    """Take back an installation that was begun here, by hand or from a stick, before the device restarts for it.
+
+    What runs now is started again next. What the bridge has assigned is taken back at the bridge.
+    """
+    config = _config(config_file)
+    if not _is_running(config):
+        _cancel_here(config)
+        return
+    job = _status(config).job
+    ask(socket_path(config.gateway), "os-cancel")
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    while time.monotonic() < deadline:
+        now = _status(config).job
+        if job is None or now is None or (now.origin, now.source, now.since) != (job.origin, job.source, job.since):
+            say(f"version {job.version} is not installed any more" if job is not None else "taken back")
+            return
+        time.sleep(0.2)
+    raise OsUpdateError(
+        f"not taken back within {_CANCEL_SECONDS:g} s; the gateway goes on trying, see `gateway os status`"
+    )
+
+
 @command.command("carry-out", hidden=True)
 @click.option("--directory", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option("--rauc", default="rauc")
@@ -132,7 +161,7 @@ def carry_out_command(directory: Path, rauc: str, restart: str) -> None:
 def restart(config_file: Path) -> None:
     """Restart into what is installed now, whatever the windows say."""
     config = _config(config_file)
-    job = Journal(config.gateway.state_directory).book.job
+    job = read_book(config.gateway.state_directory).job
     if job is None or job.stage not in ("installed", "restarting"):
         raise OsUpdateError("nothing is installed that waits for a restart; see `gateway os status`")
     RequestedLevers(_runtime(config), number=lambda: secrets.token_hex(8)).pull("restart")
@@ -151,17 +180,47 @@ def _judged(config: Config, source: str) -> tuple[BundleFacts, SystemStatus, Rau
 
 def _install_here(config: Config, job: Job, rauc: RaucCli, now: SystemStatus) -> None:
     """Install without a gateway; its next start goes on from there."""
-    state = config.gateway.state_directory
-    with locked_state(state):
-        journal = Journal(state)
-        journal.change(steps.begin(job, _at()))
+    with _journal_here(config) as change:
+        change(steps.begin(job, _at()))
         running = next((slot.version for slot in now.slots if slot.booted), "")
         other = now.other.bootname if now.other is not None else ""
         there = {"from_version": running, "from_slot": now.booted, "to_slot": other}
-        journal.change(steps.reach("installing", boot_id(), _at(), **there))
+        change(steps.reach("installing", boot_id(), _at(), **there))
         rauc.install(job.source, lambda percent, words: say(f"{percent:3} % {words}"))
-        journal.change(steps.reach("installed", boot_id(), _at(), "installed"))
+        change(steps.reach("installed", boot_id(), _at(), "installed"))
     say(f"version {job.version} is installed in slot {other}; restart the device to run it")
+
+
+def _cancel_here(config: Config) -> None:
+    """Take back without a gateway what was installed without one."""
+    with _journal_here(config) as change:
+        job = change(lambda book: book).job
+        require_cancellable(job)
+        assert job is not None
+        if job.stage in ("installing", "installed", "restarting"):
+            RaucCli(config.os.rauc).keep_running()
+        change(steps.end("withdrawn", _at()))
+    say(f"version {job.version} is not installed any more; what runs now is started again next")
+
+
+@contextmanager
+def _journal_here(config: Config) -> Iterator[Callable[[steps.Step], Book]]:
+    """Keep gateways away, and give what changes the journal: as its owner, who reads it at the next start.
+
+    RAUC is asked by whoever runs the command: on an appliance that is root.
+    """
+    state = config.gateway.state_directory
+    with as_owner(state):
+        lock = locked_state(state)
+    with lock:
+        with as_owner(state):
+            journal = Journal(state)
+
+        def change(step: steps.Step) -> Book:
+            with as_owner(state):
+                return journal.change(step)
+
+        yield change
 
 
 def _follow(config: Config, version: str) -> None:
@@ -214,52 +273,40 @@ def _offered(config: Config) -> list[dict[str, Any]]:
 
 
 def _status(config: Config) -> OsStatus:
-    """Ask the running gateway, or read its journal and ask RAUC."""
-    path = socket_path(config.gateway)
+    """Ask the running gateway, or read its journal and ask RAUC. Writes nothing."""
+    path, problems = socket_path(config.gateway), []
     try:
         return msgspec.convert(ask(path, "os"), OsStatus)
     except ControlError as error:
         if _is_running(config):
             raise OsUpdateError(f"the running gateway does not update its system (os.enabled): {error}") from error
-    journal = Journal(config.gateway.state_directory)
-    book, release, problem = journal.book, read_release(config.os.release_file), ""
+        if isinstance(error.__cause__, PermissionError):
+            problems.append(str(error))
+    book, damage = Book(), ""
+    try:
+        book = read_book(config.gateway.state_directory)
+    except OsJournalError as error:
+        damage = str(error)
     now: SystemStatus | None = None
     try:
         now = RaucCli(config.os.rauc).status()
     except OsUpdateError as error:
-        problem = str(error)
+        problems.append(str(error))
     return OsStatus(
         running=False,
-        system=_system(release, now),
+        system=system_state(read_release(config.os.release_file), now, book),
         job=book.job,
         told=book.told,
-        problem=problem,
-        damage=journal.damage,
+        problem="; ".join(problems),
+        damage=damage,
         offered=book.offered,
         blocked=book.blocked,
         history=book.history,
     )
 
 
-def _system(release: SystemRelease | None, now: SystemStatus | None) -> OsState | None:
-    if release is None:
-        return None
-    running, other = (now.running, now.other) if now is not None else (None, None)
-    return OsState(
-        compatible=now.compatible if now is not None else release.compatible,
-        version=release.version,
-        commit=release.commit,
-        floor=release.floor,
-        slot=running.bootname if running is not None else "",
-        good=running.good if running is not None else None,
-        other_slot=other.bootname if other is not None else "",
-        other_version=other.version if other is not None else "",
-        other_good=other.good if other is not None else None,
-    )
-
-
 def _lines(answer: OsStatus) -> list[str]:
-    lines = [] if answer.running else ["no gateway is running; this is what its journal says"]
+    lines = [] if answer.running else ["no gateway answers; this is what its journal says"]
     system = answer.system
     if system is None:
         lines.append("no image says which system this is (/usr/lib/sluice/release.json)")

@@ -32,6 +32,7 @@ from gateway.outbox.stats import OutboxStats
 from gateway.report import ClassReport, GatewayStatus, LinkUsageReport
 from gateway.uplink.gate import is_metered
 from gateway.wire.messages import CLASSES, RecordClass
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 _file_option = click.option(
@@ -157,7 +158,7 @@ def _show(path: Path, found: OutboxStats, running: GatewayStatus | None) -> None
     )
     if found.aside_files:
         say(
-            f"{path}.aside: {found.aside_files} records that could not travel, {size(found.aside_bytes)}; "
+            f"{path}.aside: {so_many(found.aside_files, 'record')} that could not travel, {size(found.aside_bytes)}; "
             "take them along for `cloud-bridge import`"
         )
     if running is not None:
@@ -215,9 +216,9 @@ def export(  # noqa: PLR0917 - click passes by name
         total = sum(each.rows for key, each in inspect.status(path).classes.items() if key in chosen)
         with _progress(total) as progress:
             done = _export_to(place, records, name, progress)
-    say(f"{done.records} records", err=True)
+    say(f"{so_many(done.records, 'record')}", err=True)
     if done.damaged:
-        say(f"{done.damaged} rows are damaged on the disk and were left out", err=True)
+        say(f"left out, for they are damaged on the disk: {so_many(done.damaged, 'row')}", err=True)
         sys.exit(1)
 
 

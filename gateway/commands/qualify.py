@@ -11,6 +11,7 @@ import click
 from gateway.commands.output import say
 from gateway.errors import OutboxError
 from gateway.outbox.medium import Tell, Timing, acknowledgements, verify, write
+from gateway.wire.plain import so_many
 
 _SUSPICIOUS_SECONDS = 0.0002
 _CONNECT_SECONDS = 10.0
@@ -87,7 +88,7 @@ def verify_command(directory: Path, witness: Path) -> None:
     finding = verify(directory, *told)
     if finding.missing:
         say(
-            f"NOT FIT: {len(finding.missing)} of {finding.checked} blocks are gone whose sync had returned, "
+            f"NOT FIT: {len(finding.missing)} of {so_many(finding.checked, 'block')} are gone whose sync had returned, "
             f"the first is number {finding.missing[0]} of {finding.acknowledged}: this medium, or its controller, lies"
         )
         sys.exit(_MISSING_EXIT)
@@ -121,7 +122,7 @@ def _telling(host: str | None, witness: Path | None) -> Iterator[Tell]:
 
 def _show(timing: Timing) -> None:
     say(
-        f"{timing.count} syncs: median {timing.median * 1000:.2f} ms, p99 {timing.p99 * 1000:.2f} ms, "
+        f"{so_many(timing.count, 'sync')}: median {timing.median * 1000:.2f} ms, p99 {timing.p99 * 1000:.2f} ms, "
         f"longest {timing.longest * 1000:.0f} ms"
     )
     if timing.median < _SUSPICIOUS_SECONDS:

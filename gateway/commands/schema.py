@@ -7,6 +7,7 @@ import click
 
 from gateway.commands.output import formatted, print_json, say
 from gateway.wire.messages import MESSAGES, json_schema
+from gateway.wire.plain import so_many
 
 
 @click.command("schema")
@@ -23,7 +24,7 @@ def command(name: str | None, everything: bool, with_sample: bool, out: Path | N
         out.mkdir(parents=True, exist_ok=True)
         for each in names:
             (out / f"{each}.schema.json").write_bytes(formatted(json_schema(each)))
-        say(f"{len(names)} schemas written to {out}", err=True)
+        say(f"{so_many(len(names), 'schema')} written to {out}", err=True)
     elif name is not None and with_sample:
         say((files("gateway.wire") / "samples" / f"{name}.json").read_text(encoding="utf-8"), nl=False)
     elif name is not None:

@@ -2,6 +2,7 @@
 
 from gateway.commands.output import coloured, duration, say
 from gateway.report import IdentityReport, VaultReport
+from gateway.wire.plain import so_many
 
 _SOON_SECONDS = 7 * 86_400.0
 """A lease that ends within so much is worth a line."""
@@ -9,7 +10,7 @@ _SOON_SECONDS = 7 * 86_400.0
 
 def show_vault(vault: VaultReport) -> None:
     """Tell the level, loudly where it protects nothing, and what stands in the way of a key."""
-    sealed = f"{len(vault.releases)} releases sealed" if len(vault.releases) != 1 else "1 release sealed"
+    sealed = f"{so_many(len(vault.releases), 'release')} sealed"
     state = "ready" if vault.ready else "NOT READY"
     say(f"vault:  level {vault.level}, {state}, {sealed}")
     for warning in vault.warnings:

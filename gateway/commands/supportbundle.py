@@ -19,6 +19,7 @@ from gateway.commands.output import print_json, say, size
 from gateway.config import Log
 from gateway.doctor import Diagnosis, examine
 from gateway.doctor.devices import Machine
+from gateway.wire.plain import so_many
 
 
 @click.command("support-bundle")
@@ -63,7 +64,8 @@ def _checks(config_file: Path) -> Iterator[Diagnosis]:
 
 def _show(file: Path, manifest: Manifest) -> None:
     there = [entry for entry in manifest.files if not entry.missing]
-    say(f"{file}: {size(file.stat().st_size)}, {len(there)} files, {manifest.secrets_removed} secrets removed")
+    removed = f"{so_many(manifest.secrets_removed, 'secret')} removed"
+    say(f"{file}: {size(file.stat().st_size)}, {so_many(len(there), 'file')}, {removed}")
     for entry in manifest.files:
         if entry.missing:
             say(f"  without {entry.name}: {entry.missing}")

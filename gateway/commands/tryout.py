@@ -12,6 +12,7 @@ from gateway.commands.options import config_option, json_option
 from gateway.commands.output import print_json_line, say
 from gateway.configload import InvalidConfigError, read
 from gateway.tryout import Outcome, Told, try_out
+from gateway.wire.plain import so_many
 
 
 @click.command("try")
@@ -87,12 +88,13 @@ def _show(told: Told) -> None:
 
 def _sum_up(outcome: Outcome) -> None:
     say(
-        f"{outcome.events} events in {outcome.recorded_seconds:g} s; {outcome.model.name} {outcome.model.version} on "
-        f"{outcome.backend} looked at {outcome.samples} samples, {outcome.mean_ms:g} ms each, "
+        f"{so_many(outcome.events, 'event')} in {outcome.recorded_seconds:g} s; "
+        f"{outcome.model.name} {outcome.model.version} on {outcome.backend} looked at "
+        f"{so_many(outcome.samples, 'sample')}, {outcome.mean_ms:g} ms each, "
         f"{outcome.slowest_ms:g} ms at most",
         err=True,
     )
     if outcome.pictures:
-        say(f"{outcome.pictures} pictures would travel as evidence", err=True)
+        say(f"{so_many(outcome.pictures, 'picture')} would travel as evidence", err=True)
     for reason, count in outcome.dropped.items():
         say(f"dropped: {count} ({reason})", err=True)

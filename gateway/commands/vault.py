@@ -19,6 +19,7 @@ from gateway.config import Config, Log
 from gateway.config import Vault as VaultSettings
 from gateway.configload import InvalidConfigError, read
 from gateway.errors import ConfigError
+from gateway.owner import become_owner, require_reach
 from gateway.vault import policy
 from gateway.vault.aead import KEY_BYTES, this_machines_algorithm
 from gateway.vault.approvals import read_approvals, read_key_file
@@ -192,6 +193,7 @@ def import_release(release: Path, config_file: Path) -> None:
     """Put the release in a directory into the store: sealed here, or as it is when it came sealed."""
     vault = _vault(config_file)
     harden_process()
+    require_reach(release)
     stored = vault.import_release(release)
     say(f"{stored.label} lies sealed in {stored.directory}")
     if not read_release(release).is_sealed:
@@ -359,8 +361,11 @@ def _register(text: str) -> tuple[str, str]:
 
 
 def _vault(config_file: Path) -> Vault:
+    """Open the vault of the gateway, as the gateway's user: what root left in it, the gateway could not read."""
     config = _config(config_file)
-    return Vault.open(_settings(config), config.gateway.state_directory)
+    vault = Vault.open(_settings(config), config.gateway.state_directory)  # as root: it looks at who reaches the TPM
+    become_owner(config.gateway.state_directory)
+    return vault
 
 
 def _settings(config: Config) -> VaultSettings:

@@ -120,9 +120,14 @@ class IdentityAgent:
         self._version = version
         self._monotonic_ns = monotonic_ns
         self._draw = draw
-        self._record = files.read()
+        self._is_read = False
+        self._record = IdentityRecord()
         self._build_ns = build_ns
-        self.clock = clock or TrustedClock(max(self._record.floor_ns, build_ns))
+        self.clock = clock or TrustedClock(build_ns)
+        try:
+            self._read_record()
+        except IdentityError as error:  # no reason to stop watching: it is read again before anybody is asked
+            log.warning("identity_record_not_read", error=str(error))
         self.credentials = Credentials(self.clock)
         self._server = IdentityServer(settings.url, self.clock)
         self._state: State = "starting"
@@ -175,6 +180,8 @@ class IdentityAgent:
 
     async def _round(self) -> float:
         """Attest once; returns how long to wait for the next time, in seconds."""
+        if not self._is_read:
+            await in_thread("identity", self._read_record)
         code = self._claim()
         believes = bool(self._record.bundle) and self._record.url == self._server.url
         # A code of another bridge than the one that is believed, or of one that was rebuilt.
@@ -191,6 +198,12 @@ class IdentityAgent:
             await self._learn_trust(code, anew=True)
             granted = await self._attested(code)
         return await self._accept(granted)
+
+    def _read_record(self) -> None:
+        """Read what is known from earlier starts. Raises IdentityError: not now."""
+        self._record = self._files.read()
+        self._is_read = True
+        self.clock.begin(self._record.floor_ns)
 
     def _is_of(self, code: ClaimCode) -> bool:
         """Tell whether a code names the authority that this device believes."""
@@ -241,7 +254,7 @@ class IdentityAgent:
 
     async def _attest(self, code: ClaimCode | None, *, enrol: bool = False) -> Granted:
         challenge, enrolling = await self._challenge(code, enrol=enrol)
-        key, csr = fresh_key()
+        key, csr = fresh_key(self._gateway, self._record.trust_domain)
         recipient = await in_thread("identity", self._attestor.recipient)
         secret = None
         if enrolling and challenge.credential is not None:
@@ -331,7 +344,7 @@ class IdentityAgent:
         return max(FIRST_RETRY_SECONDS, half_life * (1.0 - _RENEW_JITTER * self._draw()))
 
     async def _write(self, record: IdentityRecord) -> None:
-        await asyncio.to_thread(self._files.write, record)
+        await in_thread("identity", lambda: self._files.write(record))
         self._record = record
 
     # ---- when it does not work ---------------------------------------------------------------------------

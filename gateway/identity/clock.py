@@ -43,6 +43,11 @@ class TrustedClock:
         with self._lock:
             return self._floor_ns
 
+    def begin(self, floor_ns: int) -> None:
+        """Take the latest time that is known from earlier starts; an earlier one than is known changes nothing."""
+        with self._lock:
+            self._floor_ns = max(self._floor_ns, floor_ns)
+
     def learn(self, told_ns: int) -> None:
         """Take the time from somebody who is trusted; one before the floor is an old message, and is ignored."""
         with self._lock:

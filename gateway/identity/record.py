@@ -2,14 +2,18 @@
 
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
 
 from gateway.errors import ConfigError
 from gateway.identity.errors import IdentityError
+from gateway.statefiles import is_passing, read_patiently, words_of
 
 log = structlog.get_logger()
+
+_MAX_BYTES: Final = 1 << 20
 
 
 class IdentityRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,22 +34,52 @@ class IdentityFiles:
         """Nothing is read or made yet."""
         self.directory = state_directory / "identity"
         self._file = self.directory / "identity.json"
+        self._aside = self.directory / "identity.damaged"
         self._claim = self.directory / "claim"
+        self._claim_told = False
 
     def read(self) -> IdentityRecord:
-        """Read the record; one that is damaged is kept aside, and an empty one returned: the device enrols again."""
+        """Read the record.
+
+        One that is damaged is kept aside, and an empty one returned: the device enrols again. One that was put aside by
+        a disk which failed for a while is taken back.
+
+        Raises:
+            IdentityError: it cannot be read now, though that may pass; nothing was put aside.
+        """
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=IdentityRecord)
+            return self._decoded(self._file)
         except FileNotFoundError:
-            return IdentityRecord()
+            return self._taken_back()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            aside = self._file.with_suffix(".damaged")
-            log.warning("identity_record_damaged", file=str(self._file), kept_as=aside.name, error=str(error))
+            if is_passing(error):
+                raise IdentityError(words_of(self._file, error)) from error
+            log.warning("identity_record_damaged", file=str(self._file), kept_as=self._aside.name, error=str(error))
             try:
-                self._file.replace(aside)
+                self._file.replace(self._aside)
             except OSError as failure:
                 log.warning("identity_record_stays", file=str(self._file), error=str(failure))
             return IdentityRecord()
+
+    def look(self) -> IdentityRecord:
+        """Return the record for one who only looks; an empty one where it cannot be read. Nothing is moved."""
+        try:
+            return self._decoded(self._file)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return IdentityRecord()
+
+    def _decoded(self, file: Path) -> IdentityRecord:
+        return msgspec.json.decode(read_patiently(file, _MAX_BYTES), type=IdentityRecord)
+
+    def _taken_back(self) -> IdentityRecord:
+        """Return what was put aside if it can be read now; the claim was used up, so that no other would come."""
+        try:
+            record = self._decoded(self._aside)
+            self._aside.replace(self._file)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return IdentityRecord()
+        log.info("identity_record_taken_back", file=str(self._aside))
+        return record
 
     def write(self, record: IdentityRecord) -> None:
         """Replace the record durably.
@@ -56,11 +90,20 @@ class IdentityFiles:
         self._replace(self._file, msgspec.json.format(msgspec.json.encode(record)), 0o600)
 
     def read_claim(self) -> str | None:
-        """Return the claim code that `gateway identity enrol` has left here; None when there is none."""
+        """Return the claim code that `gateway identity enrol` has left here; None when there is none.
+
+        One that cannot be read is told in the log, once.
+        """
         try:
-            return self._claim.read_text("utf-8").strip() or None
-        except (OSError, UnicodeDecodeError):
+            text = self._claim.read_text("utf-8").strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            told = isinstance(error, FileNotFoundError) or self._claim_told
+            if not told:
+                log.warning("claim_unreadable", file=str(self._claim), error=words_of(self._claim, error))
+            self._claim_told = not isinstance(error, FileNotFoundError)
             return None
+        self._claim_told = False
+        return text
 
     def leave_claim(self, code: str) -> None:
         """Leave a claim code for the running gateway.

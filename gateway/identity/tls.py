@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from gateway.identity.clock import TrustedClock
 from gateway.identity.errors import IdentityError
+from gateway.wire.identity import spiffe_id
 
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, openssl/x509_vfy.h
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
@@ -38,15 +39,20 @@ class Svid:
     not_after_ns: int
 
 
-def fresh_key() -> tuple[bytes, bytes]:
+def fresh_key(gateway: str, trust_domain: str) -> tuple[bytes, bytes]:
     """Make a P-256 key; return it as PEM, and a certificate signing request for it as DER.
 
-    The bridge ignores the subject of the request: who the device is, its attestation says.
+    The bridge's own authority ignores the names in the request: who the device is, its attestation says. Others copy
+    them into the certificate. trust_domain: "" where it is not known.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway")])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, gateway)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    if trust_domain:
+        uri = x509.UniformResourceIdentifier(spiffe_id(trust_domain, gateway))
+        builder = builder.add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+    request = builder.sign(key, hashes.SHA256())
     return pem, request.public_bytes(serialization.Encoding.DER)
 
 

@@ -10,7 +10,7 @@ class OsMetrics:
         """Register them."""
         self._updates = Counter(
             "os_updates",
-            "Updates of the system by what became of them: installed, proven, reverted, refused, withdrawn.",
+            "Updates of the system by what became of them: installed, proven, reverted, refused, withdrawn, given-up.",
             ["outcome"],
             registry=registry,
         )

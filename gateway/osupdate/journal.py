@@ -1,13 +1,18 @@
 """What must survive a restart, and even more so the restart into another system: which update is under way and how far.
 
-One JSON document in `<state>/os/journal.json`, replaced whole before each step. The data partition is the same for both
-systems, so the new one finds what the old one has written. What it does not know of a newer format it leaves alone.
+    <state>/os/journal.json   the whole document, replaced whole before each step
+    <state>/os/verdicts.json  what is blocked and which twin was the last, once more: it must not be forgotten with it
+
+The data partition is the same for both systems, so each finds what the other has written, the old one after falling
+back too. Fields of the document that this program does not know are kept. A value that it does not know, such as a
+stage of a newer program, is left out alone: see `gateway.statefiles`. So a newer program may add fields and words, and
+none of its own may be needed to know what is blocked.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 import structlog
@@ -15,12 +20,14 @@ import structlog
 from gateway.osupdate.errors import OsJournalError
 from gateway.ota.errors import StorageError
 from gateway.ota.trust_store import make_directory, write_durably
+from gateway.statefiles import encoded, is_passing, read_patiently, understood, words_of
 from gateway.wire.messages import UpdateState
 
 log = structlog.get_logger()
 
 DIRECTORY: Final = "os"
 FILE: Final = "journal.json"
+VERDICTS: Final = "verdicts.json"
 MAX_HISTORY: Final = 100
 MAX_BLOCKED: Final = 32
 _MAX_BYTES: Final = 4 * 1024 * 1024
@@ -56,6 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fetched_bytes: int = 0
     full_bytes: int = 0
     health_at: str = ""  # of the report on health that was there before the restart
+    cancelled: bool = False  # by a person; it is over when what runs is sure to be started again
 
 
 class Blocked(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +80,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the history."""
 
     at: str
-    what: str  # wanted, fetched, installed, restarting, started, proven, reverted, refused, withdrawn, offered
+    what: (
+        str  # wanted, fetched, installed, restarting, started, proven, reverted, refused, withdrawn, given-up, offered
+    )
     version: str = ""
     code: str = ""
     detail: str = ""
@@ -96,7 +106,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class Book(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document."""
 
-    format: int = 1
+    format: int = 1  # of the program that wrote it last
     token: int = 0  # of the last twin that was looked at
     wish: Wish | None = None
     job: Job | None = None
@@ -115,6 +125,14 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, history=(*self.history, *events)[-MAX_HISTORY:])
 
 
+class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a lost journal must not make forgotten: the same twin would have a bad image installed again each time."""
+
+    format: int = 1
+    token: int = 0
+    blocked: tuple[Blocked, ...] = ()
+
+
 Step = Callable[[Book], Book]
 
 
@@ -125,16 +143,19 @@ class Journal:
         """Read what is there; a document that cannot be read is kept beside, and `damage` says so.
 
         Raises:
-            OsJournalError: the directory cannot be made.
+            OsJournalError: the directory cannot be made, or the document cannot be read now, though that may pass.
         """
         self.directory = state_directory / DIRECTORY
         self.damage = ""
         self._file = self.directory / FILE
+        self._verdicts_file = self.directory / VERDICTS
         self._lock = threading.RLock()
         try:
             make_directory(self.directory)
         except StorageError as error:
             raise OsJournalError(str(error)) from error
+        self._verdicts = _verdicts_in(self._verdicts_file)
+        self._unknown: Mapping[str, msgspec.Raw] = {}
         self._book = self._read()
 
     @property
@@ -146,14 +167,18 @@ class Journal:
         """Apply a step and make the result durable; when this returns it survives a power cut.
 
         Raises:
-            OsJournalError: the disk refuses; on disk and in memory is what was there before.
+            OsJournalError: the disk refuses; in memory is what was there before, and on disk, but for verdicts.
         """
         with self._lock:
             book = step(self._book)
             if book == self._book:
                 return book
+            verdicts = Verdicts(token=book.token, blocked=book.blocked)
             try:
-                write_durably(self._file, msgspec.json.encode(book))
+                if verdicts != (self._verdicts or Verdicts()):  # first: a journal that is behind them does no harm
+                    write_durably(self._verdicts_file, msgspec.json.encode(verdicts))
+                    self._verdicts = verdicts
+                write_durably(self._file, encoded(msgspec.structs.replace(book, format=Book().format), self._unknown))
             except StorageError as error:
                 raise OsJournalError(f"{error}; the system is not updated until it can be written") from error
             self._book = book
@@ -161,19 +186,99 @@ class Journal:
 
     def _read(self) -> Book:
         try:
-            with self._file.open("rb") as file:
-                return msgspec.json.decode(file.read(_MAX_BYTES), type=Book)
-        except FileNotFoundError:
-            return Book()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            aside = self._file.with_name(f"{FILE}.damaged")
-            self.damage = f"{self._file} cannot be read ({error}): kept as {aside.name}"
-            log.error("os_journal_damaged", file=str(self._file), kept=str(aside), error=str(error))
-            try:
-                self._file.replace(aside)
-            except OSError as failure:
-                log.warning("os_journal_not_kept", file=str(aside), error=failure.strerror or str(failure))
-            return Book()
+            found = _found(self._file)
+        except OsJournalError as error:
+            if is_passing(error.__cause__):
+                raise
+            self._put_aside(error)
+            return _from(self._verdicts)
+        if found is None:
+            if self._verdicts is not None:
+                self.damage = f"{self._file} is gone: what was blocked is known, what was under way is not"
+                log.error("os_journal_lost", file=str(self._file))
+            return _from(self._verdicts)
+        if found.left_out:
+            log.warning("os_journal_of_another_program", file=str(self._file), not_understood=found.left_out)
+        self._unknown = found.unknown
+        if not any(place.startswith(("blocked", "token")) for place in found.left_out):
+            return found.book
+        copy = _from(self._verdicts)
+        known = {(each.compatible, each.version) for each in found.book.blocked}
+        missing = tuple(each for each in copy.blocked if (each.compatible, each.version) not in known)
+        return msgspec.structs.replace(
+            found.book, token=max(found.book.token, copy.token), blocked=(*missing, *found.book.blocked)
+        )
+
+    def _put_aside(self, error: OsJournalError) -> None:
+        aside = self._file.with_name(f"{FILE}.damaged")
+        kept = "" if self._verdicts is not None else ", and which versions were blocked is not known any more"
+        self.damage = f"{error}: kept as {aside.name}{kept}"
+        log.error("os_journal_damaged", file=str(self._file), kept=str(aside), error=str(error))
+        try:
+            self._file.replace(aside)
+        except OSError as failure:
+            log.warning("os_journal_not_kept", file=str(aside), error=failure.strerror or str(failure))
+
+
+def _from(verdicts: Verdicts | None) -> Book:
+    """Return a document that knows nothing else. The last twin counts once more, for what it wanted is lost."""
+    if verdicts is None:
+        return Book()
+    return Book(token=max(0, verdicts.token - 1), blocked=verdicts.blocked)
+
+
+def read_book(state_directory: Path) -> Book:
+    """Return the document as it lies on the disk, an empty one where there is none. Nothing is made, moved or written.
+
+    Raises:
+        OsJournalError: it is damaged, or belongs to another user.
+    """
+    found = _found(state_directory / DIRECTORY / FILE)
+    return found.book if found is not None else Book()
+
+
+class _Found(NamedTuple):
+    book: Book
+    left_out: tuple[str, ...]
+    unknown: Mapping[str, msgspec.Raw]
+
+
+def _found(file: Path) -> _Found | None:
+    """Read the document; None if there is none.
+
+    Raises:
+        OsJournalError: it cannot be read; its cause says whether that may pass.
+    """
+    try:
+        found = understood(read_patiently(file, _MAX_BYTES), Book)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        words = words_of(file, error) if is_passing(error) else f"{file} cannot be read ({error})"
+        raise OsJournalError(words) from error
+    book = found.value
+    if "job.stage" in found.left_out and book.job is not None and book.job.to_slot:
+        # The other system has run, for this one knows no such stage; it did so to try what is installed there. Where
+        # nothing was installed yet, the update begins again.
+        book = msgspec.structs.replace(book, job=msgspec.structs.replace(book.job, stage="trial"))
+    return _Found(book, found.left_out, found.unknown)
+
+
+def _verdicts_in(file: Path) -> Verdicts | None:
+    """Read the copy; None if there is none that can be read.
+
+    Raises:
+        OsJournalError: it cannot be read now, though that may pass.
+    """
+    try:
+        return understood(read_patiently(file, _MAX_BYTES), Verdicts).value
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if is_passing(error):
+            raise OsJournalError(words_of(file, error)) from error
+        log.warning("os_verdicts_unreadable", file=str(file), error=str(error), meaning="written again with the next")
+        return None
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------------

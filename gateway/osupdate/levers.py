@@ -5,7 +5,9 @@ The gateway has no such rights and gets none. It leaves a request in its runtime
 """
 
 import os
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,7 +101,8 @@ class RequestedLevers:
 def carry_out(directory: Path, *, rauc: Sequence[str], restart: Sequence[str]) -> Verb | None:
     """Do what the gateway has asked for, as root; return what it was, None if there is no request.
 
-    The request is removed first: one that crashes the device is not carried out again at the next boot.
+    The request is taken away first, whatever it is: one that crashes the device is not carried out again at the next
+    boot, and one that cannot be read, such as a directory, does not have this started again and again.
 
     Raises:
         LeverError: it cannot be read, or the command fails; the gateway is told too.
@@ -107,8 +110,7 @@ def carry_out(directory: Path, *, rauc: Sequence[str], restart: Sequence[str]) -
     file = directory / REQUEST
     if not os.path.lexists(file):
         return None
-    request = _read(file, Request)
-    file.unlink(missing_ok=True)
+    request = _taken(file)
     if request is None:
         raise LeverError(f"{file} is no request")
     commands: dict[Verb, Sequence[str]] = {
@@ -125,6 +127,22 @@ def carry_out(directory: Path, *, rauc: Sequence[str], restart: Sequence[str]) -
     if error:
         raise LeverError(error)
     return request.verb
+
+
+def _taken(file: Path) -> Request | None:
+    """Move the request to where only this user may change it, read it there, and remove it; None: it is none."""
+    try:
+        own = Path(tempfile.mkdtemp(prefix=".sluice-os-request-", dir=file.parent.parent))  # the same file system
+    except OSError as error:
+        raise LeverError(f"{file.parent.parent}: {error.strerror or error}") from error
+    try:
+        return _read(file.rename(own / REQUEST), Request)
+    except FileNotFoundError:
+        return None  # it was taken back meanwhile
+    except OSError as error:
+        raise LeverError(f"{file} cannot be taken away: {error.strerror or error}") from error
+    finally:
+        _run(("rm", "-rf", "--one-file-system", "--", str(own)))  # also of directories a thousand deep; follows no link
 
 
 def _run(command: Sequence[str]) -> str:
@@ -155,6 +173,9 @@ def _read(file: Path, kind: type[_M]) -> _M | None:
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         return None
     with open(descriptor, "rb") as source:  # noqa: PTH123 - by descriptor
         try:

@@ -11,6 +11,8 @@ from gateway.osupdate.rauc import Slot
 
 MAX_INSTALLS = 4
 """So often an installation may fail before the bundle is given up."""
+MAX_SOURCE_TRIES = 6
+"""So often a bundle that a person or a stick has named is looked for: two or three minutes, by the pauses between."""
 MAX_RESTARTS = 2
 """So often the device may come back on the old system without a sign that the new one was tried at all."""
 

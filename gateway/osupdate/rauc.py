@@ -160,6 +160,10 @@ class RaucCli:
             answer = self._json("info", "--output-format=json", bundle)  # before 1.9
         return facts_of(answer)
 
+    def keep_running(self) -> None:
+        """Have the running slot started next; only root may. Raises RaucUnavailableError."""
+        self._answer("status", "mark-active", "booted")
+
     def install(self, source: str, progress: Progress) -> None:
         """See `Rauc.install`."""
         try:
@@ -206,6 +210,16 @@ class RaucCli:
         return "\n".join([*lines, rest.decode(errors="replace")]).strip()
 
     def _json(self, *arguments: str) -> Mapping[str, Any]:
+        said = self._answer(*arguments)
+        try:
+            answer = json.loads(said[:_MAX_OUTPUT_BYTES])
+        except (ValueError, RecursionError) as error:
+            raise RaucUnavailableError(f"`rauc {arguments[0]}` gave no JSON: {error}") from error
+        if not isinstance(answer, dict):
+            raise RaucUnavailableError(f"`rauc {arguments[0]}` gave no object")
+        return answer
+
+    def _answer(self, *arguments: str) -> bytes:
         try:
             done = subprocess.run(
                 [*self._command, *arguments],
@@ -221,13 +235,7 @@ class RaucCli:
             raise self._absent(error) from error
         if done.returncode != 0:
             raise meaning_of(done.stderr.decode(errors="replace").strip(), RaucUnavailableError)
-        try:
-            answer = json.loads(done.stdout[:_MAX_OUTPUT_BYTES])
-        except (ValueError, RecursionError) as error:
-            raise RaucUnavailableError(f"`rauc {arguments[0]}` gave no JSON: {error}") from error
-        if not isinstance(answer, dict):
-            raise RaucUnavailableError(f"`rauc {arguments[0]}` gave no object")
-        return answer
+        return done.stdout
 
     def _absent(self, error: OSError) -> RaucUnavailableError:
         return RaucUnavailableError(

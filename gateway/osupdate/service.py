@@ -11,7 +11,8 @@ from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.metering.meter import Meter
 from gateway.metering.windows import Windows
-from gateway.osupdate.agent import Around, OsAgent, Severity
+from gateway.osupdate.agent import OsAgent
+from gateway.osupdate.around import Around, Severity
 from gateway.osupdate.bundles import RepositoryBundles
 from gateway.osupdate.errors import OsUpdateError
 from gateway.osupdate.figures import OsMetrics
@@ -19,8 +20,9 @@ from gateway.osupdate.journal import DIRECTORY, Journal
 from gateway.osupdate.levers import RequestedLevers
 from gateway.osupdate.rauc import RaucCli
 from gateway.osupdate.release import read_release
-from gateway.osupdate.surroundings import HEALTH_FILE, boot_id, missing_approval, read_health
+from gateway.osupdate.surroundings import HEALTH_FILE, HEALTH_UNTIL_REBOOT, boot_id, missing_approval, read_health
 from gateway.ota.fetch import Repository
+from gateway.ota.floor import open_floor
 from gateway.ota.ways_open import open_way
 from gateway.vault.errors import VaultError
 from gateway.vault.vault import Vault
@@ -73,7 +75,7 @@ class OsUpdates:
             around=Around(
                 boot_id=boot_id(),
                 release=read_release(config.os.release_file),
-                health=lambda: read_health(state / HEALTH_FILE),
+                health=lambda: read_health(HEALTH_UNTIL_REBOOT, state / HEALTH_FILE),
                 flushed=parts.flushed,
                 window_open=lambda: windows.at(time.time_ns()).is_open,
                 counter=self._counter,
@@ -102,13 +104,17 @@ class OsUpdates:
 
     def commands(self) -> "dict[str, Command]":
         """Return what may be told over the control socket."""
-        return {"os-install": self._install}
+        return {"os-install": self._install, "os-cancel": self._cancel}
 
     def _install(self, arguments: Mapping[str, str]) -> dict[str, Any]:
         missing = [name for name in ("source", "compatible", "version") if not arguments.get(name)]
         if missing:
             raise OsUpdateError(f"the request does not say: {', '.join(missing)}")
         self._agent.install(arguments["source"], arguments["compatible"], arguments["version"])
+        return {}
+
+    def _cancel(self, _arguments: Mapping[str, str]) -> dict[str, Any]:
+        self._agent.cancel()
         return {}
 
     def _counter(self) -> int | None:
@@ -142,5 +148,6 @@ def _bundles(parts: Parts) -> RepositoryBundles | None:
         meter=parts.meter,
         now_ns=enrolment.now_ns if enrolment is not None else time.time_ns,
         monotonic_ns=time.monotonic_ns,
+        floor=open_floor(parts.vault, state),
     )
     return RepositoryBundles(repository, way, parts.meter, config.os.directory or state / DIRECTORY / "bundles")

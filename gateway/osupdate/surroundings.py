@@ -13,6 +13,8 @@ APPLIANCE_MARKER: Final = Path("/usr/lib/sluice/appliance")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 HEALTH_FILE: Final = "health.json"
 """Below the state directory, written by `gateway appliance health`."""
+HEALTH_UNTIL_REBOOT: Final = Path("/run/sluice-health") / HEALTH_FILE
+"""Where that writes it when the disk takes nothing; it is not there otherwise."""
 _MAX_BYTES: Final = 1 << 20
 
 
@@ -39,15 +41,17 @@ def boot_id(file: Path = BOOT_ID) -> str:
         return ""
 
 
-def read_health(file: Path) -> Health | None:
-    """Return the last report on health; None if there is none."""
-    try:
-        with file.open("rb") as source:
-            report = msgspec.json.decode(source.read(_MAX_BYTES), type=_HealthReport)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    version = str(report.image.get("version", ""))
-    return Health(report.boot_id, version, report.verdict, report.reasons, report.at)
+def read_health(*files: Path) -> Health | None:
+    """Return the last report on health, from the first of these files that has one; None if there is none."""
+    for file in files:
+        try:
+            with file.open("rb") as source:
+                report = msgspec.json.decode(source.read(_MAX_BYTES), type=_HealthReport)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        version = str(report.image.get("version", ""))
+        return Health(report.boot_id, version, report.verdict, report.reasons, report.at)
+    return None
 
 
 def missing_approval(directory: Path, slot: str, pcr11: str) -> str:

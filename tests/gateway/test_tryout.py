@@ -182,7 +182,7 @@ def test_it_touches_nothing_but_what_it_reads(file: Path, shaking: Path, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=bare)
     assert "0:04" in lines.stdout
-    assert "1 events in 15 s" in lines.stderr
+    assert "1 event in 15 s" in lines.stderr
     with pytest.raises(ConfigError):  # as it stands, without the files it names, it could not even be run
         load(file)
 

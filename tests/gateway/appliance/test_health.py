@@ -1,6 +1,9 @@
 """The soak asks the running gateway, and writes down what the agent of OS updates reads."""
 
 import asyncio
+import contextlib
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +12,14 @@ from threading import Thread
 import msgspec
 import pytest
 import yaml
+from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from gateway.appliance.health import Watch, free_memory, physical_interfaces, read_health
 from gateway.appliance.places import Places
+from gateway.cli import main
 from gateway.control import ControlServer
+from gateway.osupdate.surroundings import read_health as read_word
 from gateway.report import GatewayStatus, OutboxReport, VaultReport
 from gateway.wire.messages import PipelineStatus
 from tests.gateway.appliance.claims import NOW_NS, device
@@ -185,3 +192,63 @@ def test_memory_and_interfaces_are_read_from_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "class/net/en0/device").mkdir(parents=True)
     (tmp_path / "class/net/lo").mkdir(parents=True)
     assert physical_interfaces(tmp_path) == ("en0",)
+
+
+def full(places: Places) -> None:
+    """Let the disk refuse the report, whoever asks: what is written first is in the way."""
+    (places.state / f".{places.health.name}.part").mkdir()
+
+
+def test_a_disk_that_takes_no_report_is_no_reason_against_the_image(places: Places, gateway: Running) -> None:
+    full(places)
+    report = watch(places).soak(30, 60)
+    assert (report.verdict, report.healthy) == ("healthy", True)
+    assert "until the next boot only" in report.notes[-1]
+    assert not places.health.exists()
+    kept = places.health_until_reboot
+    assert read_health(places) == report, "who asks in this boot finds it"
+    found = read_word(kept, places.health)
+    assert found is not None
+    assert (found.verdict, found.at) == ("healthy", report.at)
+    (places.state / f".{places.health.name}.part").rmdir()
+    again = watch(places).soak(30, 60)
+    assert again.notes == []
+    assert (read_health(places), kept.exists()) == (again, False), "one word, on the disk again"
+
+
+def test_an_unhealthy_image_stays_so_on_a_full_disk(places: Places, gateway: Running) -> None:
+    watch(places).soak(30, 60)
+    full(places)
+    gateway.gains = 0
+    report = watch(places).soak(30, 60)
+    assert (report.verdict, report.healthy) == ("unhealthy", False)
+    found = read_word(places.health_until_reboot, places.health)
+    assert found is not None
+    assert not found.healthy, "and not the word of before, which lies on the disk"
+
+
+def test_nowhere_to_write_is_told_and_decides_nothing(places: Places, gateway: Running) -> None:
+    full(places)
+    places.health_until_reboot.parent.write_text("no directory")
+    with capture_logs() as logs:
+        assert watch(places).soak(30, 60).healthy
+    assert [each["event"] for each in logs][-2:] == ["health_report_not_kept", "health_report_lost"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_the_command_says_healthy_on_a_disk_without_a_byte_left(places: Places, gateway: Running) -> None:
+    places.config.unlink()  # nothing to judge: what is left to fail is the writing
+    disk = places.state
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with contextlib.suppress(OSError), (disk / "fill").open("wb", buffering=0) as fill:
+            while True:
+                fill.write(b"\0" * 4096)
+        words = ["appliance", "health", "--soak", "0", "--start-within", "0", "--root", str(places.state.parents[1])]
+        said = CliRunner().invoke(main, words)
+        assert said.exit_code == 0, said.output
+        assert "No space left on device" in said.output
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,10 +1,13 @@
 """A support bundle tells much, has bounds, and holds no secret and no record."""
 
 import io
+import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import msgspec
 import pytest
@@ -235,3 +238,26 @@ def test_commands_answer_or_say_why_not() -> None:
     assert output_of(["echo", "yes"]) == "yes\n"
     with pytest.raises(OSError, match="oh"):
         output_of(["sh", "-c", "echo oh >&2; exit 1"])
+
+
+@pytest.mark.parametrize(
+    "secret", ['pa"ss\\word1', "pässwörd99", "top/secret/1", "o'clock99", "p@ss wörd?&99", "ta\tb-9"]
+)
+def test_a_secret_is_found_however_a_program_has_written_it_down(secret: str) -> None:
+    said = {"last_error": f"login with {secret} failed"}
+    line = json.dumps({"event": json.dumps(said)})
+    texts = [
+        json.dumps(said),
+        json.dumps(said, ensure_ascii=False),
+        line,
+        msgspec.json.encode(said).decode(),
+        yaml.safe_dump(said, allow_unicode=True),
+        repr(said),
+        f"GET /?key={quote(secret, safe='')} and rtsp://u:{quote(secret)}@camera/ and {quote_plus(secret)}",
+    ]
+    scrubber = Scrubber([secret])
+    for text in texts:
+        cleaned = scrubber.clean(text)
+        assert REMOVED in cleaned, text
+        for part in (part for part in re.split(r"[^0-9A-Za-z]+", secret) if len(part) > 3):
+            assert part not in cleaned, text

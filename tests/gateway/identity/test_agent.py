@@ -23,7 +23,7 @@ from gateway.identity.agent import IdentityAgent, Outcomes
 from gateway.identity.clock import TrustedClock
 from gateway.identity.errors import IdentityError, IdentityRefusedError, IdentityUntrustedError
 from gateway.identity.keys import EnrolmentKeys, Proof
-from gateway.identity.record import IdentityFiles
+from gateway.identity.record import IdentityFiles, IdentityRecord
 from gateway.identity.server import IdentityServer
 from gateway.identity.tls import blind_context, fresh_key
 from gateway.wire.identity import (
@@ -203,7 +203,7 @@ async def test_no_file_of_the_device_holds_a_private_key(site: Site) -> None:
         pass
     assert keys_in(site.state) == []
     # The search finds a key that a program leaves there, also beside other things.
-    (site.state / "identity" / "careless.pem").write_bytes(b"# mine\n" + fresh_key()[0])
+    (site.state / "identity" / "careless.pem").write_bytes(b"# mine\n" + fresh_key(GATEWAY, "sluice.test")[0])
     assert keys_in(site.state) == ["careless.pem"]
 
 
@@ -442,8 +442,33 @@ async def test_after_damage_to_its_record_a_known_tpm_needs_no_new_claim(site: S
         await until(lambda: again.status().state == "valid", "the certificate after the damage")
 
 
+async def test_a_record_that_cannot_be_read_at_the_start_is_read_later_and_needs_no_new_claim(site: Site) -> None:
+    class Held(IdentityFiles):
+        """As when no file can be opened, or all of it belongs to root."""
+
+        held = True
+
+        def read(self) -> IdentityRecord:
+            if self.held:
+                raise IdentityError("identity.json cannot be read now: Too many open files")
+            return super().read()
+
+    async with enrolled(site):
+        pass
+    floor_ns = site.files.read().floor_ns
+    files, told = Held(site.state), Told()
+    agent = IdentityAgent(Identity(url=site.url), GATEWAY, files, site.keys, told.outcomes(), draw=lambda: 0.0)
+    async with running(agent.run):
+        await until(lambda: agent.status().state == "failed", "what is wrong")
+        assert "Too many open files" in agent.status().reason
+        files.held = False
+        agent.renew_now()
+        await until(lambda: agent.status().state == "valid", "the certificate, with the record of before")
+    assert agent.clock.floor_ns >= floor_ns > 0
+
+
 def test_the_key_in_the_certificate_request_is_new_each_time() -> None:
-    requests = {x509.load_der_x509_csr(fresh_key()[1]).public_key().public_numbers() for _ in range(3)}  # type: ignore[union-attr]
+    requests = {x509.load_der_x509_csr(fresh_key(GATEWAY, "")[1]).public_key().public_numbers() for _ in range(3)}  # type: ignore[union-attr]
     assert len(requests) == 3
 
 

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from cloud_bridge.osbundles.publishing import BundleShelf
 from gateway.config import Os, Ota
-from gateway.osupdate.agent import Around, OsAgent
+from gateway.osupdate.agent import OsAgent
+from gateway.osupdate.around import Around
 from gateway.osupdate.bundles import RepositoryBundles
 from gateway.osupdate.figures import OsMetrics
 from gateway.osupdate.journal import Book, Journal

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.config import Os
 from gateway.osupdate.errors import OsUpdateError
+from gateway.osupdate.journal import Stage, reach
 from tests.gateway.osupdate.rig import COMPATIBLE, Device, Vendor
 from tests.simulators.os_bundle import Signer
 
@@ -316,3 +317,132 @@ def test_an_approval_that_is_not_there_is_told(device: Device, vendor: Vendor) -
     device.want("1.1.0")
     device.install()
     assert "os_approval_missing" in [note for note, _ in device.notes]
+
+
+@pytest.mark.parametrize("stage", ["installing", "installed", "restarting"])
+def test_an_image_that_nobody_wants_any_more_is_not_started(device: Device, vendor: Vendor, stage: Stage) -> None:
+    vendor.publish("1.1.0")
+    device.window_open = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    assert device.machine.state["primary"] == "b", "the control: it would be started"
+    device.agent._journal.change(reach(stage, device.machine.boot_id, "now"))
+    device.want(None)
+    device.tick()
+    assert device.machine.state["primary"] == "a"
+    assert (device.book.job, device.story[-1]) == (None, "withdrawn")
+    device.window_open = True
+    for _ in range(5):
+        device.tick()
+    assert not device.restarting.exists()
+
+
+def test_nothing_is_restarted_while_the_slot_of_an_image_that_nobody_wants_cannot_be_changed(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0")
+    device.window_open = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    device.machine.set(gone=True)
+    device.window_open = True
+    device.want(None)
+    for _ in range(5):
+        device.tick()
+    assert device.told is not None
+    assert (device.phase, device.told.code) == ("waiting", "restart")
+    assert not device.restarting.exists()
+    device.machine.set(gone=False)
+    device.until(lambda: device.book.job is None)
+    assert device.machine.state["primary"] == "a"
+
+
+def test_another_image_in_its_place_does_not_leave_the_first_to_be_started_by_a_power_cut(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0")
+    device.window_open = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    device.want("1.2.0")  # not published yet
+    device.until(lambda: device.book.job is not None and device.book.job.version == "1.2.0")
+    assert device.machine.state["primary"] == "a"
+
+
+def test_an_image_that_failed_is_known_to_be_bad_though_nobody_wants_it_any_more(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0")
+    device.machine.fate("1.1.0", "panics")
+    device.want("1.1.0")
+    device.install()
+    device.restart()
+    device.want(None)
+    device.until(lambda: device.book.job is None)
+    assert device.story[-1] == "reverted"
+    assert device.book.is_blocked(COMPATIBLE, "1.1.0") is not None
+
+
+@pytest.mark.parametrize("version", ["1.1.0", "1.2.0"])
+def test_a_stick_that_was_pulled_does_not_shut_out_the_bridge(device: Device, vendor: Vendor, version: str) -> None:
+    vendor.publish("1.2.0")
+    device.agent.install("/media/gone/x.raucb", COMPATIBLE, version)
+    device.tick()
+    device.want("1.2.0")
+    device.until(lambda: device.book.job is not None and device.book.job.origin == "cloud", seconds=60.0)
+    assert "given-up" in device.story
+    assert device.book.is_blocked(COMPATIBLE, version) is None, "nobody has seen anything bad of it"
+    assert "os_given_up" in [code for code, _ in device.notes]
+    device.install()
+    assert device.restart() == "b"
+    assert device.machine.version == "1.2.0"
+
+
+def test_a_stick_that_is_pulled_before_it_was_installed_blocks_nothing(device: Device, vendor: Vendor) -> None:
+    stick = vendor.build("1.1.0")
+    device.agent.install(str(stick), COMPATIBLE, "1.1.0")
+    device.tick()
+    device.agent._journal.change(reach("ready", device.machine.boot_id, "now"))
+    stick.unlink()
+    device.until(lambda: device.book.job is None, seconds=60.0)
+    assert device.story[-1] == "given-up"
+    assert device.book.is_blocked(COMPATIBLE, "1.1.0") is None
+
+
+def test_a_person_takes_back_what_a_person_has_installed(device: Device, vendor: Vendor) -> None:
+    device.window_open = False
+    device.agent.install(str(vendor.build("1.1.0")), COMPATIBLE, "1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    device.agent.cancel()
+    device.tick()
+    assert device.machine.state["primary"] == "a"
+    assert (device.book.job, device.story[-1]) == (None, "withdrawn")
+
+
+def test_what_the_bridge_has_assigned_is_taken_back_at_the_bridge(device: Device, vendor: Vendor) -> None:
+    with pytest.raises(OsUpdateError, match="nothing is under way"):
+        device.agent.cancel()
+    vendor.publish("1.1.0")
+    device.window_open = False
+    device.want("1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    with pytest.raises(OsUpdateError, match="assigned by the bridge"):
+        device.agent.cancel()
+    device.tick()
+    assert device.book.job is not None
+
+
+def test_what_a_person_has_taken_back_stays_so_over_a_restart_of_the_gateway(device: Device, vendor: Vendor) -> None:
+    device.window_open = False
+    device.agent.install(str(vendor.build("1.1.0")), COMPATIBLE, "1.1.0")
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    device.machine.set(gone=True)
+    device.agent.cancel()
+    device.tick()
+    assert device.book.job is not None
+    device.start()
+    device.machine.set(gone=False)
+    device.window_open = True
+    device.until(lambda: device.book.job is None)
+    assert device.machine.state["primary"] == "a"
+    assert not device.restarting.exists()

@@ -1,11 +1,14 @@
 """Requests to root, and what root does with them."""
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import gateway
 from gateway.osupdate.errors import LeverError
 from gateway.osupdate.levers import ANSWER, REQUEST, RequestedLevers, Verb, carry_out
 
@@ -54,6 +57,52 @@ def test_root_does_nothing_it_does_not_know(tmp_path: Path, content: bytes) -> N
     with pytest.raises(LeverError, match="is no request"):
         carry_out(tmp_path, rauc=["false"], restart=["false"])
     assert not (tmp_path / REQUEST).exists()
+
+
+def a_directory(file: Path) -> None:
+    (file / "a" / "b").mkdir(parents=True)
+    (file / "a" / "kept").symlink_to(file.parent / "untouched")
+
+
+def a_deep_directory(file: Path) -> None:
+    file.mkdir()
+    descriptor = os.open(file, os.O_RDONLY)
+    for _ in range(1500):  # no path is that long: each is made from within the one before
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+
+
+def a_pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def a_dangling_link(file: Path) -> None:
+    file.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [a_directory, a_deep_directory, a_pipe, a_dangling_link])
+def test_what_is_no_file_is_taken_away_so_that_root_is_not_started_for_it_again(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "untouched").mkdir()
+    make(run / REQUEST)
+    with pytest.raises(LeverError, match="is no request"):
+        carry_out(run, rauc=["false"], restart=["false"])
+    assert not os.path.lexists(run / REQUEST)
+    assert (run / "untouched").is_dir()
+    assert [*tmp_path.iterdir()] == [run], "and nothing of it is left elsewhere"
+    assert carry_out(run, rauc=["false"], restart=["false"]) is None, "nothing is asked for any more"
+
+
+def test_the_unit_of_root_is_started_so_often_and_no_more() -> None:
+    unit = (Path(gateway.__file__).parent / "units" / "sluice-os-request.service").read_text()
+    settings = dict(line.split("=", 1) for line in unit.splitlines() if line.startswith("StartLimit"))
+    assert settings == {"StartLimitIntervalSec": "1min", "StartLimitBurst": "20"}
 
 
 def test_root_follows_no_link_and_writes_through_none(tmp_path: Path) -> None:
