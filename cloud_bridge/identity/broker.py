@@ -4,12 +4,12 @@ Found by experiment with mosquitto 2.0.11 (docs/identity.md has the table): the 
 knows; a client id is bound to it only by `use_username_as_clientid`; an expired or revoked certificate is let in by
 session resumption unless OpenSSL is told to give no tickets, and in TLS 1.2 even then, from the broker's memory of
 sessions, which nothing switches off; a revocation list is read at SIGHUP only, and one that has expired locks everybody
-out.
+out; authorities are read at the start only.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from cloud_bridge.identity.issuer import (
     Life,
     LocalCa,
     Revoked,
+    crls_of,
     key_pem,
     life_from,
     new_key,
@@ -36,6 +37,8 @@ CRL_LIFE: Final = timedelta(days=30)
 CRL_FRESH: Final = timedelta(hours=6)
 """So old a list may get before it is made anew though nothing has changed."""
 
+_NO_LIST: Final = "# No crlfile: whoever signs devices gives no list. Who is revoked is at the end of acl."
+_DENIED: Final = "\n# Revoked, and not expired; kept by the bridge from here to the end of the file.\n"
 _WRITES: Final = (
     "availability/gateway",
     "status/+",
@@ -84,11 +87,13 @@ class BrokerPlan:
     max_connections: int = 20_000
     max_packet_bytes: int = 16 * 1024 * 1024
     state_directory: Path = Path("/var/lib/mosquitto")
+    revocation_list: bool = True  # whether there is one of whoever signs devices
 
 
 def mosquitto_conf(plan: BrokerPlan) -> str:
     """Write the configuration for mosquitto 2.0 and later."""
     at = plan.directory
+    revoked = f"crlfile {at}/crl.pem" if plan.revocation_list else _NO_LIST
     device = f"listener {plan.device_port}" + (f" {plan.device_address}" if plan.device_address else "")
     return f"""\
 # Made by `cloud-bridge broker-config`; a change here is lost when it runs again.
@@ -112,7 +117,7 @@ max_connections {plan.max_connections}
 cafile {at}/devices-ca.pem
 certfile {at}/broker.pem
 keyfile {at}/broker-key.pem
-crlfile {at}/crl.pem
+{revoked}
 tls_version tlsv1.3
 require_certificate true
 use_identity_as_username true
@@ -146,6 +151,15 @@ def mosquitto_acl(root: str) -> str:
     lines += [f"topic readwrite {top}/+/{name}" for name in _BRIDGE_WRITES]
     lines += ["# Which store takes the records.", f"topic readwrite {top}/bridge/store/+"]
     return "\n".join(lines) + "\n"
+
+
+def with_denied(acl: str, gateways: Sequence[str]) -> str:
+    """Return access rules in which these gateways may do nothing; the rest stays as it is.
+
+    Mosquitto looks at what is denied to a user before it looks at patterns.
+    """
+    denied = "".join(f"user {gateway}\ntopic deny #\n" for gateway in gateways)
+    return acl.partition(_DENIED)[0] + (_DENIED + denied if denied else "")
 
 
 OPENSSL_CONF: Final = """\
@@ -186,6 +200,7 @@ Description=Watch the certificates and the revocation list of the broker
 [Path]
 PathChanged={directory}/crl.pem
 PathChanged={directory}/broker.pem
+PathChanged={directory}/acl
 
 [Install]
 WantedBy=multi-user.target
@@ -199,6 +214,30 @@ Description=Let the broker read its certificates and its revocation list again
 [Service]
 Type=oneshot
 ExecStart=/bin/systemctl kill --signal=HUP mosquitto.service
+"""
+
+
+def restart_path_unit(directory: Path) -> str:
+    """Write the unit that sees new authorities of devices; it starts the service of the same name."""
+    return f"""\
+[Unit]
+Description=Watch whom the broker believes of devices
+
+[Path]
+PathChanged={directory}/devices-ca.pem
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+RESTART_SERVICE_UNIT: Final = """\
+[Unit]
+Description=Restart the broker, which reads authorities at its start only
+
+[Service]
+Type=oneshot
+ExecStart=/bin/systemctl try-restart mosquitto.service
 """
 
 
@@ -221,6 +260,7 @@ class BrokerFiles:
             (self.directory / "systemd").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise IdentityError(f"{self.directory}: {error.strerror or error}") from error
+        plan = replace(plan, revocation_list=self._crl(revoked, now) is not None)
         texts = {
             "mosquitto.conf": mosquitto_conf(plan),
             "acl": mosquitto_acl(plan.root),
@@ -228,6 +268,8 @@ class BrokerFiles:
             "systemd/sluice.conf": systemd_drop_in(plan.directory),
             "systemd/sluice-broker-reload.path": reload_path_unit(plan.directory),
             "systemd/sluice-broker-reload.service": RELOAD_SERVICE_UNIT,
+            "systemd/sluice-broker-restart.path": restart_path_unit(plan.directory),
+            "systemd/sluice-broker-restart.service": RESTART_SERVICE_UNIT,
         }
         for name, text in texts.items():
             self._write(name, text.encode(), PUBLIC)
@@ -252,11 +294,61 @@ class BrokerFiles:
         self._write_server("broker", host_names(broker), now)
         return True
 
-    def write_crl(self, revoked: Sequence[Revoked], now: datetime) -> datetime:
-        """Write the revocation list; return until when it is good."""
-        life = Life(now - timedelta(minutes=5), now + CRL_LIFE)
-        self._write("crl.pem", self._issuer.crl(revoked, life), PUBLIC)
-        return life.not_after
+    @property
+    def denies(self) -> bool:
+        """Whether the broker learns from its access rules who is revoked, because no list can tell it."""
+        return not self._issuer.lists_revoked
+
+    def write_crl(self, revoked: Sequence[Revoked], now: datetime) -> tuple[bool, datetime | None]:
+        """Write the revocation list, if there is one; return whether it has changed, and until when it is good.
+
+        Raises:
+            AuthorityError: there should be one, and it cannot be used; the broker keeps what it has.
+            IdentityError: the file cannot be written.
+        """
+        found = self._crl(revoked, now)
+        if found is None:
+            return False, None
+        ends = [one.next_update_utc for one in map(x509.load_pem_x509_crl, crls_of(found))]
+        return self._rewrite("crl.pem", found), min((end for end in ends if end is not None), default=None)
+
+    def write_anchors(self) -> bool:
+        """Write whom the broker must believe of devices; return whether that has changed.
+
+        Raises:
+            IdentityError: they cannot be read, or not be written.
+        """
+        return self._rewrite("devices-ca.pem", self._issuer.bundle_pem)
+
+    def write_denied(self, gateways: Sequence[str]) -> bool:
+        """Write who may do nothing into the access rules, unless a list says it; return whether that has changed.
+
+        Raises:
+            IdentityError: there are no access rules, or they cannot be written.
+        """
+        denied = gateways if self.denies else ()
+        try:
+            rules = (self.directory / "acl").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            if not denied:
+                return False
+            raise IdentityError(f"{self.directory}/acl: {error}; `cloud-bridge broker-config` makes it") from error
+        return self._rewrite("acl", with_denied(rules, denied).encode())
+
+    def _crl(self, revoked: Sequence[Revoked], now: datetime) -> bytes | None:
+        return self._issuer.crl(revoked, Life(now - timedelta(minutes=5), now + CRL_LIFE))
+
+    def _rewrite(self, name: str, data: bytes) -> bool:
+        file = self.directory / name
+        try:
+            if file.read_bytes() == data:
+                return False
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise IdentityError(f"{file}: {error.strerror or error}") from error
+        self._write(name, data, PUBLIC)
+        return True
 
     def _write_server(self, name: str, names: Sequence[str], now: datetime) -> None:
         key = new_key()

@@ -22,7 +22,8 @@ from cloud_bridge.identity.database import Clock, Database, open_database
 from cloud_bridge.identity.endorsement import TrustedRoots
 from cloud_bridge.identity.errors import IdentityError
 from cloud_bridge.identity.files import PRIVATE, PUBLIC, write_file
-from cloud_bridge.identity.issuer import LocalCa, key_pem, life_from, new_key, utc
+from cloud_bridge.identity.issuer import Issuer, LocalCa, key_pem, life_from, new_key, utc
+from cloud_bridge.identity.issuers import open_issuer
 from cloud_bridge.identity.keeper import Keeper
 from cloud_bridge.identity.metrics import IdentityMetrics
 from cloud_bridge.identity.service import Anchors, IdentityService
@@ -39,11 +40,12 @@ _LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """What the identity service rests on."""
+    """What the identity service rests on. `ca` signs servers and the bridge, `issuer` devices; often they are one."""
 
     settings: Identity
     database: Database
     ca: LocalCa
+    issuer: Issuer
     keys: ContentKeys
     clock: Clock
 
@@ -54,14 +56,14 @@ class Identities:
 
     def broker_files(self, directory: Path) -> BrokerFiles:
         """Return the files of a broker."""
-        return BrokerFiles(directory, self.ca, self.ca, server_seconds=self.settings.server_days * _DAY_SECONDS)
+        return BrokerFiles(directory, self.ca, self.issuer, server_seconds=self.settings.server_days * _DAY_SECONDS)
 
 
 def open_identities(config: Config, clock: Clock) -> Identities:
     """Load keys and authorities, or make them at the first start.
 
     Raises:
-        ConfigError: there is no section `identity`.
+        ConfigError: there is no section `identity`, or its `issuer` is not to be had.
         IdentityError: a file cannot be used.
         StoreError: the database cannot be used now, so that it cannot be checked that the files belong to it.
     """
@@ -71,15 +73,19 @@ def open_identities(config: Config, clock: Clock) -> Identities:
             "the configuration has no section `identity`; at least `identity: {trust_domain: NAME}` is needed"
         )
     ca = LocalCa.open(settings.home(), settings.trust_domain, utc(clock()))
+    issuer = open_issuer(settings, ca, clock)
     database = open_database(config.store, settings.home())
     try:
         lease = settings.lease_days * _DAY_SECONDS
         keys = ContentKeys(database, settings.home() / _KEY_FILE, lease_seconds=lease, clock=clock)
-        _agree(database, {"devices-ca": ca.bundle_pem.decode("ascii"), "services-ca": ca.services_fingerprint})
+        facts = {"services-ca": ca.services_fingerprint}
+        if issuer is ca:  # a foreign authority's certificates change without the bridge
+            facts["devices-ca"] = ca.bundle_pem.decode("ascii")
+        _agree(database, facts)
     except BaseException:
         database.close()
         raise
-    return Identities(settings, database, ca, keys, clock)
+    return Identities(settings, database, ca, issuer, keys, clock)
 
 
 def _agree(database: Database, facts: dict[str, str]) -> None:
@@ -196,13 +202,14 @@ class IdentityComponent:
             return
         identities = await asyncio.to_thread(open_identities, self._config, self._clock)
         try:
+            _ = identities.issuer.bundle_pem  # better no listener than one that has nothing to give
             certificate = ListenerCertificate(identities)
             keeper = self._make_keeper(identities, certificate)
             service = IdentityService(
                 self._settings,
                 identities.database,
                 self._metrics,
-                issuer=identities.ca,
+                issuer=identities.issuer,
                 anchors=identities.anchors,
                 keys=identities.keys,
                 roots=self._roots,

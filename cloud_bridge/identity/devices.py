@@ -11,6 +11,8 @@ from gateway.wire.identity import Level
 
 _SECOND_NS: Final = 1_000_000_000
 _DAY_NS: Final = 86_400 * _SECOND_NS
+_BROKER_BEHIND_NS: Final = 300 * _SECOND_NS
+"""So much a broker's clock may be behind, by which it judges what has expired."""
 _CUTS_AFTER_SECONDS: Final = (0, 5, 20, 45)
 """After a revocation. More than once: the broker may take the new revocation list a little later than the first cut."""
 
@@ -132,12 +134,14 @@ def update_device(tx: Transaction, device: Device) -> bool:
     )
 
 
-def note_certificate(tx: Transaction, gateway: str, issued: Issued, now_ns: int) -> None:
-    """Remember a certificate until it is long expired."""
-    tx.change(
-        "INSERT INTO identity_certificates (serial, gateway, issued_ns, not_after_ns) VALUES (?, ?, ?, ?)",
-        (issued.serial, gateway, now_ns, int(issued.not_after.timestamp()) * _SECOND_NS),
+def note_certificate(tx: Transaction, gateway: str, issued: Issued, now_ns: int) -> bool:
+    """Remember a certificate until it is long expired; return False when its serial number is another one's already."""
+    sql = (
+        "INSERT INTO identity_certificates (serial, gateway, issued_ns, not_after_ns) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (serial) DO NOTHING"
     )
+    not_after_ns = int(issued.not_after.timestamp()) * _SECOND_NS
+    return bool(tx.change(sql, (issued.serial, gateway, now_ns, not_after_ns)))
 
 
 def revoke_device(tx: Transaction, gateway: str, why: str, now_ns: int) -> int:
@@ -174,6 +178,19 @@ def revoked_certificates(tx: Transaction, now_ns: int) -> list[Revoked]:
         (now_ns - _DAY_NS,),
     )
     return [Revoked(str(serial), utc(int(revoked_ns))) for serial, revoked_ns in rows]
+
+
+def denied_gateways(tx: Transaction, now_ns: int) -> list[str]:
+    """Return whose certificates were revoked and have not expired, for brokers that no list of serial numbers reaches.
+
+    A board that takes such a name over is among them, until what its predecessor holds has expired.
+    """
+    rows = tx.rows(
+        "SELECT DISTINCT gateway FROM identity_certificates"
+        " WHERE revoked_ns IS NOT NULL AND not_after_ns > ? ORDER BY gateway",
+        (now_ns - _BROKER_BEHIND_NS,),
+    )
+    return [str(gateway) for (gateway,) in rows]
 
 
 def due_cuts(tx: Transaction, now_ns: int, limit: int) -> list[Cut]:

@@ -1,5 +1,7 @@
 """Errors of the identity service."""
 
+from typing import Literal
+
 from cloud_bridge.errors import BridgeError
 from gateway.wire.identity import RefusalCode
 
@@ -36,3 +38,15 @@ class RefusedError(IdentityError):
 
 class MalformedStructureError(IdentityError):
     """Bytes that should be a TPM structure are none, or none of a kind that is taken here."""
+
+
+AuthorityFault = Literal["away", "failed", "unfit"]
+"""It does not answer; it answers that it does not; what it answers cannot be given out."""
+
+
+class AuthorityError(IdentityError):
+    """An authority outside of the bridge gives no certificate that could be handed on; it may do so later."""
+
+    def __init__(self, fault: AuthorityFault, message: str) -> None:
+        super().__init__(message)
+        self.fault: AuthorityFault = fault

@@ -1,4 +1,4 @@
-"""Who issues the certificates. `LocalCa` does by default; SPIRE or an organisation's CA can take its place.
+"""Who issues the certificates. `LocalCa` does by default; `foreign` has an authority outside of the bridge do it.
 
 Certificates of devices are X.509-SVIDs (SPIFFE X509-SVID, §2 to §5): exactly one URI in the subject alternative
 name, no authority, digitalSignature. The subject's CN repeats the gateway's id, because that is what brokers know.
@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_bridge.identity.errors import IdentityError, RefusedError
 from cloud_bridge.identity.files import PRIVATE, PUBLIC, create_file, read_private, write_file
+from gateway.wire.identity import spiffe_id
 
 BRIDGE_NAME: Final = "_bridge"
 """CN of the bridge's own client certificate; no gateway can have it, for ids hold no underscore."""
@@ -61,24 +62,54 @@ class Revoked:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateRequest:
+    """What a device that was attested is to be certified for. `csr`: PKCS #10, DER, signed by `key`; `life` at most."""
+
+    gateway: str
+    spiffe_id: str
+    csr: bytes
+    key: PublicKey
+    life: Life
+
+
 class Issuer(Protocol):
     """Issues short certificates to devices that were attested. Safe to call from any thread."""
 
     @property
     def bundle_pem(self) -> bytes:
-        """The authorities a broker must trust to let devices in."""
-        ...
-
-    def device(self, gateway: str, key: PublicKey, life: Life) -> Issued:
-        """Certify a device's key.
+        """The authorities a broker must trust to let devices in.
 
         Raises:
-            IdentityError: the authority cannot be reached or used; the device may try again.
+            IdentityError: they cannot be read.
         """
         ...
 
-    def crl(self, revoked: Sequence[Revoked], life: Life) -> bytes:
-        """Return the revocation list, PEM."""
+    @property
+    def until(self) -> datetime:
+        """When the authority ends; raises as `bundle_pem`."""
+        ...
+
+    @property
+    def lists_revoked(self) -> bool:
+        """Whether `crl` names what this bridge has revoked; if not, brokers must be told by another way."""
+        ...
+
+    def certify(self, request: CertificateRequest) -> Issued:
+        """Certify a device's key.
+
+        Raises:
+            RefusedError: not for this request.
+            AuthorityError: the authority cannot be reached or used; the device may try again.
+        """
+        ...
+
+    def crl(self, revoked: Sequence[Revoked], life: Life) -> bytes | None:
+        """Return the revocation list, PEM; None where there is none.
+
+        Raises:
+            AuthorityError: there should be one, and it cannot be used.
+        """
         ...
 
 
@@ -156,8 +187,22 @@ class LocalCa:
         """SHA-256 of the authority that devices must trust, in hexadecimal digits."""
         return self.services.chain[-1].fingerprint(hashes.SHA256()).hex()
 
-    def device(self, gateway: str, key: PublicKey, life: Life) -> Issued:
+    @property
+    def until(self) -> datetime:
         """See Issuer."""
+        return self.devices.certificate.not_valid_after_utc
+
+    @property
+    def lists_revoked(self) -> bool:
+        """See Issuer."""
+        return True
+
+    def certify(self, request: CertificateRequest) -> Issued:
+        """See Issuer."""
+        return self.device(request.gateway, request.key, request.life)
+
+    def device(self, gateway: str, key: PublicKey, life: Life) -> Issued:
+        """Certify a device's key."""
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id(self.trust_domain, gateway))]
         return _issue(self.devices, gateway, alternatives=names, key=key, life=life, usages=_CLIENT_AND_SERVER)
 
@@ -189,11 +234,6 @@ class LocalCa:
         return _issue(self.services, BRIDGE_NAME, alternatives=[uri], key=key, life=life, usages=_CLIENT_AND_SERVER)
 
 
-def spiffe_id(trust_domain: str, gateway: str) -> str:
-    """Return the SPIFFE ID of a gateway."""
-    return f"spiffe://{trust_domain}/gateway/{gateway}"
-
-
 def csr_key(der: bytes) -> PublicKey:
     """Read a CSR (PKCS #10, DER) and return its key; whoever made it has the private half.
 
@@ -216,6 +256,12 @@ def csr_key(der: bytes) -> PublicKey:
 def pem(certificate: x509.Certificate) -> bytes:
     """Write a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def crls_of(data: bytes) -> list[bytes]:
+    """Take revocation lists apart that stand in one PEM file."""
+    begin = b"-----BEGIN X509 CRL-----"
+    return [begin + part for part in data.split(begin)[1:]]
 
 
 def key_pem(key: Key) -> bytes:

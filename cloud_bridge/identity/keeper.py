@@ -17,7 +17,14 @@ import structlog
 from cloud_bridge.errors import BridgeError, BrokerError
 from cloud_bridge.identity.broker import CRL_FRESH, BrokerFiles
 from cloud_bridge.identity.database import Database
-from cloud_bridge.identity.devices import Cut, due_cuts, prune_certificates, revoked_certificates, settle_cut
+from cloud_bridge.identity.devices import (
+    Cut,
+    denied_gateways,
+    due_cuts,
+    prune_certificates,
+    revoked_certificates,
+    settle_cut,
+)
 from cloud_bridge.identity.errors import IdentityError
 from cloud_bridge.identity.events import prune_events
 from cloud_bridge.identity.issuer import utc
@@ -70,6 +77,8 @@ class Keeper:
         self._stopping = threading.Event()
         self._listed: tuple[str, ...] | None = None
         self._listed_at: datetime | None = None
+        # Files may have changed that the broker has not read again; also before this process began.
+        self._untold = True
         self._pruned_ns = 0
         self._troubles: dict[str, str] = {}
         self._half_done: dict[tuple[str, str], set[int]] = {}  # at which brokers a cut was made that waits for others
@@ -87,7 +96,11 @@ class Keeper:
     def round(self) -> None:
         """Do everything that is due. Troubles are told when they begin and when they end, and tried again."""
         now_ns = self._clock()
-        self._attempt("files", lambda: self._refresh_files(utc(now_ns)))
+        files = self._files
+        if files is not None:
+            self._attempt("files", lambda: self._refresh_files(utc(now_ns), files))
+            self._attempt("revocation-list", lambda: self._refresh_list(utc(now_ns), files))
+            self._attempt("broker", self._tell)
         self._attempt("cuts", lambda: self._cut_due(now_ns))
         self._attempt("listener", lambda: self._renew_listener(utc(now_ns)))
         if now_ns - self._pruned_ns > _PRUNE_SECONDS * 1e9:
@@ -105,27 +118,43 @@ class Keeper:
             if self._troubles.pop(what, None) is not None:
                 log.info("identity_upkeep_works_again", what=what)
 
-    def _refresh_files(self, now: datetime) -> None:
-        if self._files is None:
-            return
-        changed = self._files.renew(now)
+    def _refresh_files(self, now: datetime, files: BrokerFiles) -> None:
+        with self._database.transaction() as tx:
+            revoked = revoked_certificates(tx, self._clock())
+            denied = denied_gateways(tx, self._clock())
+        if files.write_denied(denied):
+            self._untold = True
+            log.info("revoked_denied", gateways=len(denied) if files.denies else 0)
+        if files.write_anchors():
+            log.warning(
+                "authority_changed",
+                file=str(files.directory / "devices-ca.pem"),
+                remedy="restart the broker, unless sluice-broker-restart.path does: mosquitto reads it at its start",
+            )
+        if files.renew(now):
+            self._untold = True
+        self._metrics.revoked.set(len(revoked))
+
+    def _refresh_list(self, now: datetime, files: BrokerFiles) -> None:
         with self._database.transaction() as tx:
             revoked = revoked_certificates(tx, self._clock())
         serials = tuple(one.serial for one in revoked)
         stale = self._listed_at is None or not now - CRL_FRESH < self._listed_at <= now
-        if serials != self._listed or stale:
-            until = self._files.write_crl(revoked, now)
-            changed = True
-            self._listed, self._listed_at = serials, now
-            self._metrics.revoked.set(len(serials))
+        # A list of somebody else may change at any time.
+        if serials == self._listed and not stale and not files.denies:
+            return
+        changed, until = files.write_crl(revoked, now)
+        self._listed, self._listed_at = serials, now
+        if until is not None:
             self._metrics.crl_until.set(until.timestamp())
+        if changed:
+            self._untold = True
             log.info("revocation_list_written", certificates=len(serials))
-        if changed and self._pid_file is not None:
-            try:
-                _hang_up(self._pid_file)
-            except IdentityError:
-                self._listed = None  # the broker has not read it: write and tell again
-                raise
+
+    def _tell(self) -> None:
+        if self._untold and self._pid_file is not None:
+            _hang_up(self._pid_file)
+        self._untold = False
 
     def _cut_due(self, now_ns: int) -> None:
         """End connections; a revoked device could come back until the broker has read the list, which came before."""

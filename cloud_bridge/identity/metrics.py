@@ -19,6 +19,12 @@ class IdentityMetrics:
         self.attest_seconds = Histogram(
             "bridge_identity_attest_seconds", "Time to judge an attestation", buckets=_SECONDS, registry=registry
         )
+        self.authority_failed = Counter(
+            "bridge_identity_authority_failed",
+            "Certificates that an authority outside of the bridge did not give, by fault",
+            ["fault"],
+            registry=registry,
+        )
         self.cut = Counter("bridge_identity_sessions_cut", "MQTT connections ended", ["why"], registry=registry)
         self.cuts_waiting = Gauge(
             "bridge_identity_cuts_waiting", "MQTT connections that should have ended already", registry=registry

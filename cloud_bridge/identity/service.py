@@ -32,9 +32,9 @@ from cloud_bridge.identity.devices import (
     update_device,
 )
 from cloud_bridge.identity.endorsement import TrustedRoots, spki_of
-from cloud_bridge.identity.errors import RefusedError
+from cloud_bridge.identity.errors import AuthorityError, RefusedError
 from cloud_bridge.identity.events import Happening, note
-from cloud_bridge.identity.issuer import Issued, Issuer, csr_key, life_from, spiffe_id, utc
+from cloud_bridge.identity.issuer import CertificateRequest, Issued, Issuer, csr_key, life_from, utc
 from cloud_bridge.identity.metrics import IdentityMetrics
 from cloud_bridge.identity.sessions import Pending, Session, open_session, take_session
 from gateway.wire.identity import (
@@ -46,6 +46,7 @@ from gateway.wire.identity import (
     Granted,
     Refusal,
     Trust,
+    spiffe_id,
 )
 from gateway.wire.times import rfc3339
 
@@ -53,6 +54,8 @@ log = structlog.get_logger()
 
 _CLOCK_OFF_NS: Final = 300 * 1_000_000_000
 """A device whose clock is off by more than this is told about: its certificates would soon fail to hold."""
+
+_AUTHORITY_RETRY_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,8 @@ class IdentityService:
                 seconds=self._settings.certificate_seconds,
                 backdate_seconds=self._settings.backdate_seconds,
             )
-            issued = self._issuer.device(request.gateway, key, life)
+            name = spiffe_id(self._settings.trust_domain, request.gateway)
+            issued = self._certified(CertificateRequest(request.gateway, name, request.csr, key, life))
             device = replace(
                 _device(session, request, now_ns),
                 address=address,
@@ -213,7 +217,7 @@ class IdentityService:
         not_after_ns = int(issued.not_after.timestamp()) * 1_000_000_000
         return Granted(
             certificate_chain=issued.chain_pem.decode("ascii"),
-            spiffe_id=spiffe_id(self._settings.trust_domain, request.gateway),
+            spiffe_id=name,
             not_before_ns=int(issued.not_before.timestamp()) * 1_000_000_000,
             not_after=rfc3339(not_after_ns),
             not_after_ns=not_after_ns,
@@ -311,6 +315,19 @@ class IdentityService:
             )
         return claim, ""
 
+    def _certified(self, request: CertificateRequest) -> Issued:
+        """Have the authority sign; a device that gets nothing has lost nothing but this session, and comes back."""
+        try:
+            return self._issuer.certify(request)
+        except AuthorityError as error:
+            self._metrics.authority_failed.labels(error.fault).inc()
+            raise RefusedError(
+                "unavailable",
+                "the authority that signs certificates gave none; `cloud-bridge identity events` has the reason",
+                evidence={"authority": str(error)},
+                retry_after_seconds=_AUTHORITY_RETRY_SECONDS,
+            ) from error
+
     # ---- what is kept ------------------------------------------------------------------------------
 
     def _keep(self, tx: Transaction, session: Session, device: Device, issued: Issued, now_ns: int) -> None:
@@ -331,7 +348,8 @@ class IdentityService:
             happening = Happening(device.gateway, "clock-off", device.address, detail, {}, proven=True)
             if note(tx, happening, now_ns)[1]:
                 log.warning("identity_clock_off", gateway=device.gateway, seconds=seconds)
-        note_certificate(tx, device.gateway, issued, now_ns)
+        if not note_certificate(tx, device.gateway, issued, now_ns):
+            raise _known_serial(issued.serial)
 
     def _enrolled(self, tx: Transaction, pending: Pending, device: Device, now_ns: int) -> None:
         """Keep a device. What `enrol` has found may have changed since: all of it is looked at again."""
@@ -376,6 +394,17 @@ class IdentityService:
             pcrs=session.pending.pcrs,
             credential=credential,
         )
+
+
+def _known_serial(serial: str) -> RefusedError:
+    # A list of revoked certificates, and this bridge's memory of them, know certificates by nothing else.
+    why = f"gave the serial number {serial} a second time; it must draw serial numbers at random (RFC 5280, 4.1.2.2)"
+    return RefusedError(
+        "unavailable",
+        "the authority that signs certificates gave none that can be used",
+        evidence={"authority": why},
+        retry_after_seconds=_AUTHORITY_RETRY_SECONDS,
+    )
 
 
 def _check_not_revoked(device: Device | None, fault: RefusedError | None = None) -> None:

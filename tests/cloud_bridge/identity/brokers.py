@@ -14,7 +14,7 @@ from pathlib import Path
 from cloud_bridge.config import Broker
 from cloud_bridge.identity.broker import BrokerFiles, BrokerPlan
 from cloud_bridge.identity.database import SqliteDatabase
-from cloud_bridge.identity.issuer import Issued, Life, LocalCa, key_pem, new_key
+from cloud_bridge.identity.issuer import Issued, Issuer, Life, LocalCa, key_pem, new_key
 from tests.simulators.mosquitto import BINARY
 from tests.simulators.raw_mqtt import Credentials, RawMqtt
 from tests.simulators.waiting import wait_for
@@ -36,6 +36,7 @@ class SecuredBroker:
     database: SqliteDatabase
     device_port: int
     service_port: int
+    start: Callable[[], subprocess.Popen[bytes]]
     process: subprocess.Popen[bytes]
 
     @property
@@ -95,6 +96,19 @@ class SecuredBroker:
             key_file=self.directory / "bridge-key.pem",
         )
 
+    def restart(self) -> None:
+        """End it as systemd does, and start it again."""
+        self.process.terminate()
+        self.process.wait(10)
+        self.process = self.start()
+        self.wait_until_up()
+
+    def wait_until_up(self) -> None:
+        ports = (self.device_port, self.service_port)
+        wait_for(
+            lambda: self.process.poll() is None and all(map(_listens, ports)), seconds=10, what="mosquitto listens"
+        )
+
     def hang_up(self) -> None:
         """SIGHUP, and wait until it was heard."""
         before = self.log.count("Reloading config")
@@ -104,13 +118,21 @@ class SecuredBroker:
 
 @contextmanager
 def secured_broker(
-    directory: Path, *, conf: Change = same, acl: Change = same, openssl: Change | None = same
+    directory: Path,
+    *,
+    conf: Change = same,
+    acl: Change = same,
+    openssl: Change | None = same,
+    issuer: Issuer | None = None,
 ) -> Iterator[SecuredBroker]:
-    """Start it. conf, acl and openssl: changes of the files that the command has made; None: OpenSSL as it is."""
+    """Start it. conf, acl and openssl: changes of the files that the command has made; None: OpenSSL as it is.
+
+    issuer: who signs devices, if not the bridge itself.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     ca = LocalCa.open(directory / "ca", "sluice.test", now)
-    files = BrokerFiles(directory, ca, ca, server_seconds=30 * 86_400)
+    files = BrokerFiles(directory, ca, issuer or ca, server_seconds=30 * 86_400)
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
@@ -135,15 +157,19 @@ def secured_broker(
         openssl_file.write_text(openssl(openssl_file.read_text()))
         environment["OPENSSL_CONF"] = str(openssl_file)
     command = ["setpriv", "--pdeathsig=KILL", "--", BINARY or "mosquitto", "-c", str(conf_file)]
-    with (directory / "mosquitto.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=directory)
+
+    def start() -> subprocess.Popen[bytes]:
+        with (directory / "mosquitto.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=directory)
+
     database = SqliteDatabase(directory / "identity.db")
+    broker = SecuredBroker(directory, ca, files, database, *ports, start, start())
     try:
-        wait_for(lambda: process.poll() is None and all(map(_listens, ports)), seconds=10, what="mosquitto listens")
-        yield SecuredBroker(directory, ca, files, database, *ports, process)
+        broker.wait_until_up()
+        yield broker
     finally:
-        process.kill()
-        process.wait()
+        broker.process.kill()
+        broker.process.wait()
         database.close()
 
 

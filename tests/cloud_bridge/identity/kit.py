@@ -22,7 +22,7 @@ from cloud_bridge.identity.database import Database, SqliteDatabase
 from cloud_bridge.identity.devices import revoke_device
 from cloud_bridge.identity.endorsement import TrustedRoots
 from cloud_bridge.identity.events import Event, list_events
-from cloud_bridge.identity.issuer import LocalCa, utc
+from cloud_bridge.identity.issuer import Issuer, LocalCa, utc
 from cloud_bridge.identity.metrics import IdentityMetrics
 from cloud_bridge.identity.service import Anchors, IdentityService
 from cloud_bridge.identity.states import BootState
@@ -73,13 +73,14 @@ def poster(app: ASGIApp) -> Post:
 
 @dataclass
 class Desk:
-    """The bridge's side. Knobs: `settings`, `roots`, `clock`, `database`, `checks`."""
+    """The bridge's side. Knobs: `settings`, `roots`, `clock`, `database`, `checks`, `issuer`."""
 
     directory: Path
     clock: Clock = field(default_factory=Clock)
     roots: TrustedRoots | None = None
     database: Database | None = None
     checks: Checks | None = None
+    issuer: Issuer | None = None
     knobs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,7 +109,7 @@ class Desk:
             self.settings,
             self.db,
             self.metrics,
-            issuer=self.ca,
+            issuer=self.issuer or self.ca,
             anchors=Anchors(self.ca.services_pem.decode(), self.ca.services_fingerprint),
             keys=self.keys,
             roots=self.roots,
@@ -175,7 +176,7 @@ class Desk:
 
 @contextmanager
 def desk_at(directory: Path, **options: Any) -> Iterator[Desk]:
-    names = {"clock", "roots", "database", "checks"}
+    names = {"clock", "roots", "database", "checks", "issuer"}
     given = {name: options.pop(name) for name in names & options.keys()}
     desk = Desk(directory, knobs=options, **given)
     try:

@@ -188,6 +188,8 @@ def test_the_broker_gets_its_files_and_the_operator_the_next_steps(file: Path, t
         "services-ca.pem",
         "systemd/sluice-broker-reload.path",
         "systemd/sluice-broker-reload.service",
+        "systemd/sluice-broker-restart.path",
+        "systemd/sluice-broker-restart.service",
         "systemd/sluice.conf",
     }
     assert f"broker_directory: {out}" in result.stdout
