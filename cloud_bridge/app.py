@@ -25,6 +25,7 @@ from cloud_bridge.identity.database import Database
 from cloud_bridge.ingest.claim import StoreClaim
 from cloud_bridge.ingest.consumer import Consumer, Link
 from cloud_bridge.ingest.marks import PublishedMarks
+from cloud_bridge.ingest.retained import RetainedMarks
 from cloud_bridge.ingest.worker import Worker
 from cloud_bridge.metrics import Metrics
 from cloud_bridge.notify import Notifier
@@ -34,7 +35,7 @@ from cloud_bridge.registry.over_mqtt import PartMetrics, PartServer
 from cloud_bridge.registry.storage import Storage
 from cloud_bridge.retention import Retention
 from cloud_bridge.rollout.component import RolloutComponent
-from cloud_bridge.rollout.registered import open_releases
+from cloud_bridge.rollout.registered import open_releases, open_revoked
 from cloud_bridge.rollout.service import RolloutDesk
 from cloud_bridge.serving import HttpServer
 from cloud_bridge.store.base import Store
@@ -81,7 +82,10 @@ class Ingest:
         if self.stopping:
             return
         consumer = Consumer(self.link, self.config.ingest, self.metrics, claim=self.claim)
-        self.worker = worker = Worker(consumer, self.store, self.config.ingest, self.metrics, self.marks)
+        retained = RetainedMarks(consumer, self.store, self.marks, root=self.config.ingest.root)
+        self.worker = worker = Worker(
+            consumer, self.store, self.config.ingest, self.metrics, self.marks, look=retained.turn
+        )
 
         def work() -> None:
             try:
@@ -254,6 +258,7 @@ class Bridge:
                 self._metrics,
                 client_id=self._client_id,
                 releases=open_releases(self._config),
+                revoked=open_revoked(self._config),
             )
             self._components.append(("rollouts", rollouts))
         if self._config.registry is not None:
@@ -282,7 +287,8 @@ class Bridge:
         if not self._config.gives_rollouts:
             return None
         self._fleet = open_fleet(self._config.store)
-        return RolloutDesk(self._fleet, self._store, time.time_ns, open_releases(self._config))
+        revoked = open_revoked(self._config)
+        return RolloutDesk(self._fleet, self._store, time.time_ns, open_releases(self._config), revoked)
 
     @property
     def _client_id(self) -> str:

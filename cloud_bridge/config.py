@@ -4,7 +4,7 @@ Only a broker is needed; `cloud_bridge.configload` reads the file and checks it,
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -114,12 +114,40 @@ class Metrics(_Section, frozen=True, kw_only=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
 
 
+class LocalIssuer(_Section, frozen=True, kw_only=True, tag="local"):
+    """The bridge's own authority signs devices; its key is in `identity.directory`."""
+
+
+class _ForeignIssuer(_Section, frozen=True, kw_only=True):
+    """An authority outside of the bridge signs devices; the bridge checks each certificate before it gives it out."""
+
+    trust_anchors: Path  # PEM: whom brokers must believe of devices; read again when it has changed
+    revocations: Path | None = None  # PEM: the authority's revocation list, as something else keeps it here
+    at_once: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4  # requests that wait for the authority at the same time
+
+
+class CommandIssuer(_ForeignIssuer, frozen=True, kw_only=True, tag="command"):
+    """A program signs: a request as JSON on its standard input, the chain as PEM on its standard output."""
+
+    command: Annotated[list[str], msgspec.Meta(min_length=1)]  # the program and its arguments; no shell
+    # Less than a device waits for the bridge's answer, which is 30 s.
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=25)] = 10.0
+
+
+class PluginIssuer(_ForeignIssuer, frozen=True, kw_only=True, tag="plugin"):
+    """A Python package signs: an entry point of the group `sluice.issuers`."""
+
+    name: str  # of the entry point
+    options: dict[str, Any] = {}  # handed to it as they are
+
+
 class Identity(_Section, frozen=True, kw_only=True):
     """Enrolment, attestation and certificates of devices, over HTTPS on a port of its own. Off without this section."""
 
     # As SPIFFE has it (SPIFFE-ID §2.1). It stands in every certificate: choose once.
     trust_domain: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$(?!\n)")]
     directory: Path | None = None  # authorities, keys, with SQLite the database; /var/lib/sluice-bridge/identity
+    issuer: LocalIssuer | CommandIssuer | PluginIssuer = LocalIssuer()  # who signs devices
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8471  # 0: any free port, told in the log
     names: list[str] = []  # host names and addresses of this listener, for its certificate; localhost is always there

@@ -10,7 +10,7 @@ import msgspec
 import yaml
 
 from cloud_bridge.address import broker_address, is_loopback
-from cloud_bridge.config import Config
+from cloud_bridge.config import Config, LocalIssuer
 from cloud_bridge.errors import ConfigError
 
 MAX_BYTES: Final = 256 * 1024
@@ -210,12 +210,15 @@ def _remove(values: Any, path: Path_) -> bool:
 
 
 def _meant(path: Path_) -> str:
-    kind: Any = Config
+    kinds: tuple[Any, ...] = (Config,)
     for step in path[:-1]:
-        fields = {field.name: field.type for field in msgspec.structs.fields(kind)} if isinstance(step, str) else {}
-        kind = fields.get(str(step), kind) if isinstance(step, str) else kind
-        kind = getattr(kind, "__args__", (kind,))[0]
-    known = [field.name for field in msgspec.structs.fields(kind)]
+        if isinstance(step, str):
+            types = [field.type for kind in kinds for field in msgspec.structs.fields(kind) if field.name == step]
+            kinds = tuple(types[:1]) or kinds[:1]
+        parts: tuple[Any, ...] = getattr(kinds[0], "__args__", kinds)
+        kinds = tuple(part for part in parts if hasattr(part, "__struct_fields__")) or parts[:1]
+    # Of a table that can be of several types, what any of them knows.
+    known = list(dict.fromkeys(field.name for kind in kinds for field in msgspec.structs.fields(kind)))
     close = difflib.get_close_matches(str(path[-1]), known, 1)
     return f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(known)}"
 
@@ -242,8 +245,13 @@ def resolved(config: Config, directory: Path) -> Config:
     console = replace(config.console, token_file=beside(config.console.token_file))
     identity = config.identity
     if identity is not None:
+        issuer = identity.issuer
+        if not isinstance(issuer, LocalIssuer):
+            anchors, revocations = directory / issuer.trust_anchors, beside(issuer.revocations)
+            issuer = replace(issuer, trust_anchors=anchors, revocations=revocations)
         identity = replace(
             identity,
+            issuer=issuer,
             directory=beside(identity.directory),
             ek_roots=beside(identity.ek_roots),
             broker_directory=beside(identity.broker_directory),

@@ -32,7 +32,7 @@ _ANSWER_SECONDS: Final = 120.0
 class Question(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the command line asks. `lines` is NDJSON in base64."""
 
-    ask: Literal["import", "replay", "discard"]
+    ask: Literal["import", "replay", "discard", "forget"]
     letter_id: int = 0
     lines: str = ""
     first_line: int = 1
@@ -66,6 +66,8 @@ def answer(store: Store, root: str, question: Question, wall_ns: Callable[[], in
             return _replayed(replay(store, question.letter_id, root=root, received_at_ns=wall_ns()))
         case "discard":
             return _replayed(discard(store, question.letter_id))
+        case "forget":
+            return Answer(settled=store.forget(question.gateway or ""))
 
 
 def _replayed(result: Replayed) -> Answer:

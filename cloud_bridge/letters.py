@@ -13,6 +13,7 @@ from cloud_bridge.values import Intake, StoredLetter, StreamKey
 from gateway.wire.batch import unpack
 from gateway.wire.errors import MalformedMessageError
 from gateway.wire.messages import Record
+from gateway.wire.plain import so_many
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ def replay(store: Store, letter_id: int, *, root: str, received_at_ns: int) -> R
     if intake.dead_letters and (letter.key is not None or not intake.arrivals):
         return Replayed(letter_id, settled=False, detail=intake.dead_letters[0].detail)
     outcome = store.settle(letter_id, intake)
-    return Replayed(letter_id, settled=True, detail=f"{outcome.inserted} records new, {outcome.duplicates} known")
+    return Replayed(
+        letter_id, settled=True, detail=f"{so_many(outcome.inserted, 'record')} new, {outcome.duplicates} known"
+    )
 
 
 def discard(store: Store, letter_id: int) -> Replayed:

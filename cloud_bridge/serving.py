@@ -12,11 +12,15 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cloud_bridge.errors import BridgeError
+from cloud_bridge.listening import ListeningSocket, Sides
 
 log = structlog.get_logger()
 
 _GRACE_SECONDS = 3
 _REQUEST_SECONDS = 10.0
+_MOST_CONNECTIONS = 256
+_MOST_OF_A_SIDE = 64
+"""A proxy counts as one side, and so does a site behind one address: it is more than either needs at one time."""
 
 
 class HttpServer:
@@ -31,8 +35,13 @@ class HttpServer:
         *,
         tls: ssl.SSLContext | None = None,
         request_seconds: float = _REQUEST_SECONDS,
+        most_of_a_side: int = _MOST_OF_A_SIDE,
     ) -> None:
-        """Prepare. request_seconds: a connection on which the head of a request takes longer to come is closed."""
+        """Prepare.
+
+        request_seconds: a connection on which a request, with its body, takes longer to come is closed.
+        most_of_a_side: so many connections one side (an IPv4 address, an IPv6 /64) may have open.
+        """
         self._name = name
         self._scheme = "https" if tls else "http"
         self._address = (host, port)
@@ -46,12 +55,13 @@ class HttpServer:
             timeout_keep_alive=15,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             h11_max_incomplete_event_size=16 * 1024,
-            limit_concurrency=256,
+            limit_concurrency=_MOST_CONNECTIONS,
         )
         if tls is not None:
             config.load()
             config.ssl = tls
         self._server = _Server(config)
+        self._sides = Sides(name, most_of_a_side)
 
     @property
     def stopping(self) -> bool:
@@ -69,9 +79,8 @@ class HttpServer:
             BridgeError: the address cannot be listened on.
         """
         host, port = self._address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listening = socket.create_server((host, port), family=family, backlog=128)
+            listening = ListeningSocket.at(host, port, self._sides)
         except OSError as error:
             raise BridgeError(f"{self._name} cannot listen on {host}:{port}: {error.strerror or error}") from error
         with listening:
@@ -103,10 +112,18 @@ class _ImpatientHttp(H11Protocol):
         super().connection_lost(exc)
         self._forget()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.cycle.response_complete:  # the next request was there already: its body may be still to come
+            self._watch()
+
     def _watch(self) -> None:
-        """Wait for a head that has not ended, from its first byte on and however it trickles in."""
+        """Wait for a request that has not ended, from its first byte to the last of its body, however it trickles in.
+
+        From then on it is the application's turn, which may answer without an end.
+        """
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        if cycle is not None and not cycle.response_complete:
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
             self._forget()
         elif self._deadline is None:
             self._deadline = self.loop.call_later(self.seconds, self.transport.close)

@@ -78,9 +78,9 @@ def broker_config(
     host = names[0] if names else "localhost"
     say(f"written to {out}; to use it:")
     say(f"  install -D {out}/systemd/sluice.conf /etc/systemd/system/mosquitto.service.d/sluice.conf")
-    say(f"  install {out}/systemd/sluice-broker-reload.* /etc/systemd/system/")
-    say("  systemctl daemon-reload && systemctl enable --now sluice-broker-reload.path")
-    say("  systemctl restart mosquitto")
+    say(f"  install {out}/systemd/sluice-broker-*.path {out}/systemd/sluice-broker-*.service /etc/systemd/system/")
+    say("  systemctl daemon-reload && systemctl restart mosquitto")
+    say("  systemctl enable --now sluice-broker-reload.path sluice-broker-restart.path")
     say(f"devices: mqtts://{host}:{device_port}; in the bridge's configuration:")
     say(f"  brokers: [{{url: 'mqtts://localhost:{service_port}', ca_file: {out}/services-ca.pem,")
     say(f"             certificate_file: {out}/bridge.pem, key_file: {out}/bridge-key.pem}}]")

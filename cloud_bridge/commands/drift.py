@@ -20,6 +20,7 @@ from cloud_bridge.drift.plain import event_plain, finding_plain, proposal_plain
 from cloud_bridge.drift.watch import open_database, told, window_of
 from cloud_bridge.errors import ConfigError
 from cloud_bridge.identity.database import Transaction
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON, one line for each.")
@@ -161,7 +162,7 @@ def look(file: Path | None, store_url: str | None) -> None:
     place = Place(file, store_url)
     with place.reader() as reader, open_watch(place.config(), reader, DriftMetrics(CollectorRegistry())) as watch:
         found = watch.look()
-    say(f"{len(found.findings)} comparisons, {len(found.changed)} with another level than before")
+    say(f"{so_many(len(found.findings), 'comparison')}, {len(found.changed)} with another level than before")
 
 
 def finding_line(one: Finding) -> str:

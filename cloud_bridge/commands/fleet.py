@@ -9,16 +9,20 @@ import click
 
 from cloud_bridge.commands.options import Place, placed, put, say, say_line
 from cloud_bridge.commands.rollout_words import device_line, device_plain
+from cloud_bridge.control import Question
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.waves import LABEL_KEY, labels_of, matches
 from cloud_bridge.store.opening import open_reader
 from cloud_bridge.twins.database import open_fleet
 from cloud_bridge.twins.desired import set_features
+from cloud_bridge.twins.forgotten import forget_device
 from cloud_bridge.twins.labels import all_labels, set_labels
+from gateway.wire.plain import so_many
 from gateway.wire.topics import GATEWAY_ID, NAME
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON, one line for each.")
+_LATELY_NS: Final = 86_400 * 10**9
 _SWITCH: Final[dict[str, bool | None]] = {"on": True, "off": False, "default": None}
 
 
@@ -95,7 +99,45 @@ def feature(
         database.close()
     if not names:
         raise RolloutError(f"no device is labelled {' '.join(labels)}; see `cloud-bridge fleet list`")
-    say(f"{len(names)} devices are told, with token {token}")
+    say(f"told to {so_many(len(names), 'device')}, with token {token}")
+
+
+@fleet.command()
+@placed
+@click.argument("gateway")
+@click.option("--force", is_flag=True, help="Also if it is connected, or was heard of within the last day.")
+@_as_json
+def forget(file: Path | None, store_url: str | None, *, gateway: str, force: bool, as_json: bool) -> None:
+    """Leave a device that is gone for good out of the fleet: of rollouts, lists and labels.
+
+    Its records stay. Should it speak again, it is a device of the fleet again, without labels. This takes no
+    certificate back: `cloud-bridge identity revoke` does.
+    """
+    _check(gateway)
+    place = Place(file, store_url)
+    config, now_ns = place.config(), time.time_ns()
+    database = open_fleet(config.store)
+    try:
+        with place.reader() as reader:
+            found = Fleet.read(reader, database)
+        if gateway not in found.names():
+            raise RolloutError(f"no gateway {gateway} was heard of; see `cloud-bridge fleet list`")
+        heard = found.heard(gateway, "")
+        if not force and heard.online == "online":
+            raise RolloutError(f"{gateway} is connected; to forget it all the same, give --force")
+        if not force and now_ns - heard.seen_ns < _LATELY_NS:
+            ago = (now_ns - heard.seen_ns) / 3600e9
+            raise RolloutError(f"{gateway} was heard of {ago:.1f} h ago; if it is gone for good, give --force")
+        with place.writer() as ask:
+            ask(Question(ask="forget", gateway=gateway))
+        with database.transaction() as tx:
+            forget_device(tx, gateway, now_ns)
+    finally:
+        database.close()
+    if as_json:
+        put({"gateway": gateway, "forgotten": True})
+    else:
+        say(f"{gateway} is forgotten; its records stay")
 
 
 def _switches(texts: tuple[str, ...]) -> Mapping[str, bool | None]:

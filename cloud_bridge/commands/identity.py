@@ -34,8 +34,10 @@ from cloud_bridge.identity.endorsement import spki_of
 from cloud_bridge.identity.errors import IdentityError
 from cloud_bridge.identity.events import Happening, find_event, list_events, note
 from cloud_bridge.identity.files import create_file
+from cloud_bridge.identity.issuers import described
 from cloud_bridge.identity.states import BootState, pcrs_of, read_pcrs
 from gateway.wire.identity import ClaimCode
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 from gateway.wire.topics import GATEWAY_ID
 
@@ -111,7 +113,7 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
     with _desk(file, store_url) as desk:
         settings = desk.identities.settings
         found = list_devices(desk.tx)
-        plain = {
+        plain: dict[str, Any] = {
             "trust_domain": settings.trust_domain,
             "fingerprint": desk.identities.ca.services_fingerprint,
             "software_allowed": settings.allow_software,
@@ -122,14 +124,17 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
             "certified": sum(1 for one in found if one.certified_until_ns > desk.now_ns and one.revoked_ns is None),
             "revoked": sum(1 for one in found if one.revoked_ns is not None),
             "software_devices": sum(1 for one in found if one.level == "software"),
-            "authority_until": f"{desk.identities.ca.devices.certificate.not_valid_after_utc:%Y-%m-%d}",
+            "authority": described(settings),
+            "authority_until": f"{desk.identities.issuer.until:%Y-%m-%d}",
         }
     if as_json:
         put(plain)
         return
     say(f"trust domain {plain['trust_domain']}, fingerprint {plain['fingerprint']}")
-    say(f"{plain['devices']} devices, {plain['certified']} certified now, {plain['revoked']} revoked")
-    say(f"{plain['states']} approved boot states over PCR {', '.join(map(str, settings.pcrs))}")
+    if plain["authority"] != "local":
+        say(f"devices are signed by: {plain['authority']}, whom brokers trust until {plain['authority_until']}")
+    say(f"{so_many(plain['devices'], 'device')}, {plain['certified']} certified now, {plain['revoked']} revoked")
+    say(f"{so_many(plain['states'], 'approved boot state')} over PCR {', '.join(map(str, settings.pcrs))}")
     if plain["software_allowed"]:
         say(
             f"WARNING: devices without a TPM are let in ({plain['software_devices']} of them);"
@@ -147,7 +152,7 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
 def authority(file: Path | None, store_url: str | None, *, devices: bool) -> None:
     """Print the authority that devices must trust, as PEM."""
     with _opened(file, store_url) as identities:
-        say((identities.ca.bundle_pem if devices else identities.ca.services_pem).decode("ascii"), nl=False)
+        say((identities.issuer.bundle_pem if devices else identities.ca.services_pem).decode("ascii"), nl=False)
 
 
 @identity.command("devices")
@@ -199,7 +204,7 @@ def revoke(file: Path | None, store_url: str | None, *, gateway: str, why: str, 
     if as_json:
         put({"gateway": gateway, "certificates": certificates, "claims": tokens})
     else:
-        say(f"{gateway} is revoked, with {certificates} certificates and {tokens} unused claims")
+        say(f"{gateway} is revoked, with {so_many(certificates, 'certificate')} and {so_many(tokens, 'unused claim')}")
 
 
 @identity.command()
@@ -325,8 +330,8 @@ def token_drop(file: Path | None, store_url: str | None, *, gateway: str) -> Non
     """Take the unused claims for GATEWAY back."""
     with _desk(file, store_url) as desk:
         count = drop_claims(desk.tx, gateway)
-        desk.note(gateway, "claim-dropped", f"{count} claims")
-    say(f"{count} claims dropped")
+        desk.note(gateway, "claim-dropped", f"{so_many(count, 'claim')}")
+    say(f"{so_many(count, 'claim')} dropped")
 
 
 # ---- boot states -----------------------------------------------------------------------------------

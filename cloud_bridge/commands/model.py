@@ -20,6 +20,7 @@ from cloud_bridge.registry.fleet import running_in
 from cloud_bridge.registry.publishing import Publication, Wishes
 from cloud_bridge.registry.registry import Registry
 from cloud_bridge.registry.release import ReleaseEntry
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON, one line for each.")
@@ -144,7 +145,11 @@ def _tell_publication(publication: Publication) -> None:
         return
     say(f"{entry.label}: token {entry.token}, {entry.state}, digest {entry.digest}")
     for one in publication.examined:
-        proof = f"not run: {one.skipped}" if one.skipped else f"{one.golden} golden inputs right on {one.runtime}"
+        proof = (
+            f"not run: {one.skipped}"
+            if one.skipped
+            else f"{so_many(one.golden, 'golden input')} right on {one.runtime}"
+        )
         say(f"  {one.target:10} {proof}")
     for problem in publication.accepted:
         say(f"  accepted: {problem.where}: {problem.message}")

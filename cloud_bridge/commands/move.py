@@ -16,6 +16,7 @@ from cloud_bridge.parquet import is_parquet, parquet_lines
 from cloud_bridge.seal import Seal
 from cloud_bridge.store.base import RollupFilter
 from cloud_bridge.transfer import chunks, export_ndjson, export_parquet
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 _NS_PER_SECOND: Final = 1_000_000_000
@@ -73,7 +74,7 @@ def export(
     if as_json:
         put({"records": count, "file": str(output)})
     else:
-        say(f"{count} records written to {output}")
+        say(f"{so_many(count, 'record')} written to {output}")
 
 
 def _format(asked: str | None, output: Path | None) -> str:
@@ -104,7 +105,7 @@ def _export_rollups(place: Place, by: str, output: Path | None, options: dict[st
     if as_json:
         put({"rollups": count, "file": str(output)})
     else:
-        say(f"{count} rollups written to {output}")
+        say(f"{so_many(count, 'rollup')} written to {output}")
 
 
 @click.command("import")
@@ -124,7 +125,8 @@ def import_(
 ) -> None:
     """Bring records in from a file (NDJSON or Parquet) of `gateway outbox export` or `export`. Twice does no harm.
 
-    A file that is not whole is refused before anything is imported; from a pipe, that is known only at its end.
+    A file that is not whole is refused before anything is imported, with exit status 1. From a pipe that is known only
+    at its end: what came is imported, with exit status 3.
     """
     if not allow_partial and not is_parquet(source) and (unsound := _unsound(source)):
         raise TransferError(
@@ -146,7 +148,9 @@ def import_(
     for problem in [*partial, *bad][:20]:
         say(problem, err=True)
     if seal.unsealed:
-        say(f"without an end mark, whether more is missing cannot be told: {seal.unsealed} records", err=True)
+        say(
+            f"without an end mark, whether more is missing cannot be told: {so_many(seal.unsealed, 'record')}", err=True
+        )
     if as_json:
         put(
             {
@@ -159,9 +163,8 @@ def import_(
             }
         )
     else:
-        count = len(bad) + len(partial)
-        problems = f"{count} problem{'' if count == 1 else 's'}"
-        say(f"{inserted} records imported, {duplicates} known already, {problems}")
+        problems = so_many(len(bad) + len(partial), "problem")
+        say(f"{so_many(inserted, 'record')} imported, {duplicates} known already, {problems}")
     if bad or (partial and not allow_partial):
         raise SystemExit(NOT_ALL)
 

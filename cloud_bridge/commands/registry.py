@@ -15,6 +15,7 @@ from cloud_bridge.registry.errors import NotInitialisedError
 from cloud_bridge.registry.keys import make_key, public_file
 from cloud_bridge.registry.repository import named
 from cloud_bridge.registry.roles import RoleName
+from gateway.wire.plain import so_many
 
 _ROLES: Final = get_args(RoleName)
 _as_json = click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
@@ -123,7 +124,7 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
     if as_json:
         put(plain)
         return
-    say(f"{plain['url']}: {plain['releases']} releases, {waiting} unpublished")
+    say(f"{plain['url']}: {so_many(plain['releases'], 'release')}, {waiting} unpublished")
     for role, each in plain["roles"].items():
         say(f"{role:10} version {each['version']}, until {each['expires']}, {each['threshold']} must sign")
         for key in each["keys"]:

@@ -18,7 +18,7 @@ from cloud_bridge.rollout.comparison import compare
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.plain import report_plain, rollout_plain
 from cloud_bridge.rollout.plan import Arm
-from cloud_bridge.rollout.registered import open_releases
+from cloud_bridge.rollout.registered import open_releases, open_revoked
 from cloud_bridge.rollout.releases import Release, release_of
 from cloud_bridge.rollout.service import Deed, RolloutDesk, plan_from, thresholds_from
 from cloud_bridge.rollout.waves import labels_of, waves_of
@@ -62,7 +62,8 @@ def _opened(file: Path | None, store_url: str | None) -> Iterator[_Work]:
     reader = open_reader(config.store)
     database = open_fleet(config.store)
     try:
-        yield _Work(config, RolloutDesk(database, reader, time.time_ns, open_releases(config)), reader)
+        desk = RolloutDesk(database, reader, time.time_ns, open_releases(config), open_revoked(config))
+        yield _Work(config, desk, reader)
     finally:
         database.close()
         reader.close()

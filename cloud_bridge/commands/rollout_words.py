@@ -9,6 +9,7 @@ from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.records import Rollout
 from cloud_bridge.rollout.service import Report
 from gateway.wire.plain import plain as shown
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 
@@ -26,9 +27,11 @@ def report_lines(report: Report, comparison: Comparison | None = None) -> list[s
     lines = [rollout_line(report.rollout)]
     for wave in report.waves:
         counted = ", ".join(f"{count} {word}" for word, count in sorted(wave.standings.items()))
-        lines.append(f"  wave {wave.name}: {wave.state}, {wave.devices} devices{': ' + counted if counted else ''}")
+        lines.append(
+            f"  wave {wave.name}: {wave.state}, {so_many(wave.devices, 'device')}{': ' + counted if counted else ''}"
+        )
     if report.returned:
-        lines.append(f"  {report.recovered} of {report.returned} devices run again what they had before")
+        lines.append(f"  {report.recovered} of {so_many(report.returned, 'device')} run again what they had before")
     for finding in report.rollout.findings:
         lines.append(f"  gate {finding.gate}: {finding.state} at look {report.rollout.seen.looks}, {finding.text}")
     for stand in report.stands:
@@ -39,7 +42,8 @@ def report_lines(report: Report, comparison: Comparison | None = None) -> list[s
             score = "no score" if arm.mean_score is None else f"mean score {arm.mean_score:.3f}"
             late = "" if arm.latency_p95_ms is None else f", p95 {arm.latency_p95_ms:.3g} ms"
             lines.append(
-                f"  {arm.release}: {arm.devices} devices, {arm.events} events in {arm.hours:.1f} h, {score}{late}"
+                f"  {arm.release}: {so_many(arm.devices, 'device')}, {so_many(arm.events, 'event')} in"
+                f" {arm.hours:.1f} h, {score}{late}"
             )
     for one in report.history:
         lines.append(f"  {rfc3339(one.at_ns)[:19]}Z {one.kind} ({one.who}): {one.detail}")

@@ -11,6 +11,7 @@ from cloud_bridge.companions import companions_of, not_in_databases
 from cloud_bridge.errors import BridgeError, ConfigError, TransferError
 from cloud_bridge.store.backup import Beside, back_up, restore
 from cloud_bridge.store.opening import sqlite_path
+from gateway.wire.plain import so_many
 
 
 @click.group()
@@ -43,7 +44,8 @@ def check(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
     else:
         for one in found:
             say(f"{one.rule}: {one.where}: {one.detail}")
-        say(f"{records} records in {streams} streams: {f'{len(found)} violations' if found else 'sound'}")
+        verdict = so_many(len(found), "violation") if found else "sound"
+        say(f"{so_many(records, 'record')} in {so_many(streams, 'stream')}: {verdict}")
     if found:
         raise SystemExit(NOT_ALL)
 

@@ -23,13 +23,14 @@ from cloud_bridge.drift.watch import open_database
 from cloud_bridge.errors import BridgeError, ConfigError
 from cloud_bridge.identity.database import Database
 from cloud_bridge.rollout.plan import Plan
-from cloud_bridge.rollout.registered import open_releases
+from cloud_bridge.rollout.registered import open_releases, open_revoked
 from cloud_bridge.rollout.releases import Release as Named
 from cloud_bridge.rollout.service import RolloutDesk, plan_from
 from cloud_bridge.rollout.waves import waves_of
 from cloud_bridge.store.base import Reader
 from cloud_bridge.twins.database import open_fleet
 from gateway.wire.manifest import ModelManifest
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def label(
         with desk.database.transaction() as tx:
             for one_gateway, one_id in chosen:
                 book.put_label(tx, one_gateway, one_id, label, time.time_ns())
-    say(f"{len(chosen)} events: {label}")
+    say(f"{so_many(len(chosen), 'event')}: {label}")
 
 
 @training.command()
@@ -251,7 +252,8 @@ def _begin_rollouts(desk: _Desk, name: str, version: str) -> list[str]:
     )
     database = open_fleet(desk.config.store)
     try:
-        rollouts = RolloutDesk(database, desk.reader, time.time_ns, open_releases(desk.config))
+        releases, revoked = open_releases(desk.config), open_revoked(desk.config)
+        rollouts = RolloutDesk(database, desk.reader, time.time_ns, releases, revoked)
         begun = []
         for pipeline in names:
             try:
@@ -331,7 +333,7 @@ def _sample_plain(one: "Sample") -> dict[str, Any]:
 
 
 def _counts(found: "Collection") -> str:
-    lines = [f"{count} windows: {what}" for what, count in found.counts().items()] or ["no windows"]
+    lines = [f"{so_many(count, 'window')}: {what}" for what, count in found.counts().items()] or ["no windows"]
     lines += [f"{count} left out: {why}" for why, count in sorted(found.left_out.items())]
     return "\n".join(lines)
 

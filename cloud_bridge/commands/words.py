@@ -7,6 +7,7 @@ import msgspec
 from cloud_bridge.store.base import Reader
 from cloud_bridge.values import Gap, Rollup, Spread, StoredEvent, StoredLetter, StoredRecord, StreamKey
 from gateway.wire.batch import payload_digest
+from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 _NS_PER_SECOND: Final = 1_000_000_000
@@ -74,8 +75,10 @@ def status_lines(plain: dict[str, Any]) -> list[str]:
     """Put the status for people."""
     letters = sum(plain["dead_letters"].values())
     lines = [
-        f"{plain['records']} records, {plain['events']} events in {plain['store_bytes'] / 1e6:.1f} MB",
-        f"{plain['duplicates']} duplicates absorbed, {plain['gaps']} numbers in gaps, {letters} dead letters",
+        f"{so_many(plain['records'], 'record')}, {so_many(plain['events'], 'event')} in"
+        f" {plain['store_bytes'] / 1e6:.1f} MB",
+        f"{so_many(plain['duplicates'], 'duplicate')} absorbed, {so_many(plain['gaps'], 'number')} in gaps,"
+        f" {so_many(letters, 'dead letter')}",
         "taken in " + ", ".join(f"{rate:g}/s over {over}" for over, rate in plain["records_per_second"].items()),
     ]
     for reason, count in plain["dead_letters"].items():
@@ -92,7 +95,7 @@ def status_lines(plain: dict[str, Any]) -> list[str]:
     for one in plain["streams"]:
         missing = "" if one["mark"] == one["last"] else f", more up to {one['last']}"
         name = f"{one['gateway']}/{one['class']} ({one['epoch']})"
-        lines.append(f"  stream {name}: complete to {one['mark']}{missing}, {one['records']} records")
+        lines.append(f"  stream {name}: complete to {one['mark']}{missing}, {so_many(one['records'], 'record')}")
     return lines
 
 
@@ -216,10 +219,10 @@ def _spread_text(name: str, spread: Spread) -> str:
 
 def rollup_line(one: Rollup) -> str:
     """Put a rollup for people; distributions as smallest/mean/largest."""
-    parts = [f"{one.events} events" if one.events or one.updates else ""]
-    parts.append(f"{one.inferences} inferences, {one.findings} findings" if one.measures else "")
+    parts = [f"{so_many(one.events, 'event')}" if one.events or one.updates else ""]
+    parts.append(f"{so_many(one.inferences, 'inference')}, {so_many(one.findings, 'finding')}" if one.measures else "")
     if not one.measures and one.findings:
-        parts.append(f"{one.findings} findings")
+        parts.append(f"{so_many(one.findings, 'finding')}")
     spreads = _spread_text("score", one.score) + _spread_text("level", one.level)
     spreads += _spread_text("latency ms", one.latency_ms)
     counted = ", ".join(part for part in parts if part)

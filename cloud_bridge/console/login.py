@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import parse_qs
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -16,6 +16,8 @@ from cloud_bridge.console.rendering import Pages
 from cloud_bridge.console.sessions import SESSION_SECONDS, Gatekeeper
 
 log: Final = structlog.get_logger()
+
+_MOST_BODY_BYTES: Final = 16 * 1024
 
 # A path on this host. No second slash or backslash: browsers read those as another host.
 _OWN_PATH: Final = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,1000}")
@@ -34,7 +36,12 @@ def login_routes(pages: Pages, gatekeeper: Gatekeeper) -> list[Route]:
     async def login(request: Request) -> Response:
         if not is_from_here(request):
             return problem(403, "the form must be sent from the console's own page")
-        fields = await _fields(request)
+        try:
+            fields = await _fields(request)
+        except _TooLongError:
+            return problem(413, f"a login is at most {_MOST_BODY_BYTES} bytes long")
+        except ClientDisconnect:
+            return problem(400, "the connection ended within the form")
         wanted = own_path(fields.get("next", "/"))
         if not gatekeeper.is_token(fields.get("token", "").strip()):
             log.warning("console_login_refused", client=request.client.host if request.client else None)
@@ -85,9 +92,18 @@ def is_from_here(request: Request) -> bool:
     return host_name(origin.partition("://")[2]) == host_name(request.headers.get("host", ""))
 
 
+class _TooLongError(ValueError):
+    """A body is longer than any form of ours. Nobody has shown a token yet: it must not fill the memory."""
+
+
 async def _fields(request: Request) -> dict[str, str]:
-    body = (await request.body()).decode("ascii", errors="replace")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BODY_BYTES:
+            raise _TooLongError
     try:
-        return {name: values[-1] for name, values in parse_qs(body, max_num_fields=8).items()}
+        given = parse_qs(body.decode("ascii", errors="replace"), max_num_fields=8)
+        return {name: values[-1] for name, values in given.items()}
     except ValueError:
         return {}

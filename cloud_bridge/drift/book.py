@@ -148,7 +148,10 @@ def references(tx: Transaction) -> dict[Device, Reference]:
     rows = tx.rows("SELECT model, version, gateway, pipeline, at_ns, origin, statistics FROM drift_references")
     found = {}
     for row in rows:
-        text = msgspec.json.decode(row[6], type=_ReferenceText)
+        try:
+            text = msgspec.json.decode(row[6], type=_ReferenceText)
+        except msgspec.DecodeError:
+            continue  # it holds what no histogram may: the device gets another one
         device = Device(*row[:4])
         found[device] = Reference(device, int(row[4]), row[5], text.statistics, text.effective)
     return found

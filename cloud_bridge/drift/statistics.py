@@ -22,6 +22,10 @@ _TAIL: Final = 0.005
 _FEWEST_BLOCKS: Final = 6
 """From which a variance is estimated."""
 
+MOST_COUNT: Final = 2**48
+MOST_EDGES: Final = 4096
+"""Of a sum. Beyond it is nothing that was measured, and a whole histogram still adds up within 64 bits."""
+
 Counts = list[int]
 
 
@@ -44,15 +48,19 @@ def total(histogram: Histogram) -> int:
 
 
 def merged(histograms: Sequence[Histogram]) -> Histogram | None:
-    """Add up, over the finest edges that all of them know; None if there are no such edges or no histograms."""
+    """Add up, over the finest edges that all of them know; None if there are no such edges or no histograms.
+
+    A cell counts to `MOST_COUNT` and no further. With more than `MOST_EDGES` edges the histograms are of nothing that
+    belongs together, and there is no sum.
+    """
     edges = common_edges(histograms)
-    if not edges:
+    if not 0 < len(edges) <= MOST_EDGES:
         return None
     sums = [0] * (len(edges) + 1)
     for histogram in histograms:
         for at, count in enumerate(over(histogram, edges)):
             sums[at] += count
-    return Histogram(edges=edges, counts=tuple(sums))
+    return Histogram(edges=edges, counts=tuple(min(count, MOST_COUNT) for count in sums))
 
 
 def common_edges(histograms: Sequence[Histogram]) -> tuple[float, ...]:

@@ -96,6 +96,11 @@ class StoreClaim:
             self._own = self._store_id()
         return self._own
 
+    @property
+    def listened(self) -> bool:
+        """Whether what the broker has retained of claims was heard on this connection."""
+        return self._granted_at is not None and self._monotonic() - self._granted_at >= _LISTEN_SECONDS
+
     def message(self, *, alive: bool) -> bytes:
         """Return what to publish; the store's id must be known."""
         claim = Claim(store=self._own or "", bridge=self._bridge, alive=alive, take_over=self._take_over)

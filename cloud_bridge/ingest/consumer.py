@@ -9,7 +9,6 @@ How much waits here is bounded: the Receive Maximum that is announced (MQTT 5 §
 
 import queue
 import random
-import socket
 import ssl
 import sys
 import threading
@@ -30,6 +29,7 @@ from cloud_bridge.config import Broker, Ingest
 from cloud_bridge.errors import BrokerError, ConfigError, ForeignStoreError
 from cloud_bridge.ingest.claim import StoreClaim, Turn, claim_topic
 from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.ingest.sockets import load_files, tls_context, tune
 from cloud_bridge.metrics import Metrics
 from gateway.wire.topics import filter_for, shared_filter
 
@@ -39,8 +39,8 @@ _MAX_DELAY_SECONDS: Final = 5  # few bridges, and every device waits for one: co
 _IN_FLIGHT: Final = 100
 _WAITING_PUBLISHES: Final = 10_000
 _UNCLAIMED_SECONDS: Final = 0.05
-_UNANSWERED_SECONDS: Final = 8.0
-"""A connection whose peer's TCP answers nothing for so long is over; left alone, TCP waits longer for each try."""
+_QUIET_NS: Final = 500_000_000
+"""So long after the last retained message that came, all of them have come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,12 @@ class Consumer:
         self._network: threading.Thread | None = None
         self._stopping = False
         self._ending = threading.Event()
+        self._marks: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()  # that the broker had retained
+        self._marks_mid: int | None = None
+        self._marks_heard_ns: int | None = None  # the last of them, or the answer to the subscription
+        self._marks_wanted = claim is not None and link.watches_fleet
         self._troubles: set[str] = set()  # what was told since the last connection
-        self._context = _tls_context(link.broker) if self.address.encrypted else None
+        self._context = tls_context(link.broker) if self.address.encrypted else None
         self._client = self._make_client()
 
     # ---- used by the worker ------------------------------------------------------------------------
@@ -174,6 +178,22 @@ class Consumer:
             message = self._client.publish(topic, payload, qos=1)
         return message.is_published if message.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
+    def retained_marks(self) -> list[tuple[str, bytes]]:
+        """Return topics and payloads of marks that the broker had retained, once, when no more of them come.
+
+        They are asked for once by a consumer that takes records: as those of an earlier store, which may be there.
+        """
+        heard_ns = self._marks_heard_ns
+        if heard_ns is None or self._monotonic_ns() - heard_ns < _QUIET_NS:
+            return []
+        self._marks_heard_ns = None
+        self._marks_wanted = False
+        self._client.unsubscribe(self._marks_filter)
+        found = []
+        while not self._marks.empty():
+            found.append(self._marks.get_nowait())
+        return found
+
     def stop(self) -> None:
         """Send what is queued, disconnect, and end the network thread. The session stays with the broker."""
         self._stopping = True
@@ -190,7 +210,7 @@ class Consumer:
         self._network = threading.current_thread()
         if self._context is not None:
             try:
-                _load_files(self._context, self._link.broker)  # a CA that was rotated is believed without a restart
+                load_files(self._context, self._link.broker)  # a CA that was rotated is believed without a restart
             except ConfigError as error:
                 self._in_trouble("certificates_unusable", str(error))
 
@@ -206,6 +226,7 @@ class Consumer:
         self._metrics.connections.labels(self.name).inc()
         log.info("broker_connected", link=self.name, broker=str(self.address), again=bool(self._troubles))
         self._troubles.clear()
+        self._marks_mid = self._marks_heard_ns = None
         if self._claim is not None:
             self._claim.connected(resumed=flags.session_present)
             self._claim_mid = client.subscribe(self._claim_topic, qos=1)[1]
@@ -235,6 +256,12 @@ class Consumer:
         if self._claim is not None and mid == self._claim_mid:
             self._claim.granted(refused=bool(refused))
             return
+        if mid == self._marks_mid:
+            self._marks_heard_ns = self._monotonic_ns()
+            if refused:
+                remedy = "run `cloud-bridge broker-config` again, or let the bridge read `ack` of all devices"
+                log.warning("retained_marks_refused", link=self.name, reasons=refused, remedy=remedy)
+            return
         if refused:
             remedy = "let the broker allow it; `ingest.subscription: plain` if it knows no shared subscriptions"
             log.error("subscription_refused", link=self.name, reasons=refused, filters=self.filters(), remedy=remedy)
@@ -246,6 +273,12 @@ class Consumer:
             topic = bytes(error.object)
         if self._claim is not None and topic == self._claim_topic:
             self._claim.heard(bytes(message.payload))
+            client.ack(message.mid, message.qos)
+            return
+        if isinstance(topic, str) and topic.rsplit("/", 2)[-2:-1] == ["ack"]:
+            if message.retain:  # else one of ours, or of a colleague
+                self._marks.put((topic, bytes(message.payload)))
+                self._marks_heard_ns = self._monotonic_ns()
             client.ack(message.mid, message.qos)
             return
         incoming = Incoming(
@@ -294,6 +327,12 @@ class Consumer:
         if turn is Turn.BEGIN:
             self._subscribe()
             log.info("ingest_begun", link=self.name, store=claim.own)
+        if self._marks_wanted and self._marks_mid is None and claim.held and claim.listened:
+            self._marks_mid = self._client.subscribe(self._marks_filter, qos=1)[1]
+
+    @property
+    def _marks_filter(self) -> str:
+        return filter_for("ack", root=self._settings.root)
 
     def _end_session(self) -> None:
         self._stopping = True
@@ -361,35 +400,8 @@ class Consumer:
         client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
-        client.on_socket_open = _tune
+        client.on_socket_open = tune
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         return client
-
-
-def _tune(_client: Client, _userdata: object, sock: object) -> None:
-    if isinstance(sock, socket.socket):  # else a WebSocket, which is not used
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an ack must not wait for a delayed TCP ack
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_UNANSWERED_SECONDS * 1000))  # RFC 5482
-
-
-def _tls_context(broker: Broker) -> ssl.SSLContext:
-    context = ssl.create_default_context() if broker.ca_file is None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load_files(context, broker)
-    return context
-
-
-def _load_files(context: ssl.SSLContext, broker: Broker) -> None:
-    """Read the files of a broker. What an earlier reading brought in stays believed until the bridge is restarted."""
-    try:
-        if broker.ca_file is not None:
-            context.load_verify_locations(broker.ca_file)
-        if broker.crl_file is not None:
-            context.load_verify_locations(broker.crl_file)
-            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-        if broker.certificate_file is not None and broker.key_file is not None:
-            context.load_cert_chain(broker.certificate_file, broker.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the certificates for {broker.url} cannot be used: {error}") from error

@@ -1,7 +1,7 @@
 """What messages mean. Pure: messages in, an intake out, and nothing is ever raised for what a sender did."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeGuard
 
@@ -33,6 +33,12 @@ MAX_KEPT_BYTES: Final = 1024 * 1024
 MAX_CUSTODY_BYTES: Final = 16 * 1024 * 1024
 """A message of records is kept whole up to here: its sender may then let the records go."""
 
+MAX_RECORDS: Final = 10_000
+"""In one message; no device can be configured to put more into a batch."""
+
+_MOST_RECORDS: Final = 20_000
+"""In one transaction: numbers that do not stand in a row cost the store far more than their bytes."""
+
 QUARANTINED: Final = "store_quarantined"
 """Code of the notice that a device has put its store aside."""
 
@@ -51,20 +57,58 @@ class _Gathered:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
+    def intake(self, received_at_ns: int) -> Intake:
+        return Intake(
+            received_at_ns,
+            tuple(self.arrivals),
+            tuple(self.availability),
+            tuple(self.statuses),
+            tuple(self.dead_letters),
+            frozenset(self.seen),
+        )
+
+    def size(self, arrivals: int, letters: int) -> tuple[int, int]:
+        """Return how many records and bytes there are beyond so many arrivals and dead letters."""
+        rows = [row for arrival in self.arrivals[arrivals:] for row in arrival.rows]
+        letter_bytes = sum(len(letter.payload) for letter in self.dead_letters[letters:])
+        return len(rows), sum(len(row.body) + len(row.blob) for row in rows) + letter_bytes
+
 
 def intake_of(messages: Iterable[Incoming], *, root: str, received_at_ns: int) -> Intake:
     """Decode messages, in order. What cannot be used becomes a dead letter."""
     gathered = _Gathered()
     for message in messages:
         _take(message, root, gathered)
-    return Intake(
-        received_at_ns,
-        tuple(gathered.arrivals),
-        tuple(gathered.availability),
-        tuple(gathered.statuses),
-        tuple(gathered.dead_letters),
-        frozenset(gathered.seen),
-    )
+    return gathered.intake(received_at_ns)
+
+
+def intakes_of(
+    messages: Iterable[Incoming],
+    *,
+    root: str,
+    received_at_ns: int,
+    most_bytes: int,
+    most_records: int = _MOST_RECORDS,
+) -> Iterator[tuple[list[Incoming], Intake]]:
+    """Decode messages, in order, and return them in parts of about so much when unfolded.
+
+    A kilobyte may unfold to a mebibyte: what a part takes in memory, and its transaction in time, must not depend on
+    what senders have packed. Each part is decoded when it is asked for, and ends with the message that fills it.
+    """
+    taken: list[Incoming] = []
+    gathered, records, size_bytes = _Gathered(), 0, 0
+    for message in messages:
+        arrivals, letters = len(gathered.arrivals), len(gathered.dead_letters)
+        _take(message, root, gathered)
+        taken.append(message)
+        more_records, more_bytes = gathered.size(arrivals, letters)
+        records, size_bytes = records + more_records, size_bytes + more_bytes
+        if records >= most_records or size_bytes >= most_bytes:
+            yield taken, gathered.intake(received_at_ns)
+            taken = []
+            gathered, records, size_bytes = _Gathered(), 0, 0
+    if taken:
+        yield taken, gathered.intake(received_at_ns)
 
 
 def refused(message: Incoming, reason: str, detail: str, sender: tuple[str, str] | None = None) -> DeadLetter:
@@ -130,6 +174,8 @@ def _take_records(message: Incoming, address: Address, gathered: _Gathered) -> N
         return
     unpacked = unpack(message.payload)
     batch = unpacked.batch
+    if len(batch.records) > MAX_RECORDS:
+        raise MalformedMessageError(f"RecordBatch: {len(batch.records)} records are more than {MAX_RECORDS}")
     key = StreamKey(address.gateway, batch.epoch, address.name)
     arrival, notes = arrival_of(key, batch.base, batch.records, unpacked.blobs, str(message.topic))
     if batch.kept:

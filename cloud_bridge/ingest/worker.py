@@ -14,7 +14,7 @@ import structlog
 
 from cloud_bridge.config import Ingest
 from cloud_bridge.errors import StoreError, StoreRefusedError
-from cloud_bridge.ingest.decoding import intake_of, refused, sender_of
+from cloud_bridge.ingest.decoding import intakes_of, refused, sender_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.ingest.marks import PublishedMarks
 from cloud_bridge.metrics import Metrics
@@ -58,10 +58,13 @@ class Worker:
         metrics: Metrics,
         marks: PublishedMarks,
         *,
+        look: Callable[[], None] | None = None,
         wall_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """Prepare. look: called at each turn of the loop; it must not wait."""
         self._source = source
+        self._look = look
         self._store = store
         self._settings = settings
         self._metrics = metrics
@@ -70,6 +73,7 @@ class Worker:
         self._monotonic_ns = monotonic_ns
         self._stopping = threading.Event()
         self._failing = False
+        self._proven = False  # something was committed since the start
         self._told: set[tuple[str, str]] = set()
         self._met: set[tuple[str, str]] = set()  # retained messages
         self.progress_ns = monotonic_ns()
@@ -88,14 +92,28 @@ class Worker:
         while not self._stopping.is_set():
             self.progress_ns = self._monotonic_ns()
             self._source.check()
-            messages = self._source.gather(self._settings.batch_messages, self._settings.batch_bytes, _IDLE_SECONDS)
+            if self._look is not None:
+                self._look()
+            # One alone until one is through: what has killed the bridge before, if anything did, comes again now, and
+            # each start must leave less of it.
+            most = self._settings.batch_messages if self._proven else 1
+            messages = self._source.gather(most, self._settings.batch_bytes, _IDLE_SECONDS)
             if messages:
-                self._process(messages)
+                self._proven = self._process(messages)
 
     def _process(self, messages: Sequence[Incoming]) -> bool:
+        """Commit and acknowledge, part by part. False if stopped meanwhile."""
+        parts = intakes_of(
+            messages,
+            root=self._settings.root,
+            received_at_ns=self._wall_ns(),
+            most_bytes=self._settings.batch_bytes,
+        )
+        return all(self._settle(part, intake) for part, intake in parts)
+
+    def _settle(self, messages: Sequence[Incoming], intake: Intake) -> bool:
         """Commit and acknowledge; when the store refuses, find out which message it is. False if stopped meanwhile."""
-        started_ns = self._monotonic_ns()
-        intake = intake_of(messages, root=self._settings.root, received_at_ns=self._wall_ns())
+        started_ns = self.progress_ns = self._monotonic_ns()
         try:
             outcome = self._commit(intake)
         except StoreRefusedError as error:

@@ -4,8 +4,7 @@ from typing import Protocol
 
 from cloud_bridge.osbundles.ledger import BundleEntry
 from cloud_bridge.registry.versions import version_key
-from cloud_bridge.rollout.campaign import Releases, ReleaseState
-from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.releases import Release, Releases, ReleaseState
 
 
 class Bundles(Protocol):

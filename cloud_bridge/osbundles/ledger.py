@@ -146,8 +146,14 @@ class BundleLedger:
                 (why, entry.compatible, entry.version),
             )
 
+    def is_settled(self, listed: Collection[str]) -> bool:
+        """Tell whether the states are in line with the paths that are signed."""
+        return all(
+            (one.path in listed) == (one.published_ns is not None and one.yanked_ns is None) for one in self.bundles()
+        )
+
     def settle(self, listed: Collection[str]) -> None:
-        """Bring the states in line with the paths that are signed."""
+        """Bring the states in line with the paths that are signed. The caller holds the lock of the repository."""
         now_ns = self._clock()
         for entry in self.bundles():
             is_listed = entry.path in listed

@@ -92,8 +92,16 @@ class BundleShelf:
         return self.ledger.entry(compatible, version)
 
     def settle(self) -> None:
-        """Bring the states in line with what is signed, as after a signature that was made elsewhere."""
-        self.ledger.settle(self._repository.load().targets.signed.targets)
+        """Bring the states in line with what is signed, as after a signature that was made elsewhere.
+
+        Raises:
+            BusyError: the states are to change, and somebody else holds the repository for too long.
+        """
+        if self.ledger.is_settled(self._repository.load().targets.signed.targets):
+            return
+        # With the lock, and what counts then: a publication may be between its signature and its state.
+        with self._repository.lock.held():
+            self.ledger.settle(self._repository.load().targets.signed.targets)
 
     def _list(self, entry: BundleEntry) -> str:
         """Make the bundle count; return which signatures it waits for."""

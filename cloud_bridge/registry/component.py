@@ -109,7 +109,7 @@ def ask_for_certificates(context: ssl.SSLContext, identities: Identities, host: 
     """
     if is_loopback(host):
         return
-    context.load_verify_locations(cadata=identities.ca.bundle_pem.decode("ascii"))
+    context.load_verify_locations(cadata=identities.issuer.bundle_pem.decode("ascii"))
     context.verify_mode = ssl.CERT_REQUIRED
 
 

@@ -5,7 +5,7 @@ come from, and where it is noticed that somebody put an older repository back.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, cast
 
 from cloud_bridge.errors import StoreError
@@ -202,6 +202,13 @@ class Ledger:
                 continue
             changed.append(self.entry(entry.name, entry.version))
         return changed
+
+    def is_settled(self, listed: Collection[tuple[str, str]]) -> bool:
+        """Tell whether the states are in line with the releases that are signed."""
+        return all(
+            ((one.name, one.version) in listed) == (one.published_ns is not None and one.yanked_ns is None)
+            for one in self.releases()
+        )
 
     def explain_yank(self, entry: ReleaseEntry, why: str) -> None:
         """Note why a release is going to be taken back."""

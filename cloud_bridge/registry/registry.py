@@ -253,6 +253,7 @@ class Registry:
             NotInitialisedError: there is no repository.
             SignatureMissingError: a key that is needed is elsewhere.
             DistrustedError: the repository is not the one that was signed last.
+            BusyError: something is to change, and somebody else holds the repository for too long.
         """
         force = force or targets or bool(take_older)
         current = self.repository.load(as_it_is=take_older)
@@ -265,10 +266,19 @@ class Registry:
                     again = targets or bool(take_older) or self.repository.targets_due(current)
                     draft = self.repository.draft(current) if again else None
                     current = self.repository.commit(current, prolong, targets=draft)
+                settled = self._settle(current.targets)
             if take_older:
                 self.ledger.note("registry-older-taken", take_older)
             log.info("registry_metadata_renewed", timestamp=current.timestamp.signed.version)
-        return Refreshed(current, renewed, tuple(self._settle(current.targets)))
+        elif self._is_settled(current.targets):
+            settled = []
+        else:
+            # With the lock, and what counts then: since this was read, somebody may have published more, and to hold
+            # the states against an older list would take that back.
+            with self.repository.lock.held():
+                current = self.repository.load()
+                settled = self._settle(current.targets)
+        return Refreshed(current, renewed, tuple(settled))
 
     def revoke_key(self, entry: ReleaseEntry) -> None:
         """Give the content key of a release to nobody any more; who has it keeps it until the lease ends.
@@ -308,7 +318,14 @@ class Registry:
         directory, _, name = path.rpartition("/")
         return f"targets/{directory}/{sha256}.{name}"
 
+    def _is_settled(self, targets: Metadata[Targets]) -> bool:
+        listed = listed_releases(targets)
+        known = {(one.name, one.version) for one in self.ledger.releases()}
+        is_known = all(name in known for name in listed)
+        return is_known and self.ledger.is_settled(listed) and self._bundles.is_settled(targets.signed.targets)
+
     def _settle(self, targets: Metadata[Targets]) -> list[ReleaseEntry]:
+        """Bring the states in line with what is signed. The caller holds the lock."""
         self._bundles.settle(targets.signed.targets)
         listed = listed_releases(targets)
         known = {(one.name, one.version) for one in self.ledger.releases()}

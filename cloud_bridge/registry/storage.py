@@ -3,6 +3,7 @@
 A file is there whole or not at all. In a directory that takes a rename and syncs; object stores promise it themselves.
 """
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cloud_bridge.errors import ConfigError
 from cloud_bridge.identity.errors import IdentityError
 from cloud_bridge.identity.files import PUBLIC, copy_file, write_file
-from cloud_bridge.registry import directories
+from cloud_bridge.registry import directories, objectstores
 from cloud_bridge.registry.directories import make_directory
 from cloud_bridge.registry.errors import NotFoundError, RegistryError, StorageError
 
@@ -28,9 +29,13 @@ class Storage:
         """
         self.url = url
         try:
-            fs, root = url_to_fs(url, use_listings_cache=False) if "://" in url else (LocalFileSystem(), url)
-        except (ImportError, ValueError) as error:
+            fs, root = url_to_fs(url, **objectstores.options_for(url)) if "://" in url else (LocalFileSystem(), url)
+            self._errors = objectstores.errors_of(url)
+        except ImportError as error:
+            raise ConfigError(f"registry.url {url!r}: {error}: {objectstores.package_for(url)}") from error
+        except ValueError as error:
             raise ConfigError(f"registry.url {url!r}: {error}") from error
+        self._write_errors: tuple[type[Exception], ...] = (*self._errors, IdentityError, RegistryError)
         self._fs: Any = fs
         self._root = root.rstrip("/")
         self._is_local = isinstance(fs, LocalFileSystem)
@@ -43,12 +48,17 @@ class Storage:
             StorageError: it cannot be read now.
         """
         end = None if length is None else offset + length
+        if length == 0:
+            self.size(path)
+            return b""
         try:
             content = self._fs.cat_file(self._at(path), start=offset or None, end=end)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotFoundError(f"{path}: not in the repository") from error
-        except OSError as error:
-            raise StorageError(f"{self.url}: {path} cannot be read: {error}") from error
+        except self._errors as error:
+            if not self._is_local and getattr(error, "errno", None) == errno.EINVAL and offset >= self.size(path):
+                return b""  # an object store calls a range beyond the end an error (RFC 9110 §15.5.17)
+            raise self._failed(path, "read", error) from error
         return bytes(content)
 
     def size(self, path: str) -> int:
@@ -62,8 +72,8 @@ class Storage:
             found = self._fs.info(self._at(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFoundError(f"{path}: not in the repository") from error
-        except OSError as error:
-            raise StorageError(f"{self.url}: {path} cannot be read: {error}") from error
+        except self._errors as error:
+            raise self._failed(path, "read", error) from error
         if found["type"] != "file":
             raise NotFoundError(f"{path}: not in the repository")
         return int(found["size"])
@@ -81,8 +91,8 @@ class Storage:
                 write_file(Path(place), content, PUBLIC)
             else:
                 self._fs.pipe_file(place, content)
-        except (OSError, IdentityError, RegistryError) as error:
-            raise StorageError(f"{self.url}: {path} cannot be written: {error}") from error
+        except self._write_errors as error:
+            raise self._failed(path, "written", error) from error
 
     def write_from(self, path: str, file: Path) -> None:
         """Replace a file by a copy of one on this host, which need not fit into memory; as `write`.
@@ -97,8 +107,8 @@ class Storage:
                 copy_file(file, Path(place), PUBLIC)
             else:
                 self._fs.put_file(str(file), place)
-        except (OSError, IdentityError, RegistryError) as error:
-            raise StorageError(f"{self.url}: {path} cannot be written: {error}") from error
+        except self._write_errors as error:
+            raise self._failed(path, "written", error) from error
 
     def files(self, directory: str) -> list[str]:
         """Return the paths of the files in a directory, by name; none if it is not there.
@@ -110,8 +120,8 @@ class Storage:
             found = self._fs.ls(self._at(directory), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except OSError as error:
-            raise StorageError(f"{self.url}: {directory} cannot be listed: {error}") from error
+        except self._errors as error:
+            raise self._failed(directory, "listed", error) from error
         names = [str(one["name"]).rpartition("/")[2] for one in found if one["type"] == "file"]
         return [f"{directory}/{name}" for name in sorted(names)]
 
@@ -125,8 +135,12 @@ class Storage:
             self._fs.rm_file(self._at(path))
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise StorageError(f"{self.url}: {path} cannot be removed: {error}") from error
+        except self._errors as error:
+            raise self._failed(path, "removed", error) from error
+
+    def _failed(self, path: str, what: str, error: Exception) -> StorageError:
+        """Say which file, why, and what helps."""
+        return StorageError(f"{self.url}: {path} cannot be {what}: {error}{objectstores.remedy_for(self.url, error)}")
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"

@@ -6,14 +6,14 @@ bridges on one database come to the same decision, and one of them writes it.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import structlog
 
-from cloud_bridge.errors import StoreError
-from cloud_bridge.identity.database import Database, Transaction
+from cloud_bridge.errors import BridgeError, StoreError
+from cloud_bridge.identity.database import Database
 from cloud_bridge.rollout.fleet import Fleet, FleetStates
 from cloud_bridge.rollout.gates import Seen, is_due, judge, seen_now
 from cloud_bridge.rollout.metrics import RolloutMetrics
@@ -33,12 +33,14 @@ from cloud_bridge.rollout.records import (
     ChangedMeanwhileError,
     Rollout,
     keep_look,
+    keep_reason,
     list_members,
     list_rollouts,
     move,
     put_members,
 )
-from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.releases import Release, Releases
+from cloud_bridge.rollout.returning import give_back, ways_back, words_of
 from cloud_bridge.rollout.telemetry import Records, Watch, last_id
 from cloud_bridge.rollout.waves import arms_cover, jitter, members
 from cloud_bridge.twins.desired import MOST_AHEAD, Change, apply_changes
@@ -47,20 +49,6 @@ log = structlog.get_logger()
 
 _NS: Final = 1_000_000_000
 _STANDINGS: Final[tuple[Standing, ...]] = ("pending", "updating", "running", "failing", "left")
-
-ReleaseState = Literal["approved", "candidate", "yanked", "unknown"]
-
-
-class Releases(Protocol):
-    """Whoever knows what may be given out."""
-
-    def state_of(self, release: Release) -> ReleaseState:
-        """Return what a release is now."""
-        ...
-
-    def before(self, release: Release) -> Release | None:
-        """Return the newest approved release of the same name with a lower version, None if there is none."""
-        ...
 
 
 class BridgeStore(Records, FleetStates, Protocol):
@@ -85,6 +73,7 @@ class Campaign:
         *,
         past_hours: float,
         releases: Releases | None = None,
+        revoked: Callable[[], Collection[str]] = tuple,
         wall_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -93,10 +82,13 @@ class Campaign:
         self._metrics = metrics
         self._past_hours = past_hours
         self._releases = releases
+        self._revoked = revoked
         self._wall_ns = wall_ns
         self._monotonic_ns = monotonic_ns
         self._watched: dict[str, _Watched] = {}
         self._gone: dict[str, int] = {}  # devices that are offline, and since when this has been seen
+        self._waiting: set[str] = set()  # rollouts of which it was told that they wait
+        self._stuck: set[str] = set()  # rollouts that can neither be moved on nor halted
         self._failing = False
 
     def tick(self) -> None:
@@ -116,7 +108,7 @@ class Campaign:
         with self._database.transaction(durable=False) as tx:
             rollouts = list_rollouts(tx, only_open=True, limit=10_000)
         active = [one for one in rollouts if one.phase in {"running", "paused"}]
-        fleet = Fleet.read(self._store, self._database) if active else None
+        fleet = Fleet.read(self._store, self._database, self._revoked()) if active else None
         if fleet is not None:
             gone = [name for name, state in fleet.gateways.items() if state.state == "offline"]
             self._gone = {name: self._gone.get(name, self._wall_ns()) for name in gone}
@@ -125,15 +117,55 @@ class Campaign:
             self._metrics.open.labels(phase).set(phases[phase])
         for ended in self._watched.keys() - {one.id for one in active}:
             del self._watched[ended]
+        self._stuck &= {one.id for one in active}
+        self._waiting &= {one.id for one in active}
         standings: Counter[Standing] = Counter()
+        unread: StoreError | None = None
         for rollout in active:
             try:
                 if fleet is not None:
-                    standings.update(self._step(rollout, fleet))
-            except ChangedMeanwhileError:
-                log.info("rollout_changed_meanwhile", rollout=rollout.id)  # by an operator or another bridge
+                    standings.update(self._moved(rollout, fleet))
+            except StoreError as error:
+                unread = unread or error  # the others have their turn: it may be about this one alone
         for standing in _STANDINGS:
             self._metrics.devices.labels(standing).set(standings[standing])
+        if unread is not None:
+            raise unread
+
+    def _moved(self, rollout: Rollout, fleet: Fleet) -> list[Standing]:
+        """Move a rollout on; what is wrong with it alone does not leave here.
+
+        Raises:
+            StoreError: something cannot be read or written now.
+        """
+        try:
+            return self._step(rollout, fleet)
+        except ChangedMeanwhileError:
+            log.info("rollout_changed_meanwhile", rollout=rollout.id)  # by an operator or another bridge
+        except StoreError:
+            raise
+        except BridgeError as error:
+            self._give_up(rollout, error)
+        return []
+
+    def _give_up(self, rollout: Rollout, error: BridgeError) -> None:
+        """Halt a rollout that cannot be moved on; it takes no other one with it.
+
+        Raises:
+            StoreError: it cannot be written now.
+        """
+        with self._database.transaction(durable=False) as tx:
+            all_members = list_members(tx, rollout.id)
+        try:
+            self._halt(rollout, all_members, [], Halt("error", f"it cannot be moved on: {error}"))
+        except ChangedMeanwhileError:
+            log.info("rollout_changed_meanwhile", rollout=rollout.id)
+        except StoreError:
+            raise
+        except BridgeError as again:
+            if rollout.id not in self._stuck:
+                log.error("rollout_stuck", rollout=rollout.id, error=str(again), remedy="cloud-bridge rollout abort")
+            self._stuck.add(rollout.id)
 
     def _step(self, rollout: Rollout, fleet: Fleet) -> list[Standing]:
         if rollout.wave_ns is None:
@@ -142,7 +174,7 @@ class Campaign:
             return []
         with self._database.transaction(durable=False) as tx:
             all_members = list_members(tx, rollout.id)
-        given = [one for one in all_members if not one.returned]
+        given = [one for one in all_members if not one.returned and one.gateway not in fleet.gone]
         wave = [one for one in given if one.wave == rollout.wave]
         now_ns = self._wall_ns()
         plan = rollout.plan
@@ -166,9 +198,28 @@ class Campaign:
                 self._tell("settled", rollout, detail=detail)
             case Advance() if rollout.phase == "running":
                 self._advance(rollout, f"wave {rollout.plan.waves[rollout.wave]} has passed", "wave-passed")
-            case Advance() | Wait():
+            case Wait():
+                self._wait(rollout, step)
+            case Advance():
                 pass
+        if rollout.id in self._waiting and not (isinstance(step, Wait) and step.is_stuck):
+            log.info("rollout_waits_no_more", rollout=rollout.id, wave=rollout.wave)
+            self._waiting.discard(rollout.id)
         return [one.standing for one in stands]
+
+    def _wait(self, rollout: Rollout, wait: Wait) -> None:
+        """Say what is waited for where that may last: a person must see it who only looks at the rollout."""
+        if not wait.is_stuck:
+            if rollout.id in self._waiting:
+                with self._database.transaction(durable=False) as tx:
+                    keep_reason(tx, rollout, wait.reason)
+            return
+        if rollout.id not in self._waiting:
+            log.warning("rollout_waits", rollout=rollout.id, wave=rollout.wave, reason=wait.reason)
+        self._waiting.add(rollout.id)
+        if rollout.phase == "running" and rollout.reason != wait.reason:
+            with self._database.transaction(durable=False) as tx:
+                keep_reason(tx, rollout, wait.reason)
 
     def _begin_wave(self, rollout: Rollout, fleet: Fleet) -> None:
         """Give the wave out. Its devices are chosen now, so that those that came meanwhile are among them."""
@@ -298,56 +349,6 @@ def release_for(plan: Plan, fleet: Fleet, gateway: str) -> Release:
     release = plan.release if at is None else plan.arms[at].release
     assert release is not None
     return release
-
-
-Ways = Mapping[Release, Release | None]
-"""What devices get instead of releases that they ran before and that were taken out of the registry since."""
-
-
-def ways_back(releases: Releases | None, back: Sequence[Member]) -> Ways:
-    """Look up what to give instead of releases that were taken back meanwhile: the newest good one before each.
-
-    Raises:
-        StoreError: the registry cannot be asked now.
-    """
-    if releases is None:
-        return {}
-    had = {one.previous for one in back if one.previous is not None}
-    return {release: releases.before(release) for release in had if releases.state_of(release) == "yanked"}
-
-
-def words_of(back: Sequence[Member], returned: Sequence[Member]) -> str:
-    """Say what becomes of devices whose release is taken back; `returned` are the same, as `give_back` left them."""
-    after = {one.gateway: one.previous for one in returned}
-    silent = [one.gateway for one in back if one.previous is None]
-    changed = Counter(
-        (one.previous, after[one.gateway]) for one in back if one.previous not in (None, after[one.gateway])
-    )
-    words = f"{len(back) - len(silent) - changed.total()} devices get back what they had"
-    if silent:
-        words += f"; {len(silent)} had told of no release before, and keep this one (give --baseline): {silent[0]}"
-    for (had, gets), count in sorted(changed.items(), key=str):
-        instead = "there is none before it, so they keep this one" if gets is None else f"they get {gets}"
-        words += f"; {count} had {had}, which was taken out of the registry: {instead}"
-    return words
-
-
-def give_back(tx: Transaction, rollout: Rollout, back: Sequence[Member], ways: Ways, now_ns: int) -> Sequence[Member]:
-    """Give devices what they ran before, under a new and higher token; at once, for a bad release runs there.
-
-    Returns the members as they are then; `previous` is what each gets, None where nothing is left to give.
-    """
-    if not back:
-        return ()
-    returned = [replace(one, previous=ways.get(one.previous, one.previous) if one.previous else None) for one in back]
-    changes = [
-        Change(one.gateway, rollout.plan.pipeline, None if one.previous is None else one.previous.ref, now_ns)
-        for one in returned
-    ]
-    token = apply_changes(tx, changes, now_ns)
-    returned = [replace(one, token=token, due_ns=now_ns, returned=True) for one in returned]
-    put_members(tx, rollout, returned)
-    return returned
 
 
 def _highest_reported(fleet: Fleet, gateways: Sequence[str], now_ns: int) -> int:

@@ -3,15 +3,16 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from cloud_bridge.config import Config
 from cloud_bridge.identity.database import Database
 from cloud_bridge.ingest.consumer import Consumer, Link
 from cloud_bridge.metrics import Metrics
-from cloud_bridge.rollout.campaign import BridgeStore, Campaign, Releases
+from cloud_bridge.rollout.campaign import BridgeStore, Campaign
 from cloud_bridge.rollout.metrics import RolloutMetrics
+from cloud_bridge.rollout.releases import Releases
 from cloud_bridge.store.opening import password_of
 from cloud_bridge.threads import run_in_thread
 from cloud_bridge.twins.database import open_fleet
@@ -33,6 +34,7 @@ class RolloutComponent:
         *,
         client_id: str,
         releases: Releases | None = None,
+        revoked: Callable[[], Collection[str]] = tuple,
     ) -> None:
         """Prepare; nothing is connected before `run`.
 
@@ -43,6 +45,7 @@ class RolloutComponent:
         self._store = store
         self._metrics = metrics
         self._releases = releases
+        self._revoked = revoked
         self._rollout_metrics = RolloutMetrics(metrics.registry)
         self._twin_metrics = TwinMetrics(metrics.registry)
         self._links = links_of(config, client_id)
@@ -79,6 +82,7 @@ class RolloutComponent:
             self._rollout_metrics,
             past_hours=self._config.rollout.past_hours,
             releases=self._releases,
+            revoked=self._revoked,
         )
         while not self._ends(halt):
             campaign.tick()
@@ -98,7 +102,7 @@ class RolloutComponent:
             try:
                 consumer.start()
                 while not self._ends(halt):
-                    twins.turn()
+                    self._rest(halt, twins.turn())
             finally:
                 consumer.stop()
 

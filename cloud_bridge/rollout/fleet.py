@@ -1,6 +1,6 @@
 """The fleet as rollouts see it: which devices have a pipeline, what they run, and whether they are there."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -9,6 +9,7 @@ from cloud_bridge.rollout.plan import Heard, Plan
 from cloud_bridge.rollout.releases import Release, release_from
 from cloud_bridge.rollout.waves import arms_cover
 from cloud_bridge.twins.desired import Desired, find_desired
+from cloud_bridge.twins.forgotten import forgotten_devices
 from cloud_bridge.twins.labels import all_labels
 from cloud_bridge.twins.reported import Reported, find_reported
 from cloud_bridge.values import GatewayState, PipelineState
@@ -36,10 +37,13 @@ class Fleet:
     labels: Mapping[str, Mapping[str, str]]
     desired: Mapping[str, Desired]
     reported: Mapping[str, Reported]
+    gone: frozenset[str] = frozenset()  # revoked, or forgotten: for good, as far as anybody knows
 
     @classmethod
-    def read(cls, states: FleetStates, database: Database) -> "Fleet":
+    def read(cls, states: FleetStates, database: Database, revoked: Collection[str] = ()) -> "Fleet":
         """Read it: the store first, so that nobody waits for a transaction that waits for the store.
+
+        revoked: devices that may not connect any more.
 
         Raises:
             StoreError: it cannot be read now.
@@ -47,7 +51,8 @@ class Fleet:
         gateways = {state.gateway: state for state in states.gateways()}
         statuses = {(state.gateway, state.status.pipeline): state.status for state in states.pipelines()}
         with database.transaction(durable=False) as tx:
-            return cls(gateways, statuses, all_labels(tx), find_desired(tx), find_reported(tx))
+            gone = forgotten_devices(tx) | frozenset(revoked)
+            return cls(gateways, statuses, all_labels(tx), find_desired(tx), find_reported(tx), gone)
 
     def names(self) -> list[str]:
         """Return every gateway that was heard of, or labelled, by name."""
@@ -58,13 +63,16 @@ class Fleet:
         return self.labels.get(gateway, {})
 
     def meant(self, plan: Plan) -> dict[str, Mapping[str, str]]:
-        """Return the devices that a rollout is for, with their labels: those that have the pipeline, and a release."""
+        """Return the devices that a rollout is for, with their labels: those that have the pipeline, and a release.
+
+        Who is gone for good is none of them: it would hold a wave up that waits for half of its devices.
+        """
         found = {gateway for gateway, pipeline in self.statuses if pipeline == plan.pipeline}
         found |= {name for name, one in self.reported.items() if one.has(plan.pipeline)}
         arms = [arm.labels for arm in plan.arms]
         return {
             name: self.labels_of(name)
-            for name in sorted(found)
+            for name in sorted(found - self.gone)
             if plan.release is not None or arms_cover(arms, self.labels_of(name)) is not None
         }
 

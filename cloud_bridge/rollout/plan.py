@@ -148,9 +148,10 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do yet, for this reason."""
+    """Nothing to do yet, for this reason. `is_stuck`: it may last for ever unless somebody does something."""
 
     reason: str
+    is_stuck: bool = False
 
 
 Step = Halt | Settle | Advance | Wait
@@ -186,7 +187,13 @@ def next_step(
     if unsettled:
         return Wait(f"{unsettled} of {len(stands)} devices have not come to an end")
     if stands and (count["running"] + count["failing"]) / len(stands) < LEAST_REACHED:
-        return Wait(f"only {count['running']} of {len(stands)} devices were reached; {LEAST_REACHED:.0%} are needed")
+        away = [one.member.gateway for one in stands if one.standing in {"left", "pending"}]
+        others = " and others" if len(away) > 1 else ""
+        return Wait(
+            f"only {count['running']} of {len(stands)} devices were reached, and {LEAST_REACHED:.0%} are needed: wait"
+            f" for {away[0]}{others}, or `cloud-bridge fleet forget` those that are gone",
+            is_stuck=True,
+        )
     if settled_ns is None:
         return Settle()
     left = settled_ns + int(plan.soak_seconds * _NS) - now_ns

@@ -10,7 +10,7 @@ from cloud_bridge.identity.database import Transaction
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.gates import Finding, Seen, Verdict
 from cloud_bridge.rollout.plan import Member, Phase, Plan
-from cloud_bridge.rollout.releases import Release, release_of
+from cloud_bridge.rollout.releases import Release, fit_release
 
 _ROLLOUT: Final = (
     "id, created_ns, updated_ns, pipeline, phase, reason, revision, plan, wave, wave_ns, cursor, settled_ns, looks,"
@@ -100,6 +100,19 @@ def keep_look(tx: Transaction, rollout: Rollout, seen: Seen, findings: tuple[Fin
         (seen.looks, seen.events, seen.hours, _plain(findings), rollout.id, rollout.revision),
     )
     if not changed:
+        raise ChangedMeanwhileError(f"rollout {rollout.id} was changed meanwhile; look again")
+    return after
+
+
+def keep_reason(tx: Transaction, rollout: Rollout, reason: str) -> Rollout:
+    """Say what a rollout waits for. No line in the history.
+
+    Raises:
+        ChangedMeanwhileError: it is not any more what `rollout` says; nothing was changed.
+    """
+    after = replace(rollout, reason=reason)
+    sql = "UPDATE rollouts SET reason = ? WHERE id = ? AND revision = ?"
+    if not tx.change(sql, (_values(after)[5], rollout.id, rollout.revision)):
         raise ChangedMeanwhileError(f"rollout {rollout.id} was changed meanwhile; look again")
     return after
 
@@ -218,5 +231,8 @@ def _rollout(row: tuple[Any, ...]) -> Rollout:
 
 def _member(row: tuple[Any, ...]) -> Member:
     _, gateway, wave, release, previous, assigned_ns, due_ns, token, returned = row
-    back: Release | None = release_of(previous) if previous else None
-    return Member(gateway, wave, release_of(release), back, assigned_ns, due_ns, token, bool(returned))
+    name, _, version = release.rpartition("@")
+    # What is kept is read, whatever it is: a rollout that cannot be read could not be aborted either.
+    return Member(
+        gateway, wave, Release(name, version), fit_release(previous), assigned_ns, due_ns, token, bool(returned)
+    )

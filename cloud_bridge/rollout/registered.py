@@ -1,17 +1,18 @@
 """What the registry says about releases that are to be given out."""
 
 import time
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from cloud_bridge.config import Config
 from cloud_bridge.identity.database import open_database
+from cloud_bridge.identity.devices import list_devices
 from cloud_bridge.osbundles.known import ModelsAndSystems
 from cloud_bridge.osbundles.ledger import BundleEntry, BundleLedger
 from cloud_bridge.registry.ledger import Ledger
 from cloud_bridge.registry.release import ReleaseEntry
 from cloud_bridge.registry.versions import version_key
-from cloud_bridge.rollout.campaign import Releases, ReleaseState
-from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.releases import Release, Releases, ReleaseState
 
 
 class Entries(Protocol):
@@ -83,6 +84,25 @@ class _Lazily:
         if self._ledger is None:
             self._ledger = Ledger(self._database, time.time_ns)
         return self._ledger
+
+
+def open_revoked(config: Config) -> Callable[[], Collection[str]]:
+    """Return what asks for the devices that were revoked; none without identities.
+
+    What it returns raises StoreError when the database cannot be read.
+
+    Raises:
+        ConfigError: the password file cannot be read.
+    """
+    if config.identity is None:
+        return tuple
+    database = open_database(config.store, config.identity.home())
+
+    def revoked() -> Collection[str]:
+        with database.transaction(durable=False) as tx:
+            return [one.gateway for one in list_devices(tx) if one.revoked_ns is not None]
+
+    return revoked
 
 
 def open_releases(config: Config) -> Releases | None:

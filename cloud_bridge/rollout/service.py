@@ -2,13 +2,13 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from cloud_bridge.config import Rollout as Defaults
 from cloud_bridge.identity.database import Database, Transaction
-from cloud_bridge.rollout.campaign import BridgeStore, Releases, Ways, give_back, ways_back, words_of
+from cloud_bridge.rollout.campaign import BridgeStore
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.gates import Thresholds
@@ -23,7 +23,8 @@ from cloud_bridge.rollout.records import (
     list_rollouts,
     move,
 )
-from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.releases import Release, Releases
+from cloud_bridge.rollout.returning import Ways, give_back, ways_back, words_of
 from cloud_bridge.rollout.waves import Wave
 
 Deed = Literal["pause", "resume", "abort"]
@@ -108,7 +109,9 @@ class RolloutDesk:
         store: BridgeStore,
         clock: Callable[[], int],
         releases: Releases | None = None,
+        revoked: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        self._revoked = revoked
         self._database = database
         self._store = store
         self._clock = clock
@@ -121,7 +124,7 @@ class RolloutDesk:
             RolloutError: another one is open for the pipeline, no device has the pipeline, a release may not be given.
         """
         self._check_releases(plan, allow_candidate=allow_candidate)
-        meant = Fleet.read(self._store, self._database).meant(plan)
+        meant = Fleet.read(self._store, self._database, self._revoked()).meant(plan)
         if not meant:
             raise RolloutError(
                 f"no gateway has told of a pipeline {plan.pipeline!r} that this rollout is for; see `cloud-bridge"
@@ -193,10 +196,12 @@ class RolloutDesk:
             rollout = find_rollout(tx, rollout_id)
             all_members = list_members(tx, rollout.id)
             told = history(tx, rollout.id)
-        fleet = Fleet.read(self._store, self._database)
+        fleet = Fleet.read(self._store, self._database, self._revoked())
         plan = rollout.plan
         stands = tuple(
-            stand_of(one, fleet.heard(one.gateway, plan.pipeline), plan, now_ns)
+            Stand(one, "left", "gone", "was revoked or forgotten, and is not counted")
+            if one.gateway in fleet.gone
+            else stand_of(one, fleet.heard(one.gateway, plan.pipeline), plan, now_ns)
             for one in all_members
             if not one.returned
         )

@@ -268,6 +268,10 @@ class Store(Reader, Protocol):
         """Remove a dead letter and write what was made of it, in one transaction."""
         ...
 
+    def forget(self, gateway: str) -> bool:
+        """Show a gateway no more until it is heard of again; its records stay. False if it is not shown."""
+        ...
+
     def sweep(self, limits: Limits, limit: int) -> Swept:
         """Remove at most about `limit` rows of each table that are due; whole partitions count as one slice."""
         ...

@@ -160,6 +160,10 @@ class PostgresStore(Folding):
         """See Store."""
         return self._write(lambda tx: writing.settle(tx, letter_id, intake))
 
+    def forget(self, gateway: str) -> bool:
+        """See Store."""
+        return self._write(lambda tx: writing.forget(tx, gateway))
+
     def sweep(self, limits: Limits, limit: int) -> Swept:
         """See Store. Of whole months one is dropped at a time; what is left of an older layout goes row by row."""
         if not self._whole_months:

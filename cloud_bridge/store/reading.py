@@ -26,6 +26,7 @@ from cloud_bridge.store.lines import (
     record_line,
     where,
 )
+from cloud_bridge.store.schema import FORGOTTEN
 from cloud_bridge.values import (
     Counts,
     Gap,
@@ -68,14 +69,18 @@ class SqlReader:
 
     def gateways(self) -> list[GatewayState]:
         """See Reader."""
-        rows = self._rows("SELECT gateway, state, at, version, seen_at_ns FROM gateways ORDER BY gateway")
+        sql = "SELECT gateway, state, at, version, seen_at_ns FROM gateways WHERE state <> ? ORDER BY gateway"
+        rows = self._rows(sql, (FORGOTTEN,))
         return [GatewayState(*row) for row in rows]
 
     def pipelines(self, gateway: str | None = None) -> list[PipelineState]:
         """See Reader."""
         text, values = where([("gateway = ?", gateway)])
+        hidden = "EXISTS (SELECT 1 FROM gateways g WHERE g.gateway = pipelines.gateway AND g.state = ?)"
+        text = f"{text} {'AND' if text else 'WHERE'} NOT {hidden}"
         rows = self._rows(
-            f"SELECT gateway, received_at_ns, status FROM pipelines{text} ORDER BY gateway, pipeline", values
+            f"SELECT gateway, received_at_ns, status FROM pipelines{text} ORDER BY gateway, pipeline",
+            (*values, FORGOTTEN),
         )
         return [PipelineState(name, at_ns, _statuses.decode(status)) for name, at_ns, status in rows]
 

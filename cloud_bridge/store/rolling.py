@@ -129,8 +129,8 @@ _events: Final = msgspec.json.Decoder(_Event)
 _measures: Final = msgspec.json.Decoder(_Measure)
 
 
-def _is_text(*texts: str) -> bool:
-    """Tell whether every database can hold it."""
+def is_text(*texts: str) -> bool:
+    """Tell whether every database can hold it, also with a few others in the key of a table."""
     return all(len(text) <= _MAX_TEXT and text.isprintable() and len(text.encode()) <= _MAX_TEXT for text in texts)
 
 
@@ -167,7 +167,7 @@ def _of(buckets: dict[BucketKey, Bucket], gateway: str, pipeline: str, label: st
 
 
 def _fold_event(buckets: dict[BucketKey, Bucket], gateway: str, event: _Event) -> None:
-    if not _is_text(event.pipeline, event.label) or not 0 <= event.captured_at_ns < _MAX_NS:
+    if not is_text(event.pipeline, event.label) or not 0 <= event.captured_at_ns < _MAX_NS:
         return
     began = event.phase == "new"
     for bucket in _of(buckets, gateway, event.pipeline, event.label, event.captured_at_ns):
@@ -177,7 +177,7 @@ def _fold_event(buckets: dict[BucketKey, Bucket], gateway: str, event: _Event) -
 
 
 def _fold_measure(buckets: dict[BucketKey, Bucket], gateway: str, measure: _Measure) -> None:
-    if not _is_text(measure.pipeline) or not 0 <= measure.captured_from_ns < _MAX_NS:
+    if not is_text(measure.pipeline) or not 0 <= measure.captured_from_ns < _MAX_NS:
         return
     inferences = _held(measure.inferences)
     for bucket in _of(buckets, gateway, measure.pipeline, "", measure.captured_from_ns):
@@ -193,7 +193,7 @@ def _fold_measure(buckets: dict[BucketKey, Bucket], gateway: str, measure: _Meas
             if levels is not None and inferences and _is_sane(levels):
                 bucket.spread(name, inferences, levels.minimum, levels.mean * inferences, levels.maximum)
     for label, count in itertools.islice(measure.labels.items(), _MAX_LABELS):
-        if _is_text(label):
+        if is_text(label):
             for bucket in _of(buckets, gateway, measure.pipeline, label, measure.captured_from_ns):
                 bucket.add(findings=_held(count))
 

@@ -28,6 +28,9 @@ from typing import Final
 from cloud_bridge.store.keys import SHIFT
 from gateway.wire.messages import CLASSES
 
+FORGOTTEN: Final = "forgotten"
+"""State of a gateway that an operator has taken out of the fleet, until it is heard of again."""
+
 RARE: Final = "kind NOT IN ('event', 'measure')"
 """Kinds of which there are few among many others, as the first version of the schema indexed them."""
 

@@ -77,6 +77,10 @@ class SqliteStore(SqliteReader, Folding):
         """See Store."""
         return self._write(lambda tx: writing.settle(tx, letter_id, intake))
 
+    def forget(self, gateway: str) -> bool:
+        """See Store."""
+        return self._write(lambda tx: writing.forget(tx, gateway))
+
     def sweep(self, limits: Limits, limit: int) -> Swept:
         """See Store."""
         return self._write(lambda tx: sweeping.sweep(tx, limits, limit))

@@ -4,6 +4,7 @@
 
 from cloud_bridge.store.base import Limits, Swept
 from cloud_bridge.store.writing import Transaction
+from gateway.wire.messages import CLASSES
 
 EVERY_ID = 2**63 - 1
 
@@ -65,7 +66,9 @@ def _sweep_letters(tx: Transaction, limits: Limits, limit: int) -> int:
     for record_class, before_ns in sorted(limits.before_ns.items()):
         due_ns = min(before_ns, limits.dead_letters_before_ns)
         removed += _delete_letters(tx, "epoch IS NULL AND class = ?", (record_class,), due_ns, limit - removed)
-    return removed
+    # A class that this version does not know has no records here, and no limit of its own.
+    unknown = f"epoch IS NULL AND class NOT IN ({', '.join('?' * len(CLASSES))})"
+    return removed + _delete_letters(tx, unknown, CLASSES, limits.dead_letters_before_ns, limit - removed)
 
 
 def _delete_letters(tx: Transaction, which: str, values: tuple[str, ...], before_ns: int, limit: int) -> int:

@@ -26,6 +26,7 @@ from cloud_bridge.store.ledger import (
     StreamLedger,
     runs_of,
 )
+from cloud_bridge.store.schema import FORGOTTEN
 from cloud_bridge.values import Arrival, DeadLetter, Intake, Outcome, Row, StreamKey
 from gateway.wire.messages import Event, Eviction, Evidence, Notice, encode, record_digest
 
@@ -401,12 +402,17 @@ def _write_fleet(tx: Transaction, intake: Intake) -> None:
     # All of them in one statement, by name: one after the other, two writers could wait for each other in a circle.
     tx.change_many(
         "INSERT INTO gateways (gateway, seen_at_ns) VALUES (?, ?) ON CONFLICT (gateway) DO UPDATE SET seen_at_ns ="
-        " CASE WHEN excluded.seen_at_ns = 0 THEN gateways.seen_at_ns ELSE excluded.seen_at_ns END",
+        " CASE WHEN excluded.seen_at_ns = 0 THEN gateways.seen_at_ns ELSE excluded.seen_at_ns END,"
+        # A sign of life brings one back that was forgotten.
+        f" state = CASE WHEN excluded.seen_at_ns <> 0 AND gateways.state = '{FORGOTTEN}' THEN 'unknown'"
+        " ELSE gateways.state END",
         [(name, intake.received_at_ns * (name in intake.seen)) for name in sorted(intake.seen | availability.keys())],
     )
     tx.change_many(
         "INSERT INTO gateways (gateway, state, at, version) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (gateway) DO UPDATE SET state = excluded.state, at = excluded.at,"
+        # What a broker has retained of one that was forgotten is no news.
+        f" ON CONFLICT (gateway) DO UPDATE SET state = CASE WHEN gateways.state = '{FORGOTTEN}' THEN gateways.state"
+        " ELSE excluded.state END, at = excluded.at,"
         # A will was written before the version could have changed, and may carry none.
         " version = CASE WHEN excluded.version = '' THEN gateways.version ELSE excluded.version END",
         [(name, said.state, said.at, said.version) for name, said in sorted(availability.items())],
@@ -470,6 +476,16 @@ def _place_of(letter: DeadLetter) -> tuple[str | None, str | None, str | None]:
     if letter.key is not None:
         return letter.key
     return (letter.sender[0], None, letter.sender[1]) if letter.sender is not None else (None, None, None)
+
+
+def forget(tx: Transaction, gateway: str) -> bool:
+    """Show a gateway and its pipelines no more until it is heard of again; False if it is not shown.
+
+    Its records stay, and so do its streams: should it come back, what it sends again is known.
+    """
+    tx.change("DELETE FROM pipelines WHERE gateway = ?", (gateway,))
+    sql = "UPDATE gateways SET state = ? WHERE gateway = ? AND state <> ?"
+    return tx.change(sql, (FORGOTTEN, gateway, FORGOTTEN)) == 1
 
 
 def settle(tx: Transaction, letter_id: int, intake: Intake | None) -> Outcome:

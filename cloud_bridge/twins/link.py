@@ -5,6 +5,7 @@ remembered beyond a connection: a broker may have lost what it retained, so afte
 at a measured pace. A device that has a twin already passes over it.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -15,6 +16,7 @@ from cloud_bridge.errors import StoreError
 from cloud_bridge.identity.database import Database
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.twins.desired import due_tokens, one_desired, overtake
+from cloud_bridge.twins.forgotten import forgotten_devices, welcome_back
 from cloud_bridge.twins.metrics import TwinMetrics
 from cloud_bridge.twins.reported import put_report
 from gateway.wire.errors import MalformedMessageError, MalformedTopicError
@@ -30,6 +32,8 @@ _LOOK_NS: Final = 1_000_000_000
 """Between two looks for twins that are due, while none was."""
 _MAX_REPORT_BYTES: Final = 256 * 1024
 _TROUBLED_REMEMBERED: Final = 1000
+_FIRST_DELAY_SECONDS: Final = 0.1
+_MAX_DELAY_SECONDS: Final = 5.0
 
 
 class Messages(Protocol):
@@ -72,9 +76,13 @@ class TwinLink:
         self._bad: set[str] = set()
         self._held: list[Incoming] = []
         self._failing = False
+        self._delay_seconds = _FIRST_DELAY_SECONDS
 
-    def turn(self) -> None:
+    def turn(self) -> float:
         """Take what came, keep it, and tell what is due.
+
+        Returns for how many seconds to rest before the next turn: 0 unless the database is away, for then nothing here
+        waits for a message.
 
         Raises:
             BrokerError: the link has died; make a new one.
@@ -91,20 +99,28 @@ class TwinLink:
             if not self._failing:
                 log.error("twins_wait_for_store", error=str(error))
             self._failing = True
-            return
+            delay, self._delay_seconds = self._delay_seconds, min(self._delay_seconds * 2, _MAX_DELAY_SECONDS)
+            return delay * random.uniform(0.75, 1.25)
         if self._failing:
             log.info("twins_go_on")
         self._failing = False
+        self._delay_seconds = _FIRST_DELAY_SECONDS
+        return 0.0
 
     def _keep(self, messages: Sequence[Incoming]) -> None:
         now_ns = self._wall_ns()
         overtaken: list[tuple[str, int]] = []
         with self._database.transaction() as tx:
+            forgotten = forgotten_devices(tx)
             for message in messages:
                 found = self._report_of(message)
                 if found is None:
                     continue
                 gateway, twin = found
+                if gateway in forgotten:
+                    if message.retained:
+                        continue
+                    welcome_back(tx, gateway)
                 put_report(tx, gateway, message.payload, twin, now_ns)
                 token = overtake(tx, gateway, twin.fencing_token, now_ns)
                 if token is not None:

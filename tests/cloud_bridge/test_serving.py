@@ -1,14 +1,20 @@
 import asyncio
+import contextlib
 import socket
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from structlog.testing import capture_logs
 
 from cloud_bridge.errors import BridgeError
+from cloud_bridge.listening import Sides
 from cloud_bridge.serving import HttpServer
 
 
@@ -46,7 +52,7 @@ async def test_connections_without_a_request_do_not_keep_others_out() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = HttpServer("test", app, "127.0.0.1", port, request_seconds=1.0)
+    server = HttpServer("test", app, "127.0.0.1", port, request_seconds=1.0, most_of_a_side=1000)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.run())
         crowd = [await _connected(port) for _ in range(300)]  # more than are served at once
@@ -60,6 +66,117 @@ async def test_connections_without_a_request_do_not_keep_others_out() -> None:
         for _, writer in crowd:
             writer.close()
         server.stop()
+
+
+@asynccontextmanager
+async def serving(server: HttpServer) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.run())
+        try:
+            yield
+        finally:
+            server.stop()
+
+
+async def login(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+def server_at(**settings: float) -> tuple[HttpServer, int]:
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("here")), Route("/login", login, methods=["POST"])])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return HttpServer("test", app, "127.0.0.1", port, **settings), port  # type: ignore[arg-type]  # int or float
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"POST /login HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nx"],
+        [b"POST /login HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"],
+        # Behind a whole request on the same connection, and with nothing after it.
+        [b"GET / HTTP/1.1\r\nhost: a\r\n\r\nPOST /login HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nx"],
+    ],
+)
+async def test_a_body_that_does_not_come_ends_its_connection(parts: list[bytes]) -> None:
+    server, port = server_at(request_seconds=0.5)
+    async with serving(server):
+        reader, writer = await _connected(port)
+        for part in parts:
+            writer.write(part)
+        async with asyncio.timeout(10):
+            answer = await reader.read()  # to the end of the connection
+        writer.close()
+    assert b"x" not in answer.partition(b"here")[2]
+
+
+async def test_a_body_that_trickles_in_ends_its_connection_too() -> None:
+    server, port = server_at(request_seconds=1.0)
+    async with serving(server):
+        reader, writer = await _connected(port)
+        writer.write(b"POST /login HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+        async with asyncio.timeout(10):
+            while not reader.at_eof():
+                writer.write(b"x")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await reader.read(1)
+        writer.close()
+
+
+async def test_an_answer_may_take_longer_than_its_request() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.6)
+        await PlainTextResponse("late")(scope, receive, send)
+
+    server, port = server_at(request_seconds=0.2)
+    server._server.config.app = app
+    async with serving(server):
+        assert (await _asked(port)).endswith(b"late")
+
+
+@pytest.mark.parametrize(("most", "served"), [(64, True), (1000, False)])
+async def test_one_side_cannot_take_all_connections(most: int, *, served: bool) -> None:
+    """The second is the control: without a share for each side the other one is turned away."""
+    server, port = server_at(most_of_a_side=most)
+    async with serving(server):
+        crowd = [await _connected(port) for _ in range(300)]  # more than are served at once
+        answer = await _asked(port, "127.0.0.2")
+        for _, writer in crowd:
+            writer.close()
+    assert answer.startswith(b"HTTP/1.1 200") is served
+
+
+async def test_a_side_gets_back_what_it_closes() -> None:
+    server, port = server_at(most_of_a_side=2)
+    async with serving(server):
+        first, second = await _connected(port), await _connected(port)
+        async with asyncio.timeout(10):
+            assert await _asked(port) == b""
+            first[1].close()
+            second[1].close()
+            while not (await _asked(port)).startswith(b"HTTP/1.1 200"):
+                await asyncio.sleep(0.02)
+
+
+def test_a_side_that_is_refused_again_and_again_is_told_of_once() -> None:
+    now = 0.0
+    sides = Sides("test", 2, lambda: now)
+    with capture_logs() as logs:
+        for _ in range(10):
+            assert [sides.enter("a") for _ in range(4)] == [True, True, False, False]
+            sides.leave("a")
+            sides.leave("a")
+            now += 30.0
+        assert sides.enter("b")
+        assert len(logs) == 1
+        now += 60.0
+        sides.leave("b")
+    assert [(one["event"], one["side"]) for one in logs] == [
+        ("connections_refused", "a"),
+        ("connections_taken_again", "a"),
+    ]
 
 
 async def test_an_answer_of_two_parts_is_not_held_back_until_the_first_is_acknowledged() -> None:
@@ -99,17 +216,17 @@ async def test_a_socket_that_was_only_listened_on_would_hold_it_back() -> None:
     assert found == [0]
 
 
-async def _connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connected(port: int, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     async with asyncio.timeout(5):
         while True:
             try:
-                return await asyncio.open_connection("127.0.0.1", port)
+                return await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
             except OSError:
                 await asyncio.sleep(0.02)
 
 
-async def _asked(port: int) -> bytes:
-    reader, writer = await _connected(port)
+async def _asked(port: int, source: str = "127.0.0.1") -> bytes:
+    reader, writer = await _connected(port, source)
     writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
     try:
         return await reader.read()

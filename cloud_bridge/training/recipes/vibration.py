@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_bridge.training import judge, network, release
-from cloud_bridge.training.baseline import baseline_of, squashed, window_statistics
+from cloud_bridge.training.baseline import baseline_of, squashed, tensor_statistics, window_statistics
 from cloud_bridge.training.card import Prose, card
 from cloud_bridge.training.features import log_bands, scaled, windows_of
 from cloud_bridge.training.flatbuffer import dense_network
@@ -120,8 +120,10 @@ def baseline(model: bytes, manifest: ModelManifest, share: float, field: Field =
     if field.validation:
         windows = np.concatenate([windows, np.stack([one.samples for one in field.validation])])
         raw = np.concatenate([raw, _raw(field.validation)])
-    scores = squashed(score(Runner(model), scaled(raw, features)), threshold)
-    return baseline_of(scores.tolist(), {name: v.tolist() for name, v in window_statistics(windows).items()})
+    rows = scaled(raw, features)
+    scores = squashed(score(Runner(model), rows), threshold)
+    given = {name: v.tolist() for name, v in tensor_statistics(rows).items()}
+    return baseline_of(scores.tolist(), {name: v.tolist() for name, v in window_statistics(windows).items()}, given)
 
 
 def _parts(manifest: ModelManifest) -> tuple[LogBands, float]:

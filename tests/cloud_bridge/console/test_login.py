@@ -52,6 +52,20 @@ async def test_the_cookie_is_closed_to_scripts_other_sites_and_plain_http(guarde
     assert TOKEN not in cookie
 
 
+async def test_a_form_longer_than_any_of_ours_is_refused_before_it_is_kept(guarded: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 1 << 30:
+            sent += 4096
+            yield b"x" * 4096
+
+    response = await guarded.post("/login", content=endless())
+    assert response.status_code == 413
+    assert sent <= 64 * 1024
+
+
 async def test_over_plain_http_the_cookie_still_works(guarded: httpx.AsyncClient) -> None:
     cookie = (await guarded.post("http://bridge.example/login", data={"token": TOKEN})).headers["set-cookie"]
     assert "secure" not in cookie.lower()

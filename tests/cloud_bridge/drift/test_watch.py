@@ -1,7 +1,9 @@
 """The watch over a store, on both databases."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,18 +13,21 @@ from cloud_bridge.drift import book
 from cloud_bridge.drift.evaluation import Known, evaluate, reference_of
 from cloud_bridge.drift.schema import DRIFT
 from cloud_bridge.drift.slices import Device, Statistics, joined, statistics_of_measure
+from cloud_bridge.drift.statistics import merged
 from cloud_bridge.drift.watch import window_of
 from cloud_bridge.errors import StoreError
 from cloud_bridge.identity.database import Database, PostgresDatabase, SqliteDatabase
-from cloud_bridge.store.base import Store
+from cloud_bridge.store.base import RecordFilter, Store
 from gateway.wire.histogram import Histogram
 from gateway.wire.manifest import Artefact, Baseline, Classification, ImageInput, ModelManifest
+from gateway.wire.messages import ModelRef
 from tests.cloud_bridge.drift.conftest import START_NS, Bench
 from tests.simulators.measuring_device import SECOND, Outlet, ScoringDevice
 from tests.simulators.postgres import PostgresServer
 
 APART = 15.0
 HOUR = 240  # scores
+_names = itertools.count()
 
 
 def step(bench: Bench, pairs: list[tuple[ScoringDevice, Outlet]], scores: int) -> None:
@@ -220,7 +225,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     if request.param == "sqlite":
         return SqliteDatabase(tmp_path / "book.db", DRIFT)
     server: PostgresServer = request.getfixturevalue("postgres")
-    return PostgresDatabase(server.make(f"drift{id(tmp_path)}"), schema=DRIFT)
+    return PostgresDatabase(server.make(f"drift{next(_names)}"), schema=DRIFT)
 
 
 def test_the_book_keeps_what_was_written_on_both_databases(database: Database) -> None:
@@ -245,6 +250,62 @@ def test_the_book_keeps_what_was_written_on_both_databases(database: Database) -
         assert (event.subject, event.kind) == ("gw/p", "accepted")
         assert book.drop_events(tx, 6) == 1
     database.close()
+
+
+POISON: list[dict[str, Any]] = [
+    {"scores": Histogram(edges=(0.5,), counts=(2**63 - 1, 2**63 - 1))},
+    {"scores": Histogram(edges=(0.5,), counts=(2**48, 2**48))},
+    {"model": ModelRef(name="a\0b", version="1.0.0")},
+    {"model": ModelRef(name="m" * 3000, version="1.0.0")},
+    {"model": ModelRef(name="m", version="1\0")},
+    {"inputs": {"rms\0": Histogram(edges=(0.5,), counts=(1, 1))}},
+    {"inputs": {"x" * 600: Histogram(edges=(0.5,), counts=(1, 1))}},
+    {"inputs": {"rms": Histogram(edges=tuple(range(2000)), counts=(1,) * 2001)}},
+    {"inputs": {f"i{at}": Histogram(edges=(0.5,), counts=(1, 1)) for at in range(1000)}},
+]
+
+
+def test_one_device_cannot_stop_the_watch_over_the_others(database: Database, store: Store) -> None:
+    bench = Bench(store, database, Drift(window_hours=1.0, every_seconds=1.0))
+    good, evil = fleet(store, 2)
+    for _ in range(4):
+        ours = evil[0].run(len(POISON), APART)
+        (first,) = ours[:1]
+        evil[1].put([msgspec.structs.replace(first, **poison) for poison in POISON])
+        good[1].put(good[0].run(HOUR // 2, APART))
+        bench.now_ns = good[0].now_ns
+        bench.watch().look()
+    assert bench.findings()["gw0/camera", "score", "shape"].standing.level == "ok"
+    with database.transaction() as tx:
+        assert book.cursor(tx) == bench.store.records(RecordFilter(kind="measure"), limit=1)[0].id
+
+
+def test_a_slice_that_cannot_be_read_any_more_is_passed_over(database: Database, store: Store) -> None:
+    bench = Bench(store, database, Drift(window_hours=1.0, every_seconds=1.0))
+    (pair,) = fleet(store, 1)
+    for _ in range(5):
+        step(bench, [pair], HOUR // 2)
+    broken = f'{{"score":{{"edges":[0.5],"counts":[{2**63},0]}}}}'
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(broken, type=dict[str, Histogram])  # how it was read before
+    with database.transaction() as tx:
+        tx.change("UPDATE drift_slices SET statistics = ? WHERE start_s > ?", (broken, START_NS // SECOND + 3600))
+        tx.change("UPDATE drift_references SET statistics = ?", (f'{{"statistics":{broken},"effective":{{}}}}',))
+    for _ in range(5):
+        step(bench, [pair], HOUR // 2)
+    with database.transaction() as tx:
+        (reference,) = book.references(tx).values()
+    assert reference.statistics
+    assert bench.findings()["gw0/camera", "score", "shape"].standing.level == "ok"
+
+
+def test_a_sum_stays_within_what_can_be_read_again() -> None:
+    full = Histogram(edges=(0.5,), counts=(2**63 - 1, 0))
+    sums = joined([{"score": full}] * 5)["score"]
+    assert msgspec.json.decode(msgspec.json.encode(sums), type=Histogram) == sums
+    far = [Histogram(edges=tuple(range(at * 500, at * 500 + 500)), counts=(0, *[1] * 499, 0)) for at in range(10)]
+    assert merged(far[:2]) is not None
+    assert merged(far) is None
 
 
 def test_a_file_of_a_newer_program_is_refused(tmp_path: Path) -> None:

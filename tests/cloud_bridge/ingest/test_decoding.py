@@ -1,13 +1,17 @@
+import zlib
+from collections.abc import Iterator
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_bridge.ingest.decoding import MAX_CUSTODY_BYTES, MAX_KEPT_BYTES, intake_of
+from cloud_bridge.ingest.decoding import MAX_CUSTODY_BYTES, MAX_KEPT_BYTES, intake_of, intakes_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.store.base import Store
 from cloud_bridge.values import Intake, StreamKey
 from gateway.wire.batch import pack
-from gateway.wire.messages import Availability, Kept, PipelineStatus, RecordBatch, encode
+from gateway.wire.messages import Availability, Kept, PipelineStatus, Record, RecordBatch, encode
 from tests.simulators.samples import AT, EPOCH, batch, event, eviction, evidence, measure, notice, record
 
 RECORDS = "sluice/v1/dock/records/event"
@@ -84,6 +88,67 @@ def test_for_a_batch_that_is_too_large_to_be_kept_whole_the_device_still_answers
     (letter,) = taken(b"x" * (MAX_CUSTODY_BYTES + 1)).dead_letters
     assert (len(letter.payload), letter.payload_bytes) == (MAX_CUSTODY_BYTES, MAX_CUSTODY_BYTES + 1)
     assert not letter.is_custody
+
+
+def squeezed(rows: int, body_bytes: int = 10) -> bytes:
+    body = msgspec.Raw(b'"' + b"0" * (body_bytes - 2) + b'"')
+    records = [Record(seq=at, kind="x", recorded_at_ns=1, body=body) for at in range(1, rows + 1)]
+    return zlib.compress(encode(RecordBatch(epoch=EPOCH, base=1, records=records)), 9)
+
+
+def parts_of(
+    payload: bytes, count: int, *, most_bytes: int, most_records: int = 10**9
+) -> list[tuple[list[Incoming], Intake]]:
+    messages = [Incoming(RECORDS, payload, at, 1, 1, 0) for at in range(count)]
+    return list(intakes_of(messages, root="sluice", received_at_ns=1, most_bytes=most_bytes, most_records=most_records))
+
+
+def held(intake: Intake) -> int:
+    letters = sum(len(letter.payload) for letter in intake.dead_letters)
+    return letters + sum(len(row.body) for arrival in intake.arrivals for row in arrival.rows)
+
+
+def test_what_is_held_at_once_is_bounded_by_what_it_unfolds_to() -> None:
+    payload = squeezed(1, 300_000)
+    assert len(payload) * 20 < 20_000  # the bound on what was sent would let all of them through at once
+    parts = parts_of(payload, 20, most_bytes=2_200_000)  # a row and a note of its unknown kind each
+    assert [[one.packet_id for one in taken] for taken, _ in parts] == [
+        list(range(at, min(at + 4, 20))) for at in range(0, 20, 4)
+    ]
+    assert max(held(intake) for _, intake in parts) < 2_800_000
+    everything = intake_of((one for taken, _ in parts for one in taken), root="sluice", received_at_ns=1)
+    assert held(everything) == sum(held(intake) for _, intake in parts) > 10_000_000
+
+
+def test_what_is_written_at_once_is_bounded_by_its_records() -> None:
+    parts = parts_of(squeezed(1000), 10, most_bytes=1 << 30, most_records=3000)
+    assert [len(taken) for taken, _ in parts] == [3, 3, 3, 1]
+
+
+def test_a_part_is_decoded_when_it_is_asked_for() -> None:
+    asked: list[int] = []
+
+    def messages() -> Iterator[Incoming]:
+        for at in range(5):
+            asked.append(at)
+            yield Incoming(RECORDS, squeezed(10), at, 1, 1, 0)
+
+    parts = intakes_of(messages(), root="sluice", received_at_ns=1, most_bytes=1 << 30, most_records=20)
+    next(parts)
+    assert asked == [0, 1]
+
+
+def test_what_cannot_be_read_counts_too() -> None:
+    parts = parts_of(b"?" * 1000, 4, most_bytes=2000)
+    assert [len(intake.dead_letters) for _, intake in parts] == [2, 2]
+
+
+@pytest.mark.parametrize(("rows", "letters"), [(10_000, []), (10_001, ["bad-payload"])])
+def test_a_batch_of_more_records_than_any_device_sends_is_kept_as_it_came(rows: int, letters: list[str]) -> None:
+    payload = squeezed(rows)
+    intake = intake_of([Incoming(RECORDS, payload, 1, 1, 1, 0)], root="sluice", received_at_ns=1)
+    assert [letter.reason for letter in intake.dead_letters if letter.reason != "unknown-kind"] == letters
+    assert all(letter.payload == payload and letter.is_custody for letter in intake.dead_letters) or not letters
 
 
 def test_a_range_of_kept_numbers_that_is_none_spoils_the_batch() -> None:

@@ -34,10 +34,12 @@ class Script:
         self.failures: list[Exception] = []
         self.poison: bytes | None = None
         self.committed = 0
+        self.asked: list[int] = []
 
     def check(self) -> None: ...
 
     def gather(self, messages: int, size_bytes: int, timeout_seconds: float) -> list[Incoming]:
+        self.asked.append(messages)
         return self.waiting.pop(0) if self.waiting else []
 
     def acknowledge(self, messages: Sequence[Incoming]) -> int:
@@ -112,6 +114,22 @@ def test_a_failing_store_is_not_asked_in_a_hot_loop() -> None:
         worker.stop()
         running.result(5)
     assert len(script.failures) > 990
+
+
+def test_one_message_is_taken_alone_until_one_is_committed() -> None:
+    """Else a batch that kills the bridge is the first thing that it takes when it starts again, whole."""
+    script = Script(message(1))
+    script.waiting = [[], [message(1)], [message(2), message(3)]]
+    worked(script, until=lambda: len(script.asked) > 4)
+    assert script.asked[:4] == [1, 1, 200, 200]
+
+
+def test_a_batch_that_unfolds_to_more_is_committed_and_acknowledged_part_by_part() -> None:
+    script = Script(*(message(at, batch(*(record(1 + at * 9000 + n) for n in range(9000)))) for at in range(4)))
+    assert [entry for entry in worked(script, until=lambda: len(script.told) >= 6) if entry[0] == "puback"] == [
+        ("puback", [0, 1, 2]),
+        ("puback", [3]),
+    ]
 
 
 def test_poison_is_a_dead_letter_and_the_others_flow() -> None:

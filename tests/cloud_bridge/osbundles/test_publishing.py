@@ -8,6 +8,7 @@ import pytest
 from cloud_bridge.osbundles.known import ModelsAndSystems
 from cloud_bridge.osbundles.publishing import BundleShelf
 from cloud_bridge.registry.errors import NotFoundError, RegistryError
+from cloud_bridge.registry.roles import Signed
 from cloud_bridge.registry.storage import Storage
 from cloud_bridge.rollout.releases import Release
 from tests.cloud_bridge.registry.kit import Site, client, listed, release
@@ -80,6 +81,28 @@ def test_a_bundle_that_was_taken_back_is_not_listed_and_its_version_stays_taken(
         shelf.publish(file)
     with pytest.raises(NotFoundError):
         shelf.yank(NAME, "9.9.9", "there is none")
+
+
+def test_a_look_at_the_bundles_takes_back_none_that_is_published_meanwhile(
+    tmp_path: Path, site: Site, shelf: BundleShelf
+) -> None:
+    other = Site(tmp_path / "site", clock=site.clock)  # of another process
+    read = other.registry.repository.load
+    first = []
+
+    def load() -> Signed:
+        first.append(read())
+        if len(first) == 1:
+            shelf.publish(made(tmp_path))
+        return first[-1]
+
+    vars(other.registry.repository)["load"] = load
+    looking = BundleShelf(other.registry.repository, other.registry.ledger, other.identities.database, site.clock)
+    looking.settle()
+    assert [one.state for one in shelf.ledger.bundles()] == ["published"]
+    shelf.ledger.settle(first[0].targets.signed.targets)  # the control: by what was read first
+    assert [one.state for one in shelf.ledger.bundles()] == ["yanked"]
+    other.db.close()
 
 
 def test_models_and_bundles_are_published_beside_each_other_and_exported_together(

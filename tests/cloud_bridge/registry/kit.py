@@ -63,7 +63,7 @@ class Site:
         keys = ContentKeys(self.db, home / "content-keys.key", lease_seconds=DAY, clock=self.clock)
         ca = LocalCa.open(home, "sluice.test", utc(self.clock()))
         identity = Identity(trust_domain="sluice.test", directory=home)
-        self.identities = Identities(identity, self.db, ca, keys, self.clock)
+        self.identities = Identities(identity, self.db, ca, ca, keys, self.clock)
         self.registry = Registry(
             self.settings,
             self.identities,

@@ -3,7 +3,8 @@
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from cloud_bridge.registry.component import RegistryComponent, ask_for_certifica
 from cloud_bridge.registry.errors import ForbiddenError
 from cloud_bridge.registry.keeper import RegistryKeeper
 from cloud_bridge.registry.metrics import RegistryMetrics
+from cloud_bridge.registry.publishing import listed_releases
+from cloud_bridge.registry.registry import Registry
+from cloud_bridge.registry.roles import Signed
 from tests.cloud_bridge.registry.kit import Site, release
 
 
@@ -234,6 +238,47 @@ def test_the_keeper_renews_counts_and_tells_troubles_once(tmp_path: Path) -> Non
     assert value("renewals_total") == 1
     assert value("releases", state="approved") == 1
     assert (value("metadata_expires_seconds", role="timestamp") or 0) > site.clock.now_ns / 1e9 + 6 * 86_400
+    site.db.close()
+
+
+class Slow:
+    """A repository whose reader is overtaken: when it has read for the first time, `then` happens."""
+
+    def __init__(self, registry: Registry, then: Callable[[], object]) -> None:
+        self.read = registry.repository.load
+        self.then = [then]
+        self.first: list[Signed] = []
+        vars(registry.repository)["load"] = self.load
+
+    def load(self, **how: Any) -> Signed:
+        found = self.read(**how)
+        self.first.append(found)
+        if self.then:
+            self.then.pop()()
+        return found
+
+
+def test_what_is_published_while_the_keeper_looks_stays_published(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site").begin()
+    keeper = Site(tmp_path / "site", clock=site.clock)  # of another process
+    slow = Slow(keeper.registry, lambda: site.publish(release(tmp_path)))
+    assert keeper.registry.refresh().settled == ()
+    assert [one.state for one in site.registry.releases()] == ["approved"]
+    assert [one.yanked_ns for one in site.registry.releases()] == [None]
+    # Control: by what was read first the release is not there, and would be taken back.
+    (entry,) = site.registry.ledger.settle(listed_releases(slow.first[0].targets))
+    assert entry.yanked_ns is not None
+    (entry,) = keeper.registry.refresh().settled
+    assert entry.yanked_ns is None
+    site.db.close()
+    keeper.db.close()
+
+
+def test_a_round_in_which_nothing_changed_waits_for_nobody(tmp_path: Path) -> None:
+    site = Site(tmp_path / "site").begin()
+    site.publish(release(tmp_path))
+    with site.registry.repository.lock.held(), ThreadPoolExecutor(1) as thread:
+        assert thread.submit(site.registry.refresh).result(20).settled == ()
     site.db.close()
 
 

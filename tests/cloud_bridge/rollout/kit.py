@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry
 
 from cloud_bridge.config import Rollout as Defaults
 from cloud_bridge.identity.database import Database
-from cloud_bridge.rollout.campaign import Campaign, Releases, ReleaseState
+from cloud_bridge.rollout.campaign import Campaign
 from cloud_bridge.rollout.metrics import RolloutMetrics
 from cloud_bridge.rollout.plan import Arm, Plan
 from cloud_bridge.rollout.records import Rollout, find_rollout
-from cloud_bridge.rollout.releases import Release, release_of
+from cloud_bridge.rollout.releases import Release, Releases, ReleaseState, release_of
 from cloud_bridge.rollout.service import RolloutDesk, plan_from, thresholds_from
 from cloud_bridge.rollout.waves import waves_of
 from cloud_bridge.twins.desired import find_desired
@@ -55,7 +55,8 @@ class Stage:
         self.told: dict[str, int] = {}
         self.registry = CollectorRegistry()
         self.releases = releases
-        self.desk = RolloutDesk(database, self.store, lambda: self.now_ns, releases)
+        self.revoked: set[str] = set()
+        self.desk = RolloutDesk(database, self.store, lambda: self.now_ns, releases, lambda: self.revoked)
         self.campaign = self.restarted()
 
     def restarted(self) -> Campaign:
@@ -67,6 +68,7 @@ class Stage:
             RolloutMetrics(self.registry),
             past_hours=24.0,
             releases=self.releases,
+            revoked=lambda: self.revoked,
             wall_ns=lambda: self.now_ns,
         )
         return self.campaign

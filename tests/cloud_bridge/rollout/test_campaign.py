@@ -3,19 +3,23 @@
 import itertools
 import random
 
+import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from cloud_bridge.errors import BridgeError, StoreError
 from cloud_bridge.identity.database import Database
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.plan import Arm
 from cloud_bridge.rollout.records import Rollout
-from cloud_bridge.rollout.releases import Release
+from cloud_bridge.rollout.releases import Release, ReleaseState, release_of
 from cloud_bridge.rollout.service import RolloutDesk
 from cloud_bridge.rollout.waves import labels_of
 from cloud_bridge.twins.desired import find_desired, one_desired
+from cloud_bridge.twins.forgotten import forget_device
 from cloud_bridge.twins.labels import set_labels
 from cloud_bridge.twins.reported import put_report
-from gateway.wire.messages import Twin, encode
+from gateway.wire.messages import Assignment, ModelRef, Twin, encode
 from tests.cloud_bridge.rollout.kit import NEW, OLD, Registered, Stage
 from tests.simulators.ota_device import OtaDevice, slow
 
@@ -50,6 +54,139 @@ def test_a_wave_soaks_before_the_next_begins(stage: Stage) -> None:
     for _ in range(5):
         stage.turn()
     assert len(stage.running(NEW)) == 4
+
+
+UNFIT = ["1.0", "1.0.0+build7", "v1.0.0", "", "1.0.0\0", "1.0.0@2.0.0"]
+
+
+@pytest.mark.parametrize("version", UNFIT)
+def test_a_device_that_runs_what_no_release_is_called_stops_nothing(database: Database, version: str) -> None:
+    stage = Stage(database)
+    device = stage.add(6)[0]
+    report(stage, device.name, ModelRef(name="detector", version=version))
+    stage.store.models[device.name] = ModelRef(name="detector", version=version)
+    made = stage.desk.create(stage.plan("rest", soak_seconds=0))
+    for _ in range(5):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert len(stage.running(NEW)) == 6
+
+
+@pytest.mark.parametrize(("baseline", "gets"), [(None, NEW), (OLD, OLD)])
+def test_what_no_release_is_called_is_not_given_back(stage: Stage, baseline: Release | None, gets: Release) -> None:
+    device = stage.add(6)[0]
+    report(stage, device.name, ModelRef(name="detector", version="1.0"))
+    made = stage.desk.create(stage.plan("rest", baseline=baseline))
+    for _ in range(3):
+        stage.turn()
+    stage.desk.act(made.id, "abort")
+    stage.turn()
+    assert device.model == gets.ref
+    assert len(stage.running(OLD)) == 5 + (gets == OLD)
+
+
+def test_a_rollout_that_was_kept_with_such_a_version_is_read_and_aborted(database: Database) -> None:
+    stage = Stage(database)
+    stage.add(4)
+    made = stage.desk.create(stage.plan("rest"))
+    stage.turn()
+    with database.transaction() as tx:
+        assert tx.change("UPDATE rollout_members SET previous = 'detector@1.0' WHERE gateway = 'gw-000'") == 1
+    with pytest.raises(RolloutError):
+        release_of("detector@1.0")  # how such a row was read before: nothing of the rollout could be
+    stage.turn()
+    assert len(stage.desk.report(made.id).stands) == 4
+    stage.desk.act(made.id, "abort")
+    stage.turn()
+    assert stage.running(NEW) == ["gw-000"]
+
+
+def report(stage: Stage, gateway: str, model: ModelRef, pipeline: str = "camera") -> None:
+    """Let a device say what it runs."""
+    twin = Twin(version=0, fencing_token=0, at="", assignments=[Assignment(pipeline=pipeline, model=model)])
+    with stage.database.transaction() as tx:
+        put_report(tx, gateway, encode(twin), twin, stage.now_ns)
+
+
+class Unreadable(Registered):
+    """Knows releases, but for those of one name: asking for them is an error."""
+
+    error: BridgeError = BridgeError("the entry of sensor cannot be read")
+
+    def state_of(self, release: Release) -> ReleaseState:
+        if release.name == "sensor":
+            raise self.error
+        return super().state_of(release)
+
+
+@pytest.mark.parametrize(
+    ("error", "phase"), [(BridgeError("cannot be read"), "halted"), (StoreError("is away"), "running")]
+)
+def test_what_is_wrong_with_one_rollout_stops_no_other(database: Database, error: BridgeError, phase: str) -> None:
+    releases = Unreadable({OLD: "approved", NEW: "approved", Release("sensor", "2.0.0"): "approved"})
+    stage = Stage(database, releases)
+    stage.add(4)
+    report(stage, "gw-000", ModelRef(name="sensor", version="1.0.0"), "hall")
+    good = stage.desk.create(stage.plan("rest", soak_seconds=0))
+    bad_plan = msgspec.structs.replace(stage.plan("rest", release="sensor@2.0.0"), pipeline="hall")
+    bad = RolloutDesk(database, stage.store, lambda: stage.now_ns).create(bad_plan)
+    releases.error = error
+    for _ in range(5):
+        stage.turn()
+    assert stage.rollout(good.id).phase == "done"
+    assert stage.rollout(bad.id).phase == phase
+    if phase == "halted":
+        assert str(error) in stage.rollout(bad.id).reason
+
+
+def mostly_away(stage: Stage) -> tuple[str, list[str]]:
+    """Begin a rollout to ten devices, six of which never come; return it with their names."""
+    away = [device.name for device in stage.add(10)[:6]]
+    for name in away:
+        stage.store.see(name, state="offline", seen_ns=0)
+    stage.delivers = lambda name: name not in away
+    made = stage.desk.create(stage.plan("rest", soak_seconds=0))
+    for _ in range(4):
+        stage.turn(24 * 60)
+    return made.id, away
+
+
+def test_a_wave_of_which_too_few_are_there_says_what_it_waits_for(database: Database) -> None:
+    stage = Stage(database)
+    with capture_logs() as logs:
+        rollout, _ = mostly_away(stage)
+        waits = stage.rollout(rollout)
+        assert waits.phase == "running"
+        assert "only 4 of 10 devices were reached" in waits.reason
+        assert "fleet forget" in waits.reason
+        stage.delivers = lambda name: True
+        for _ in range(4):
+            stage.turn()
+    assert stage.rollout(rollout).phase == "done"
+    told = [one["event"] for one in logs if one["event"].startswith("rollout_waits")]
+    assert told == ["rollout_waits", "rollout_waits_no_more"]
+
+
+@pytest.mark.parametrize("how", ["revoked", "forgotten"])
+def test_devices_that_are_gone_for_good_hold_no_wave_up(database: Database, how: str) -> None:
+    stage = Stage(database)
+    rollout, away = mostly_away(stage)
+    assert stage.rollout(rollout).phase == "running"  # the control: they do, while nobody has said that they are gone
+    if how == "revoked":
+        stage.revoked.update(away)
+    else:
+        with database.transaction() as tx:
+            for name in away:
+                forget_device(tx, name, stage.now_ns)
+    for _ in range(3):
+        stage.turn()
+    report = stage.desk.report(rollout)
+    assert report.rollout.phase == "done"
+    assert {one.member.gateway for one in report.stands if one.code == "gone"} == set(away)
+    again = stage.desk.create(stage.plan("rest", release=str(OLD), soak_seconds=0))
+    for _ in range(3):
+        stage.turn()
+    assert len(stage.desk.report(again.id).stands) == 4
 
 
 def bad_on_some(stage: Stage, every: int) -> list[OtaDevice]:

@@ -1,6 +1,7 @@
 """`cloud-bridge fleet` and `cloud-bridge rollout`, as an operator types them, beside a store that is there."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,29 @@ def test_devices_are_labelled_listed_and_unlabelled(config: Path) -> None:
 
 def test_features_are_switched_by_label(config: Path) -> None:
     run(config, "fleet", "label", "gw-1", "site=a")
-    assert run(config, "fleet", "feature", "snapshots=on", "--label", "site=a").startswith("1 devices are told")
+    assert run(config, "fleet", "feature", "snapshots=on", "--label", "site=a").startswith("told to 1 device, ")
     assert "+snapshots" in run(config, "fleet", "list")
     assert "no device is labelled" in run(config, "fleet", "feature", "snapshots=on", "--label", "site=b", status=1)
     assert "is no switch" in run(config, "fleet", "feature", "snapshots=maybe", "--gateway", "gw-1", status=1)
+
+
+def test_a_device_that_is_gone_is_forgotten_and_one_that_is_there_is_not(config: Path) -> None:
+    run(config, "fleet", "label", "gw-1", "site=a")
+    assert "is connected; to forget it all the same, give --force" in run(config, "fleet", "forget", "gw-1", status=1)
+    store = SqliteStore(config.parent / "bridge.db")
+    offline = Availability(state="offline", at=AT)
+    store.ingest(Intake(1, availability=(("gw-1", offline), ("gw-2", offline))))
+    store.ingest(Intake(time.time_ns(), seen=frozenset({"gw-2"})))
+    store.close()
+    assert "was heard of 0.0 h ago" in run(config, "fleet", "forget", "gw-2", status=1)
+    assert run(config, "fleet", "forget", "gw-1") == "gw-1 is forgotten; its records stay\n"
+    assert json.loads(run(config, "fleet", "forget", "gw-2", "--force", "--json")) == {
+        "gateway": "gw-2",
+        "forgotten": True,
+    }
+    assert "no gateway gw-1 was heard of" in run(config, "fleet", "forget", "gw-1", status=1)
+    listed = run(config, "fleet", "list").splitlines()
+    assert [line.split()[0] for line in listed] == ["gw-0", "gw-3"]
 
 
 def test_a_rollout_is_created_looked_at_and_moved(config: Path) -> None:

@@ -3,13 +3,16 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from cloud_bridge.config import Broker, Config, Ingest, Registry, Rollout, Store
+from cloud_bridge.config import Broker, Config, Identity, Ingest, Registry, Rollout, Store
+from cloud_bridge.identity.database import open_database
+from cloud_bridge.identity.devices import Device, put_device, revoke_device
 from cloud_bridge.metrics import Metrics
 from cloud_bridge.registry.release import ReleaseEntry
 from cloud_bridge.rollout.component import RolloutComponent, links_of
-from cloud_bridge.rollout.registered import RegisteredReleases, open_releases
+from cloud_bridge.rollout.registered import RegisteredReleases, open_releases, open_revoked
 from cloud_bridge.rollout.releases import Release
 from gateway.wire.topics import filter_for
 from tests.cloud_bridge.registry.kit import Site, release
@@ -50,6 +53,22 @@ def test_each_broker_has_a_link_of_its_own_that_takes_reports_alone(tmp_path: Pa
     links = links_of(config, "bridge")
     assert [link.client_id for link in links] == ["bridge-twins", "bridge-1-twins"]
     assert {link.only for link in links} == {(filter_for("twin", name="reported", root=Ingest().root),)}
+
+
+def test_devices_that_were_revoked_are_asked_for_where_there_are_identities(tmp_path: Path) -> None:
+    assert open_revoked(Config())() == ()
+    config = config_at(tmp_path)
+    config = msgspec.structs.replace(
+        config, identity=Identity(trust_domain="sluice.test", directory=tmp_path / "identity")
+    )
+    assert config.identity is not None
+    database = open_database(config.store, config.identity.home())
+    with database.transaction() as tx:
+        for name in ("gw-1", "gw-2"):
+            put_device(tx, Device(name, "software", "", False, b"ak", b"to", "", "1", "", 1, 1, 1))
+        revoke_device(tx, "gw-1", "scrapped", 2)
+    assert list(open_revoked(config)()) == ["gw-1"]
+    database.close()
 
 
 def test_rollouts_are_on_with_a_registry_or_when_asked_for() -> None:

@@ -175,6 +175,37 @@ def test_the_fleet_is_shown_as_it_was_last_heard_of(store: Store) -> None:
     assert store.pipelines("gate") == []
 
 
+def test_a_gateway_that_was_forgotten_is_not_shown_until_it_is_heard_of_again(store: Store) -> None:
+    online = Availability(state="online", at=AT, version="1.0")
+    status = PipelineStatus(pipeline="camera", state="running", source_state="streaming", at=AT)
+    told = Intake(7, availability=(("dock", online),), statuses=(("dock", status), ("gate", status)))
+    take(store, batch(record(1)))
+    store.ingest(replace(told, seen=frozenset({"dock", "gate"})))
+    assert store.forget("dock")
+    assert not store.forget("dock")
+    assert not store.forget("nobody")
+    store.ingest(told)  # what the broker has retained, when the bridge starts again
+    assert [one.gateway for one in store.gateways()] == ["gate"]
+    assert [one.gateway for one in store.pipelines()] == ["gate"]
+    assert store.pipelines("dock") == []
+    assert seqs(store) == [1]
+    assert take(store, batch(record(1)), at=8).duplicates == 1  # it speaks
+    store.ingest(told)
+    assert [(one.gateway, one.state) for one in store.gateways()] == [("dock", "online"), ("gate", "unknown")]
+    assert [one.gateway for one in store.pipelines()] == ["dock", "gate"]
+    assert store.check() == []
+
+
+def test_dead_letters_of_a_class_that_nobody_knows_go_with_the_others(store: Store) -> None:
+    for at, name in enumerate(("nonsense", "event")):
+        take(store, b"junk %d" % at, name, at=1)
+    assert store.counts().dead_letters == {"unknown-class": 1, "bad-payload": 1}
+    kept = {"event": 0}  # for ever, as are the custody letters of the class
+    assert store.sweep(Limits(kept, dead_letters_before_ns=1), 100).dead_letters == 0
+    assert store.sweep(Limits(kept, dead_letters_before_ns=2), 100).dead_letters == 1
+    assert store.counts().dead_letters == {"bad-payload": 1}
+
+
 def test_the_same_poison_again_and_again_is_one_row_with_a_count(store: Store) -> None:
     letter = DeadLetter("bad-payload", "sluice/v1/dock/records/event", "no JSON", b"\x00\xff", 2)
     store.ingest(Intake(1, dead_letters=(letter, letter)))

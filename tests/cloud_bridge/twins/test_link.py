@@ -13,6 +13,7 @@ from cloud_bridge.identity.database import Database, SqliteDatabase, Transaction
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.twins.database import FLEET
 from cloud_bridge.twins.desired import Change, apply_changes, one_desired
+from cloud_bridge.twins.forgotten import forget_device, forgotten_devices
 from cloud_bridge.twins.link import TwinLink
 from cloud_bridge.twins.metrics import TwinMetrics
 from cloud_bridge.twins.reported import find_reported
@@ -52,8 +53,8 @@ class BrokerInMemory:
         self.published.append((topic, decode(payload, Twin)))
         return True
 
-    def say(self, topic: str, payload: bytes) -> None:
-        self.waiting.append(Incoming(topic, payload, 1, 1, 1, 0, retained=True))
+    def say(self, topic: str, payload: bytes, *, retained: bool = True) -> None:
+        self.waiting.append(Incoming(topic, payload, 1, 1, 1, 0, retained))
 
 
 @dataclass(slots=True)
@@ -94,9 +95,9 @@ class Desk:
         with self.database.transaction() as tx:
             return apply_changes(tx, [Change(name, "camera", V1, due_ns) for name in names], self.now_ns)
 
-    def turn(self, seconds: float = 1.0) -> None:
+    def turn(self, seconds: float = 1.0) -> float:
         self.now_ns += int(seconds * SECOND_NS)
-        self.link.turn()
+        return self.link.turn()
 
 
 @pytest.fixture
@@ -163,6 +164,40 @@ def test_a_report_is_kept_before_it_is_acknowledged(desk: Desk) -> None:
     assert len(desk.broker.acknowledged) == 1
     with desk.database.transaction() as tx:
         assert find_reported(tx)["gw-1"].twin.fencing_token == 5
+
+
+def test_while_the_database_is_away_it_rests_longer_and_longer(desk: Desk) -> None:
+    for number in range(200):  # as many as are held, so that nothing is waited for
+        desk.broker.say(f"sluice/v1/gw-{number}/twin/reported", encode(Twin(version=1, fencing_token=5, at="")))
+    assert desk.turn() == 0.0
+    for _ in range(200):
+        desk.broker.say("sluice/v1/gw-1/twin/reported", encode(Twin(version=1, fencing_token=6, at="")))
+    desk.database.away = True
+    rests = [desk.turn() for _ in range(10)]
+    assert rests[0] >= 0.07
+    assert sum(rests) > 10.0  # ten turns, where it was thousands in a second without a rest
+    assert max(rests) <= 6.25
+    desk.database.away = False
+    assert desk.turn() == 0.0
+    assert len(desk.broker.acknowledged) == 400
+
+
+@pytest.mark.parametrize("retained", [True, False])
+def test_of_a_forgotten_device_only_what_it_says_now_counts(desk: Desk, *, retained: bool) -> None:
+    desk.give("gw-1")
+    said = encode(Twin(version=1, fencing_token=5, at=""))
+    desk.broker.say("sluice/v1/gw-1/twin/reported", said)
+    desk.turn()
+    with desk.database.transaction() as tx:
+        forget_device(tx, "gw-1", desk.now_ns)
+        assert find_reported(tx) == {}
+        assert one_desired(tx, "gw-1") is None
+    desk.broker.say("sluice/v1/gw-1/twin/reported", said, retained=retained)
+    desk.turn()
+    with desk.database.transaction() as tx:
+        assert set(find_reported(tx)) == (set() if retained else {"gw-1"})
+        assert forgotten_devices(tx) == ({"gw-1"} if retained else frozenset())
+    assert len(desk.broker.acknowledged) == 2
 
 
 @pytest.mark.parametrize(
