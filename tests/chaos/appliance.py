@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hil.loopback.rig import Rig
 from hil.loopback.tally import outbox_counts
 from tests.chaos.footprint import Footprint
+from tests.chaos.standstill import Standstill
 from tests.e2e.conftest import parts
 from tests.e2e.releases import write_releases
 
@@ -72,6 +73,18 @@ class Appliance:
     def footprint(self) -> Footprint:
         """Return what the process takes."""
         return Footprint.of(self.rig.gateway.pid)
+
+    @contextmanager
+    def answering(self, *pipelines: str) -> Iterator[None]:
+        """Check that the models of these pipelines have answered nearly all the time, when the block ends.
+
+        Raises:
+            AssertionError: they have not.
+        """
+        gateway = self.rig.gateway
+        with Standstill(self.status, lambda: gateway.pid if gateway.running else None) as watch:
+            yield
+        watch.check(pipelines)
 
     def is_quiet(self) -> None:
         """Check that nothing came to light in the log that was not meant to."""

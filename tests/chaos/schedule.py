@@ -1,19 +1,27 @@
-"""Random schedules of faults: made from a seed, written down, carried out, and cut down when one has failed."""
+"""Random schedules of faults: made from a seed, written down, carried out, and cut down when one has failed.
+
+`FAULTS` are those of processes and links of a stand with a producer; `tests.chaos.sitefaults` has those of a whole
+gateway.
+"""
 
 import json
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
+from tests.chaos.experiment import Experiment
 from tests.chaos.netrig import NetRig
 from tests.chaos.network import Weather, black_holed_mtu, emulated, loss, partition, rate, resets
+from tests.chaos.stand import Stand
 from tests.chaos.timing import pause
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +35,8 @@ class Step:
 
 
 Schedule = tuple[Step, ...]
-Fault = Callable[[NetRig, str], AbstractContextManager[object]]
-"""Takes the stand and the fault's own name."""
+Fault = Callable[[S, str], AbstractContextManager[object]]
+"""Takes the stand and the fault's own name; all is as before when its block ends."""
 
 
 @contextmanager
@@ -42,7 +50,8 @@ def _killed_producer(stand: NetRig, _name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _killed_bridge(stand: NetRig, _name: str) -> Iterator[None]:
+def killed_bridge(stand: Stand, _name: str) -> Iterator[None]:
+    """Have no bridge."""
     stand.rig.bridge.kill()
     try:
         yield
@@ -51,7 +60,8 @@ def _killed_bridge(stand: NetRig, _name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _killed_broker(stand: NetRig, _name: str) -> Iterator[None]:
+def killed_broker(stand: Stand, _name: str) -> Iterator[None]:
+    """Have no broker, and nothing of what it held."""
     stand.rig.broker.kill()
     try:
         yield
@@ -60,7 +70,8 @@ def _killed_broker(stand: NetRig, _name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _paused(stand: NetRig, name: str) -> Iterator[None]:
+def paused(stand: Stand, name: str) -> Iterator[None]:
+    """Stop the process that is named after the dash, as `pause-bridge`."""
     child = stand.processes().get(name.partition("-")[2])
     if child is None:  # killed by another fault of this step
         yield
@@ -80,13 +91,13 @@ def _weather(stand: NetRig, _name: str) -> Iterator[None]:
         yield
 
 
-FAULTS: Final[Mapping[str, Fault]] = {
+FAULTS: Final[Mapping[str, Fault[NetRig]]] = {
     "kill-producer": _killed_producer,
-    "kill-bridge": _killed_bridge,
-    "kill-broker": _killed_broker,
-    "pause-producer": _paused,
-    "pause-bridge": _paused,
-    "pause-broker": _paused,
+    "kill-bridge": killed_bridge,
+    "kill-broker": killed_broker,
+    "pause-producer": paused,
+    "pause-bridge": paused,
+    "pause-broker": paused,
     "cut-device": lambda stand, _: partition(stand.network, "device"),
     "cut-device-acks": lambda stand, _: partition(stand.network, "device", "to"),
     "cut-bridge": lambda stand, _: partition(stand.network, "bridge"),
@@ -99,32 +110,61 @@ FAULTS: Final[Mapping[str, Fault]] = {
 }
 
 
-def random_schedule(chance: random.Random, seconds: float) -> Schedule:
-    """Draw steps that take about so many seconds; one fault in three comes with another one."""
+def random_schedule(
+    chance: random.Random,
+    seconds: float,
+    faults: Collection[str] = FAULTS.keys(),
+    *,
+    families: Sequence[Collection[str]] = (),
+    alone: Set[str] = frozenset(),
+    bursts: float = 0.3,
+    longest_seconds: float = 3.0,
+) -> Schedule:
+    """Draw steps that take about so many seconds, and longer only to have one fault of each family.
+
+    Args:
+        chance: where every choice comes from.
+        seconds: of faults and calm together; what it takes to start something again comes on top.
+        faults: what there is to choose from; one step in three has two of them.
+        families: the first steps have one fault of each, in any order.
+        alone: faults that come by themselves.
+        bursts: the share of steps that begin with a burst of records.
+        longest_seconds: of a fault, and of the calm after it.
+    """
+    drawn = [chance.choice(sorted(family)) for family in families]
+    chance.shuffle(drawn)
     steps: list[Step] = []
     total = 0.0
-    while total < seconds:
-        faults = tuple(sorted(chance.sample(sorted(FAULTS), 1 if chance.random() < 0.67 else 2)))
+    while total < seconds or drawn:
+        first = drawn.pop() if drawn else chance.choice(sorted(faults))
+        others = sorted(set(faults) - alone - {first})
+        more = [chance.choice(others)] if first not in alone and chance.random() >= 0.67 else []
         step = Step(
-            faults=faults,
-            seconds=round(chance.uniform(0.1, 3.0), 2),
-            calm_seconds=round(chance.uniform(0.0, 3.0), 2),
-            burst=chance.random() < 0.3,
+            faults=tuple(sorted([first, *more])),
+            seconds=round(chance.uniform(0.1, longest_seconds), 2),
+            calm_seconds=round(chance.uniform(0.0, longest_seconds), 2),
+            burst=chance.random() < bursts,
         )
         steps.append(step)
         total += step.seconds + step.calm_seconds
     return tuple(steps)
 
 
-def carry_out(stand: NetRig, schedule: Schedule) -> None:
+def carry_out(
+    stand: S,
+    schedule: Schedule,
+    faults: Mapping[str, Fault[S]],
+    experiment: Experiment,
+    burst: Callable[[], None] = lambda: None,
+) -> None:
     """Run a schedule on a stand that is up. Every fault is over when this returns, also by an error."""
     for number, step in enumerate(schedule):
-        stand.experiment.log("step", number=number, **asdict(step))
-        if step.burst and stand.status() is not None:
-            stand.ask("burst")
+        experiment.log("step", number=number, **asdict(step))
+        if step.burst:
+            burst()
         with ExitStack() as stack:
             for fault in step.faults:
-                stack.enter_context(FAULTS[fault](stand, fault))
+                stack.enter_context(faults[fault](stand, fault))
             pause(step.seconds)
         pause(step.calm_seconds)
 

@@ -1,16 +1,18 @@
 """The stand with a whole gateway: sensors replayed through tiny models, decisions, outbox, uplink, local broker."""
 
 import urllib.request
+from contextlib import ExitStack
 from typing import Any
 
 from hil.loopback.children import Child
-from hil.loopback.rig import Rig
+from hil.loopback.rig import Placement, Rig
 from hil.loopback.tally import tally_of
 from tests.chaos.experiment import Experiment
 from tests.chaos.namespaces import Network
 from tests.chaos.netrig import Spread
 from tests.chaos.oracle import Oracle, Verdict
 from tests.chaos.stand import Options, Stand
+from tests.chaos.standstill import Standstill
 from tests.e2e.conftest import parts
 from tests.e2e.releases import write_releases
 
@@ -25,11 +27,15 @@ class SiteStand(Stand):
         *,
         network: Network | None = None,
         gateway: dict[str, Any] | None = None,
+        placement: Placement | None = None,
         name: str = "",
     ) -> None:
+        """Write the configuration; `placement` of the processes where they are not spread over a network."""
         self._gateway_overrides = gateway or {}
         self.network = network
-        super().__init__(experiment, options, Spread(network) if network is not None else None, name)
+        self.opened = ExitStack()
+        super().__init__(experiment, options, Spread(network) if network is not None else placement, name)
+        self.watch = Standstill(self.status, lambda: self.rig.gateway.pid if self.rig.gateway.running else None)
 
     def _make_rig(self) -> Rig:
         sources, pipelines = parts(self.directory)
@@ -62,6 +68,12 @@ class SiteStand(Stand):
         self.rig.start_bridge()
         self.rig.start_gateway()
         self.until(lambda: self.committed() > 0, "the first record is committed")
+        self.opened.enter_context(self.watch)
+
+    def kill(self) -> None:
+        """Leave nothing behind."""
+        self.opened.close()
+        super().kill()
 
     def processes(self) -> dict[str, Child]:
         """Return what runs, by name."""
@@ -103,16 +115,29 @@ class SiteStand(Stand):
         """Stop the gateway, which drains it, then compare with the truth and check all that must hold."""
         del timeout_seconds  # the gateway's own drain time
         self.check_footprints()
-        assert self.rig.gateway.stop() == 0
+        return self.judged(least, evictions=False)
+
+    def judged(self, least: int, *, evictions: bool) -> Verdict:
+        """Stop the gateway, which drains it, and compare with the truth; `evictions` says whether there may be some."""
+        assert self.rig.gateway.stop(60.0) == 0
         assert self.rig.last_run()["drained"], "the gateway stopped before its outbox was empty"
         self.until(lambda: tally_of(self.rig).lost == 0, "everything arrived")
         self.oracle.wait_until_quiet()
         verdict = self.oracle.judge(self.database)
         counts = tally_of(self.rig)
         self.experiment.log("settled", verdict=verdict, tally=counts)
-        verdict.check(least=least)
-        # The outbox's own account: it has given out so many numbers, and each of them is there.
-        assert counts.committed == counts.enqueued > 0
+        verdict.check(evictions=evictions, least=least)
+        # The outbox's own account: it has given out so many numbers, and each of them is there, or named as given up.
+        assert counts.committed + counts.evicted == counts.enqueued > 0
         assert counts.duplicates == counts.waiting == 0
         self.check_logs()
         return verdict
+
+    def check_answers(self) -> dict[str, float]:
+        """Check that each model has answered nearly all the time; return the shares.
+
+        Raises:
+            AssertionError: one has not.
+        """
+        self.experiment.log("answered", **self.watch.shares)
+        return self.watch.check(self.rig.gateway_settings["pipelines"])

@@ -29,6 +29,7 @@ def test_c01_a_gateway_killed_at_any_moment_loses_nothing_and_is_back_at_once(ex
             recoveries.append(seconds)
             experiment.log("killed", cycle=cycle, recovery_seconds=round(seconds, 3))
         stand.until(lambda: stand.status() is not None, "the gateway answers")
+        stand.check_answers()
         verdict = stand.settle(least=cycles)
     experiment.log("recovered", **at_most(RECOVERY_SECONDS, recoveries))
     assert verdict.evicted == 0

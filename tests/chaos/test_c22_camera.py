@@ -83,15 +83,13 @@ def test_c22_a_camera_that_fails_is_told_stops_its_own_pipeline_alone_and_comes_
 ) -> None:
     camera = MjpegCamera()
     try:
-        with watched(experiment, camera) as site:
+        with watched(experiment, camera) as site, site.answering("motor"):
             for fault in faults * experiment.scaled(1, 20):
                 fault(camera)
                 eventually(lambda: not is_well(site), f"{fault.__name__} is told")
                 told = pipeline(site, "gate")
                 assert told["last_error"] or told["source_state"] in ("lost", "frozen"), told
                 eventually(lambda: stands_still(site), f"{fault.__name__}: nothing stale is inferred")
-                busy = pipeline(site, "motor")["inferences"]
-                eventually(lambda busy=busy: pipeline(site, "motor")["inferences"] > busy + 3, "the motor goes on")  # type: ignore[misc]  # bound at once
                 assert pipeline(site, "motor")["state"] == "running"
                 state = told["source_state"]
                 if state != "streaming":

@@ -1,4 +1,7 @@
-"""C32: everything at once: a random schedule of all faults of processes and links."""
+"""C32 with a producer: a random schedule of all faults of processes and links, thousands of records a second.
+
+The whole gateway, with disks, clocks, TPM and updates as well, is in `test_c32_whole_gateway`.
+"""
 
 import random
 from dataclasses import replace
@@ -43,7 +46,7 @@ def test_c32_control_a_gateway_that_deletes_on_puback_does_not_survive(
     with NetRig(experiment, network, careless) as stand:
         stand.start()
         for _ in range(3):
-            carry_out(stand, storm)
+            carry_out(stand, storm, FAULTS, experiment, lambda: burst(stand))
         stand.flows(1)
         with pytest.raises(AssertionError, match="lost"):
             stand.settle()
@@ -70,10 +73,16 @@ def run(experiment: Experiment, network: Network, schedule: Schedule, name: str)
         stand.start()
         stand.flows()
         stand.remember()
-        carry_out(stand, schedule)
+        carry_out(stand, schedule, FAULTS, experiment, lambda: burst(stand))
         first = stand.flows(1, 60.0)
         experiment.log("healed", first_progress_seconds=first)
         stand.settle(least=500, timeout_seconds=120.0)
+
+
+def burst(stand: NetRig) -> None:
+    """Have the producer make many records at once, if there is one just now."""
+    if stand.status() is not None:
+        stand.ask("burst")
 
 
 def fails(experiment: Experiment, network: Network, schedule: Schedule) -> bool:
