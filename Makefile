@@ -136,7 +136,7 @@ lock: setup ## Write requirements/*.txt anew from pyproject.toml [ARGS=--upgrade
 		runtime) extra='--constraints requirements/dev.txt' ;; \
 		esac; \
 		echo "==> requirements/$$name.txt"; \
-		var/lock/bin/uv pip compile pyproject.toml --group build --extra device --extra cloud --extra training $$extra \
+		var/lock/bin/uv pip compile pyproject.toml --group build --extra device --extra cloud --extra s3 --extra training $$extra \
 			--universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url \
 			--no-annotate --custom-compile-command 'make lock' $(ARGS) --quiet \
 			--output-file requirements/$$name.txt || exit 1; \

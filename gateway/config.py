@@ -396,6 +396,7 @@ class Trial(_Section, frozen=True, kw_only=True):
     max_crashes: Count = 2  # runs of the gateway or the pipeline that ended badly under it
     drift_significance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.001  # of the KS test against the old release
     drift_effect: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25  # smallest KS distance that counts
+    max_inputs_outside: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5  # share, of what it was trained on
     shadow_samples: Annotated[int, msgspec.Meta(ge=0)] = 0  # both answer so many samples before the swap; 0: none
 
 

@@ -37,6 +37,10 @@ class InferenceError(GatewayError):
     """One invocation failed; the next may succeed."""
 
 
+class PipelineBusyError(InferenceError):
+    """A pipeline waits for the outbox; its model answers again, or can be exchanged, when that takes something."""
+
+
 class OutboxError(GatewayError):
     """The store cannot take or give records; restarting the component may help."""
 

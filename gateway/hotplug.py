@@ -17,6 +17,7 @@ from gateway.errors import AcceleratorLostError, GatewayError
 from gateway.inference.edgetpu import EDGETPU_BACKEND
 from gateway.moments import happens
 from gateway.sources.presence import LocalDevice
+from gateway.threads import Worker
 
 log = structlog.get_logger()
 
@@ -97,19 +98,23 @@ class HotPlug:
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        with Worker("hotplug") as worker:
+            await worker.do(self._look_first)
+            await self._listen_and_watch(worker)
+
+    async def _listen_and_watch(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._look_first)
         try:
             listener: Listener | None = self._listen()
         except UeventsUnavailableError as error:
             listener = None
             log.warning("hotplug_by_looking_only", error=str(error), every_seconds=self._look_every_seconds)
         if listener is None:
-            await self._watch()
+            await self._watch(worker)
             return
         loop.add_reader(listener.fileno(), self._hear, listener)
         try:
-            await self._watch()
+            await self._watch(worker)
         finally:
             loop.remove_reader(listener.fileno())
             listener.close()
@@ -119,15 +124,15 @@ class HotPlug:
         if self._heard:
             self._told.set()
 
-    async def _watch(self) -> None:
+    async def _watch(self, worker: Worker) -> None:
         while True:
             due = self._look_every_seconds if self._left_at is None else min(0.25, self._look_every_seconds)
             await happens(self._told, due)
             self._told.clear()
             heard, self._heard = self._heard, []
-            self._offered |= set(await asyncio.to_thread(self._look, heard))
+            self._offered |= set(await worker.do(self._look, heard))
             for name in sorted(self._offered):
-                if await asyncio.to_thread(self._came, name):
+                if await worker.do(self._came, name):
                     self._offered.discard(name)
 
     def _look_first(self) -> None:

@@ -13,6 +13,7 @@ import structlog
 from gateway.config import Config
 from gateway.configload import Reading
 from gateway.errors import ConfigError
+from gateway.threads import in_thread
 
 log = structlog.get_logger()
 
@@ -46,7 +47,7 @@ class Reload:
 
     async def _look(self) -> bool:
         try:
-            reading = await asyncio.to_thread(self._reread)
+            reading = await in_thread("reload", self._reread)
         except ConfigError as error:
             return self._refuse([str(error)])
         if reading.config is None:

@@ -105,6 +105,7 @@ class Inference:
     invoke_ns: int  # time inside the runtime
     raw_bytes: int  # size of the sample before preprocessing
     anomaly: bool = False  # the model is an anomaly detector: its findings are scores, not things
+    given: tuple[tuple[str, tuple[float, ...]], ...] = ()  # its input tensor in numbers, see `gateway.inference.given`
 
 
 Kind = Literal["event", "measure", "evidence", "eviction", "notice"]

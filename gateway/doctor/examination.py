@@ -32,6 +32,7 @@ from gateway.doctor.network import check_brokers
 from gateway.doctor.vault import check_vault
 from gateway.errors import ConfigError
 from gateway.health import probes
+from gateway.wire.plain import so_many
 
 _NEED_CONFIG: Final = ("disk", "outbox", "vault", "models", "brokers")
 _NOTHING: Final = Config(gateway=Gateway(id="unknown"), sources={}, pipelines={}, vault=Vault(level="software"))
@@ -90,9 +91,11 @@ def _configuration(file: Path, reading: Reading) -> Diagnosis:
     see = f"see `gateway config validate {file}`"
     if reading.config is None:
         first = reading.errors[0]
-        return Diagnosis("configuration", "failed", f"{len(reading.errors)} errors, the first: {first.message}", see)
+        return Diagnosis(
+            "configuration", "failed", f"{so_many(len(reading.errors), 'error')}, the first: {first.message}", see
+        )
     if reading.warnings:
         first = reading.warnings[0]
-        found = f"{file} can be used; {len(reading.warnings)} warnings, the first: {first.message}"
+        found = f"{file} can be used; {so_many(len(reading.warnings), 'warning')}, the first: {first.message}"
         return Diagnosis("configuration", "warning", found, see)
     return Diagnosis("configuration", "ok", f"{file} has no mistakes")

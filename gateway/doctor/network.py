@@ -47,7 +47,7 @@ def check_brokers(config: Config) -> Iterator[Diagnosis]:
         named["local.broker"] = config.local.broker
     for name, broker in named.items():
         if broker.identity:
-            yield check_listener(name, broker, IdentityFiles(config.gateway.state_directory).read().bundle)
+            yield check_listener(name, broker, IdentityFiles(config.gateway.state_directory).look().bundle)
             continue
         yield check_broker(name, broker, f"sluice-doctor-{config.gateway.id}")
     if not named:

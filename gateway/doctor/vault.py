@@ -6,6 +6,7 @@ from gateway.config import Config
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.vault.errors import VaultError
 from gateway.vault.vault import Vault
+from gateway.wire.plain import so_many
 
 
 def check_vault(config: Config) -> Iterator[Diagnosis]:
@@ -25,5 +26,6 @@ def check_vault(config: Config) -> Iterator[Diagnosis]:
         more = f" (and {len(status.problems) - 1} more)" if len(status.problems) > 1 else ""
         yield Diagnosis("vault", "failed", status.problems[0] + more, "see `gateway vault status`")
     else:
-        found = f"level {status.store.level}, generation {status.generation}, {len(status.releases)} releases sealed"
+        sealed = f"{so_many(len(status.releases), 'release')} sealed"
+        found = f"level {status.store.level}, generation {status.generation}, {sealed}"
         yield Diagnosis("vault", "ok", found)

@@ -38,6 +38,14 @@ INPUT_EDGES: Final[dict[str, Edges]] = {
 }
 """By statistic of the input; what each means says `gateway.preprocess.statistics`."""
 
+_MAGNITUDES: Final = _decades(-3, 3)
+
+TENSOR_EDGES: Final[dict[str, Edges]] = {
+    "level": (*(-edge for edge in reversed(_MAGNITUDES)), 0.0, *_MAGNITUDES),
+    "spread": _decades(-4, 3),
+}
+"""By statistic of what the model is given after preprocessing: mean and standard deviation of each row of its input."""
+
 
 def trimmed(edges: Edges, counts: list[int]) -> Histogram:
     """Make a histogram without the outer edges beyond which nothing was counted; at least one edge stays.

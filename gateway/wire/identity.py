@@ -223,6 +223,11 @@ _BINDING: Final = b"sluice identity v1 binding"
 _SOFTWARE: Final = b"sluice identity v1 software proof"
 
 
+def spiffe_id(trust_domain: str, gateway: str) -> str:
+    """Return the SPIFFE ID of a gateway, which is in its certificates."""
+    return f"spiffe://{trust_domain}/gateway/{gateway}"
+
+
 def claim_code(text: str) -> ClaimCode | None:
     """Read what `ClaimCode.text` has written; None when it is something else."""
     parts = text.strip().split(".")

@@ -220,11 +220,13 @@ class Constraints(_Part, frozen=True, kw_only=True):
 class Baseline(_Part, frozen=True, kw_only=True):
     """What the release saw and answered when it was trained; drift is measured against it.
 
-    `inputs` are statistics of the inputs by name, as in `Measure.inputs`; `score` as in `Measure.scores`.
+    `inputs` are statistics of the inputs by name, as in `Measure.inputs`; `score` as in `Measure.scores`. `tensor` are
+    those of what the model is given after preprocessing, before quantization (`TENSOR_EDGES`).
     """
 
     score: Histogram | None = None
     inputs: dict[str, Histogram] = {}
+    tensor: dict[str, Histogram] = {}
     samples: int = 0
 
 

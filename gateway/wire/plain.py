@@ -33,6 +33,11 @@ def plain_lines(text: str) -> str:
     return "\n".join(plain(line) for line in text.split("\n"))
 
 
+def so_many(number: int, noun: str) -> str:
+    """Return a count with its noun: `1 record`, `2 records`; `noun` is the singular of one that takes an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     return "\\n" if code == 0x0A else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -8,7 +8,7 @@ was lost, nothing is there twice, and every pipeline produced inferences.
 """
 
 import json
-import os
+import math
 import signal
 import sys
 import threading
@@ -300,40 +300,46 @@ def summary(last: dict[str, Any], counts: Tally, ran_seconds: float) -> dict[str
     }
 
 
-def wishes_from_environment() -> Wishes:
-    """Read CAMERA, SPEED and DURATION.
+class Positive(click.ParamType[float]):
+    """A finite number above 0."""
 
-    Raises:
-        click.UsageError: one of them is not a positive number.
-    """
-    return Wishes(
-        camera=os.environ.get("CAMERA", ""),
-        speed=_positive("SPEED") or 1.0,
-        duration_seconds=_positive("DURATION"),
-    )
+    name = "number"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Turn what was typed, or stands in the environment, into a number."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} must be a number above 0, e.g. 10", param, ctx)
+        return number
 
 
-def _positive(name: str) -> float | None:
-    text = os.environ.get(name, "")
-    if not text:
-        return None
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--camera", envvar="CAMERA", show_envvar=True, default="", help="A device, URL or file.  [default: a clip]"
+)
+@click.option("--speed", envvar="SPEED", show_envvar=True, type=Positive(), default=1.0, help="Of the recordings.")
+@click.option(
+    "--duration", envvar="DURATION", show_envvar=True, type=Positive(), help="Seconds.  [default: until Ctrl-C]"
+)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=VAR,
+    show_default=True,
+    help="Where `python -m hil.loopback.fetch` has put clip and models; what the demo writes goes there, too.",
+)
+def main(camera: str, speed: float, duration: float | None, directory: Path) -> None:
+    """Run brokers, cloud bridge and a gateway with a TPM on this machine."""
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise click.UsageError(f"{name}={text!r} must be a number above 0, e.g. `make demo {name}=10`")
-    return value
-
-
-def main() -> int:
-    """Entry point of `python -m hil.loopback.demo`."""
-    try:
-        return run(wishes_from_environment())
-    except (RigError, click.UsageError) as error:
+        sys.exit(run(Wishes(camera=camera, speed=speed, duration_seconds=duration), directory))
+    except RigError as error:
         say(f"demo: {error}")
-        return 2 if isinstance(error, click.UsageError) else 1
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,7 +24,8 @@ BAD: Final = "1.2.0"
 _SHIPPED: Final = Path(__file__).parents[2] / "gateway" / "models" / MODEL / "1.0.0"
 _FACTORS: Final = {BETTER: 0.98, BAD: 0.02}
 """What is done to the threshold. With a fiftieth of it, all that is healthy is an anomaly: the file is right, its
-golden inputs are answered as they should be, and only what it says of live data shows that it is no good."""
+golden inputs are answered as they should be, and only what it says of live data shows that it is no good. Any other
+version is as good as the one that is shipped."""
 
 Outcome = tuple[str, str]
 """How the device ended with a release, `running` or `reverted`, and how the rollout ended, `done` or `halted`."""
@@ -94,7 +95,7 @@ class Updates:
         manifest = json.loads((_SHIPPED / MANIFEST_FILE).read_bytes())
         manifest["version"] = version
         manifest["lineage"] = {**(manifest.get("lineage") or {}), "parent": "1.0.0"}
-        manifest["output"]["threshold"] = round(manifest["output"]["threshold"] * _FACTORS[version], 4)
+        manifest["output"]["threshold"] = round(manifest["output"]["threshold"] * _FACTORS.get(version, 1.0), 4)
         (release / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2))
         self._in_cloud(rig, "model", "publish", str(release))
         what = ("--model", f"{MODEL}@{version}", "--pipeline", PIPELINE, "--waves", "rest")
@@ -149,9 +150,16 @@ class Updates:
             return ("reverted", phase) if back else None
         return (told["phase"], phase) if phase in ("done", "halted") else None
 
+    def rollouts(self, rig: Rig) -> list[dict[str, Any]]:
+        """Return all rollouts, as `cloud-bridge rollout list` has them.
+
+        Raises:
+            RigError: the command fails.
+        """
+        return [json.loads(line) for line in self._in_cloud(rig, "rollout", "list", "--json").splitlines()]
+
     def _rollout(self, rig: Rig, version: str) -> Mapping[str, Any]:
-        rollouts = [json.loads(line) for line in self._in_cloud(rig, "rollout", "list", "--json").splitlines()]
-        return next((one for one in rollouts if one["release"] == f"{MODEL}@{version}"), {})
+        return next((one for one in self.rollouts(rig) if one["release"] == f"{MODEL}@{version}"), {})
 
     def _note_gap(self, rig: Rig) -> None:
         gap = self._told(rig).get("swap_gap_ms")

@@ -19,7 +19,7 @@ from gateway.inference.model import Model
 from gateway.ota.patch import BSDIFF, ZSTD, Recipe, make
 from gateway.values import Capture, SampleBlock
 from tests.bench.figures import elapsed, percentiles
-from tests.bench.table import at_most
+from tests.bench.table import Row, at_most, row
 from tests.gateway.ota.releases import release, scorer
 from tests.gateway.ota.rig import NAME, Device, Sensor
 from tests.simulators.release_repository import ReleaseRepository, difference
@@ -151,7 +151,16 @@ def patch_apply(megabytes: int = 8) -> dict[str, Any]:
     for name, content in packed.items():
         base = None if name == "zstd-full" else before
         figures[name] = _measured(ZSTD if name == "zstd-full" else name, content, base, after)
+    figures["rows"] = [_patch_row(megabytes, name, figures[name]) for name in packed]
     return figures
+
+
+def _patch_row(megabytes: int, name: str, found: dict[str, float | int]) -> Row:
+    return row(
+        f"applying a patch to {megabytes} MB, {name}: speed with the start of the child, and its peak memory beyond one"
+        f" that only starts ({found['bare_child_peak_bytes'] / 1e6:.0f} MB)",
+        f"{found['megabytes_per_second']:g} MB/s, {found['beyond_the_bare_child_bytes'] / 1e6:.1f} MB",
+    )
 
 
 def _measured(method: str, content: bytes, base: bytes | None, after: bytes) -> dict[str, float | int]:

@@ -225,6 +225,7 @@ class AttestedDevice:
     ek_certificates: list[bytes] = field(default_factory=list)
     clock_ns: int | None = None
     last: AttestRequest | None = None
+    csr: Callable[[ec.EllipticCurvePrivateKey], bytes] | None = None  # makes another request than an honest one
     recipient: PrivateKey = field(default_factory=PrivateKey.generate)
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
@@ -255,7 +256,7 @@ class AttestedDevice:
     def proof(self, challenge: Challenge) -> AttestRequest:
         """Make an honest proof with fresh keys."""
         self.key = ec.generate_private_key(ec.SECP256R1())
-        csr = csr_of(self.key)
+        csr = csr_of(self.key, self.gateway) if self.csr is None else self.csr(self.key)
         recipient = bytes(self.recipient.public_key)
         quote, signature = self.tpm.quote(binding(challenge.nonce, csr, recipient, self.gateway), challenge.pcrs)
         secret = None if challenge.credential is None else self.tpm.activate(challenge.credential)

@@ -28,6 +28,7 @@ class Knobs:
     credentials: tuple[str, str] | None = None  # asked for by HTTP Basic
     query: str | None = None  # asked for in the address
     dribble_seconds: float = 0.0  # a byte so often, in place of everything
+    header_dribble_seconds: float = 0.0  # a byte so often, in a line of the header that never ends
     claimed_length: str | None = None  # a wrong Content-Length
 
 
@@ -98,6 +99,12 @@ class MjpegCamera:
                 request.send_header("Content-Length", "0")
                 request.end_headers()
                 return
+        if knobs.header_dribble_seconds:
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+            while self._server is not None:
+                request.wfile.write(b"x")
+                time.sleep(knobs.header_dribble_seconds)
+            return
         dashes = "--" if knobs.dashes_in_header else ""
         request.send_response(200)
         request.send_header("Content-Type", f"{knobs.content_type}; boundary={dashes}{knobs.boundary}")

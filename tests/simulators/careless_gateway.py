@@ -22,7 +22,7 @@ from gateway.uplink.backoff import Backoff, Lane
 from gateway.uplink.client import Publication
 from gateway.uplink.exchange import Incoming
 from gateway.uplink.uplink import Uplink
-from gateway.values import Entry
+from gateway.values import Entry, Receipt
 from gateway.wire.messages import Ack, RecordClass, encode
 from gateway.wire.topics import Address, topic_for
 
@@ -59,6 +59,20 @@ class HastyRecorder(Recorder):
         later.start()
 
 
+class WaitingRecorder(Recorder):
+    """Holds a pipeline until what it has decided is on the disk, as simple programs do."""
+
+    def submit(self, entries: Sequence[Entry], done: Done) -> None:
+        stored = threading.Event()
+
+        def told(receipts: Sequence[Receipt]) -> None:
+            done(receipts)
+            stored.set()
+
+        super().submit(entries, told)
+        stored.wait(60.0)
+
+
 class ImpatientBackoff(Backoff):
     """Tries again at once, whatever the broker has said."""
 
@@ -93,6 +107,10 @@ def main() -> None:
             from gateway import daemon  # noqa: PLC0415  # as above
 
             vars(daemon)["Recorder"] = HastyRecorder
+        case "waits-for-commits":
+            from gateway import daemon  # noqa: PLC0415  # as above
+
+            vars(daemon)["Recorder"] = WaitingRecorder
         case other:
             raise SystemExit(f"there is no carelessness called {other!r}")
     cli.main()

@@ -9,7 +9,8 @@ from typing import Literal
 from prometheus_client import CollectorRegistry
 
 from gateway.config import Os
-from gateway.osupdate.agent import Around, OsAgent
+from gateway.osupdate.agent import OsAgent
+from gateway.osupdate.around import Around
 from gateway.osupdate.bundles import OfferedBundle
 from gateway.osupdate.errors import BadSignatureError
 from gateway.osupdate.figures import OsMetrics

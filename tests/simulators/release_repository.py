@@ -14,6 +14,8 @@ from nacl.public import PublicKey, SealedBox
 
 from gateway.ota.errors import NotOfferedError, OtaError
 from gateway.ota.fetch_offer import Offer, OfferedFile
+from gateway.ota.floor import Floor
+from gateway.ota.floor_file import Held
 from gateway.vault.aead import KEY_BYTES
 from gateway.vault.container import Contents, sealed
 from gateway.vault.vault import Vault
@@ -44,6 +46,7 @@ class ReleaseRepository:
     plain: dict[str, bytes] = field(default_factory=dict)  # artefacts by digest
     stopped: bool = False
     stale_since_ns: int | None = None
+    floor: Floor | None = None  # of the device
 
     def publish(
         self, release: Path, *, bases: tuple[str, ...] = (), method: str = "bsdiff4", patch: bytes | None = None
@@ -104,6 +107,12 @@ class ReleaseRepository:
         """Do nothing, or fail."""
         if self.failing is not None:
             raise self.failing
+
+    def establish(self, fencing_token: int) -> None:
+        """Set the floor of updates anew, as after a refresh; only where a test has given it."""
+        self.refresh()
+        assert self.floor is not None
+        self.floor.establish(Held(fencing_token=fencing_token))
 
     def offer(self, name: str, version: str) -> Offer:
         """Return what was published."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.wire.plain import exact_json, plain, plain_json, plain_lines
+from gateway.wire.plain import exact_json, plain, plain_json, plain_lines, so_many
 
 ACTING = "\x7f\x80\x85\x9b\x9d\x9f\u2028\u2029\u202a\u202e\u2066\u2069"
 STRINGS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(ACTING + '\\"u0\n\t')))
@@ -67,3 +67,8 @@ def test_random_bytes_are_shown_in_one_line(payload: bytes) -> None:
 def test_an_escape_shows_which_character_it_was() -> None:
     assert plain("\x1b[2J\n\x9b\u2028\udc80ü\t") == "\\x1b[2J\\n\\x9b\\u2028\\udc80ü\t"
     assert plain_lines("a\x1b\nb\x85") == "a\\x1b\nb\\x85"
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 errors"), (1, "1 error"), (2, "2 errors")])
+def test_a_count_of_one_has_a_noun_in_the_singular(number: int, words: str) -> None:
+    assert so_many(number, "error") == words
