@@ -4,6 +4,7 @@ On a thread of its own, because over a thin link one release may take hours. Eac
 taken; where the disk does not take that, nothing new is tried.
 """
 
+import math
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,8 @@ class Bringing:
         self._serving = serving
         self._stopping = stopping
         self._pauses: dict[str, _Pause] = {}
-        self._refreshed_at: float | None = None
+        self._refresh_at = -math.inf  # on the monotonic clock
+        self._refresh_failures = 0
         self._repository_problem = ""
         self._stale_told = False
 
@@ -78,12 +80,14 @@ class Bringing:
 
     def refresh_soon(self) -> None:
         """Look at the repository in the next round."""
-        self._refreshed_at = None
+        self._refresh_at = -math.inf
 
     def try_again(self) -> None:
         """Wait for nothing in the next round: the way to the bridge is there again."""
         for pause in self._pauses.values():
             pause.until = 0.0
+        if self._refresh_failures:
+            self.refresh_soon()
 
     def forget_pauses(self) -> None:
         """Begin anew with what is wanted now."""
@@ -109,18 +113,21 @@ class Bringing:
                 self._telling.journal_fares("fetch", problem)
                 if problem:
                     pause.until = self._around.monotonic() + FIRST_RETRY_SECONDS
-        due = self._refreshed_at is None or (
-            self._around.monotonic() - self._refreshed_at >= self._settings.refresh_seconds
-        )
-        if due and not self._stopping.is_set():
+        if self._around.monotonic() >= self._refresh_at and not self._stopping.is_set():
             try:
                 self._refresh()
             except OtaError as error:
                 self._repository_failed(error)
 
     def _refresh(self) -> None:
-        self._refreshed_at = self._around.monotonic()
+        # One that fails is asked again soon, and less and less often; drawn, so that a fleet does not come at once.
+        failures, self._refresh_failures = self._refresh_failures, self._refresh_failures + 1
+        every = min(self._settings.refresh_seconds, FIRST_RETRY_SECONDS * 2.0 ** min(failures, 20))
+        self._refresh_at = self._around.monotonic() + every * (0.5 + 0.5 * self._around.draw())
         self._repository.refresh()
+        self._refresh_failures = 0
+        every = self._settings.refresh_seconds * (0.75 + 0.25 * self._around.draw())
+        self._refresh_at = self._around.monotonic() + every
         if self._repository_problem:
             log.info("ota_repository_again")
         self._repository_problem = ""

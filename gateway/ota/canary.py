@@ -1,8 +1,12 @@
 """Lets a release prove itself in a child process, before it is loaded where a crash would cost all pipelines."""
 
+import contextlib
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -17,6 +21,9 @@ from gateway.wire.manifest import Artefact, ModelManifest
 log = structlog.get_logger()
 
 SECONDS: Final = 30.0
+_STARVED_TIMES: Final = 10.0
+"""So many times as long a machine may take that has no processor to spare. Then it is tried again another time."""
+_LOOK_SECONDS: Final = 0.5
 _LEAST_MEMORY: Final = 512 << 20
 _TIMES_WEIGHTS: Final = 8
 
@@ -39,6 +46,12 @@ class CanaryHangsError(CanaryError):
     code = "hangs"
 
 
+class CanaryStarvedError(OtaError):
+    """This machine is too busy to tell; the release may be good."""
+
+    code = "busy"
+
+
 def prove(
     directory: Path,
     manifest: ModelManifest,
@@ -58,10 +71,11 @@ def prove(
         weights_fd: its plaintext.
         settings: of the pipeline that is to use it.
         backend: what is to run it.
-        seconds: on the clock.
+        seconds: on the clock, without what the child waits for a processor (proc_pid_schedstat(5)).
 
     Raises:
         CanaryError: it fails; `code` says how.
+        CanaryStarvedError: it hardly got to run.
     """
     label = f"model {manifest.name} {manifest.version}, {artefact.file}"
     task = Task(
@@ -76,22 +90,23 @@ def prove(
     )
     command = [sys.executable, "-I", "-m", "gateway.ota.canary_child", str(weights_fd)]
     try:
-        done = subprocess.run(
-            command,
-            input=msgspec.json.encode(task),
-            pass_fds=(weights_fd,),
-            capture_output=True,
-            timeout=seconds,
-            check=False,
-        )
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(weights_fd,)
+        ) as child:
+            try:
+                out, err = answered(child, msgspec.json.encode(task), seconds, partial(waited, child.pid))
+            finally:
+                child.kill()
     except subprocess.TimeoutExpired as error:
         raise CanaryHangsError(f"{label}: its golden inputs are not answered within {seconds:g} s") from error
+    except TimeoutError as error:
+        raise CanaryStarvedError(f"{label}: its golden inputs cannot be tried now: {error}") from error
     except OSError as error:
         raise CanaryError(f"{label}: no process to try it in: {error.strerror or error}") from error
-    if done.returncode != 0:
-        raise _ended(label, done.returncode, done.stderr)
+    if child.returncode != 0:
+        raise _ended(label, child.returncode, err)
     try:
-        answer = msgspec.json.decode(done.stdout, type=Answer)
+        answer = msgspec.json.decode(out, type=Answer)
     except msgspec.DecodeError as error:
         raise CanaryCrashedError(f"{label}: the process that tried it gave no answer") from error
     if answer.problem:
@@ -99,6 +114,45 @@ def prove(
     if answer.skipped:
         log.info("canary_skipped", model=f"{manifest.name} {manifest.version}", reason=answer.skipped)
     return answer
+
+
+def answered(
+    child: subprocess.Popen[bytes], asked: bytes, seconds: float, waited: Callable[[], float]
+) -> tuple[bytes, bytes]:
+    """Return what a child has said when it has ended.
+
+    Args:
+        child: with three pipes.
+        asked: for its standard input.
+        seconds: it may take, on the clock, besides what it waited for a processor.
+        waited: tells how long it did, in seconds.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer.
+        TimeoutError: that cannot be said, for it has waited most of the time.
+    """
+    begun = time.monotonic()
+    rest: bytes | None = asked
+    while True:
+        try:
+            return child.communicate(rest, timeout=min(seconds, _LOOK_SECONDS))
+        except subprocess.TimeoutExpired:
+            rest = None  # it goes on with what it was given first
+            passed = time.monotonic() - begun
+            if passed - waited() >= seconds:
+                raise
+            if passed >= seconds * _STARVED_TIMES:
+                raise TimeoutError(f"within {passed:.0f} s it got {passed - waited():.0f} s of a processor") from None
+
+
+def waited(pid: int) -> float:
+    """Return how long a process has waited for a processor, seconds; 0 where the kernel does not count it."""
+    longest = 0
+    # Its threads wait at the same time: that of the longest wait is what it could not do without.
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            longest = max(longest, int(thread.read_text().split()[1]))
+    return longest / 1e9
 
 
 def _ended(label: str, status: int, stderr: bytes) -> CanaryError:

@@ -31,6 +31,7 @@ class ReleaseRepository:
         failing: `refresh` raises this.
         damage: changes the bytes of a container on its way, by path.
         fetched: what was fetched, paths in order.
+        refreshes: how often it was looked at.
         patch_claims: what a patch is said to make, instead of what it is made from (sha256, size).
     """
 
@@ -46,6 +47,7 @@ class ReleaseRepository:
     plain: dict[str, bytes] = field(default_factory=dict)  # artefacts by digest
     stopped: bool = False
     stale_since_ns: int | None = None
+    refreshes: int = 0
     floor: Floor | None = None  # of the device
 
     def publish(
@@ -104,7 +106,8 @@ class ReleaseRepository:
     # ---- what the device uses -----------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Do nothing, or fail."""
+        """Do nothing but count, or fail."""
+        self.refreshes += 1
         if self.failing is not None:
             raise self.failing
 

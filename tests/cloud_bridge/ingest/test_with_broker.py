@@ -5,20 +5,24 @@ import random
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import paho.mqtt.publish
 import pytest
 
 from cloud_bridge.store.postgres import PostgresStore
 from cloud_bridge.store.sqlite import SqliteReader
+from gateway.wire.messages import Availability, PipelineStatus, encode
 from tests.simulators.bridge_process import BridgeProcess
 from tests.simulators.device import Device
 from tests.simulators.mosquitto import BINARY, Mosquitto
 from tests.simulators.postgres import PostgresServer
+from tests.simulators.samples import AT
 from tests.simulators.waiting import wait_for
 
 pytestmark = [
@@ -224,3 +228,40 @@ def test_two_bridges_on_postgresql_share_the_load_and_one_may_die(
     assert store.streams()[0].mark == 2500
     assert store.counts().gaps == 0
     store.close()
+
+
+def test_a_gateway_that_was_forgotten_stays_so_though_the_broker_has_retained_what_it_said(
+    bridge: BridgeProcess, broker: Mosquitto
+) -> None:
+    offline = encode(Availability(state="offline", at=AT, version="1"))
+    status = encode(PipelineStatus(pipeline="camera", state="running", source_state="streaming", at=AT))
+
+    def shown() -> list[str]:
+        reader = SqliteReader(bridge.database)
+        try:
+            return [state.gateway for state in reader.gateways()] + [one.gateway for one in reader.pipelines()]
+        finally:
+            reader.close()
+
+    bridge.start()
+    for name in ("dock", "gate"):
+        for topic, payload in (("availability/gateway", offline), ("status/camera", status)):
+            where = f"sluice/v1/{name}/{topic}"
+            paho.mqtt.publish.single(where, payload, qos=1, retain=True, port=broker.port)
+    wait_for(lambda: shown() == ["dock", "gate", "dock", "gate"], seconds=20)
+    forget = [sys.executable, "-m", "cloud_bridge", "fleet", "forget", "dock", "--config", str(bridge.file)]
+    refused = subprocess.run(forget, capture_output=True, text=True, timeout=60, check=False)
+    assert "was heard of 0.0 h ago" in refused.stderr
+    subprocess.run([*forget, "--force"], check=True, timeout=60)
+    assert shown() == ["gate", "gate"]
+    assert bridge.stop() == 0
+    bridge.start()
+    with Device(broker.port, "other") as device:  # behind what was retained
+        device.put("event", 1)
+        drained(device)
+        assert shown() == ["gate", "other", "gate"]
+    with Device(broker.port) as device:
+        device.put("event", 1)
+        drained(device)
+    assert shown() == ["dock", "gate", "other", "dock", "gate"]  # it is back, with what the broker knows of it
+    assert bridge.stop() == 0

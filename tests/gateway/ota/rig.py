@@ -126,6 +126,7 @@ class Device:
         self.renewals = 0
         self.attested: int | None = None
         self.boot_id = "boot-1"
+        self.monotonic = time.monotonic
         self.vault = vault or Vault.open(VaultSettings(level="software"), self.state, appliance_marker=NEVER)
         self.vault.initialise()
         self.models = SealedModels(self.vault)
@@ -163,6 +164,7 @@ class Device:
                 note=lambda code, _severity, detail: self.notices.append((code, detail)),
                 metrics=OtaMetrics(self.metrics),
                 draw=self.draw,
+                monotonic=self._now,
                 attested=lambda: self.attested,
                 boot_id=self.boot_id,
             ),
@@ -308,6 +310,9 @@ class Device:
     def draw(self) -> float:
         """Return what stands for chance in the pauses between tries: here none."""
         return 0.0
+
+    def _now(self) -> float:
+        return self.monotonic()
 
     def _report(self, payload: bytes) -> None:
         self.reports.append(msgspec.json.decode(payload, type=Twin))

@@ -71,6 +71,30 @@ def test_without_the_first_root_updates_are_off_and_said_to_be_and_the_pipeline_
     device.reaches("running", "2.0.0")
 
 
+def test_a_repository_that_fails_is_asked_again_soon_and_less_and_less_often(device: Device) -> None:
+    clock = [0.0]
+    device.monotonic = lambda: clock[0]
+    device.repository.failing = UnreachableError("nobody answers")
+
+    def asked_until(end: float) -> list[float]:
+        times = []
+        while clock[0] < end:
+            before = device.repository.refreshes
+            device.agent.fetch_round()
+            if device.repository.refreshes != before:
+                times.append(clock[0])
+            clock[0] += 5.0
+        return times
+
+    # The rig draws the shortest pauses: half of 10 s, 20 s, 40 s, up to the usual pause.
+    assert asked_until(400.0) == [0.0, 5.0, 15.0, 35.0, 75.0, 155.0, 315.0]
+    assert len(asked_until(36_000.0)) <= 24
+    device.repository.failing = None
+    device.agent.refresh_soon()
+    begin = clock[0]
+    assert asked_until(begin + 7200.0) == [begin, begin + 2700.0, begin + 5400.0]
+
+
 def test_after_a_restart_it_is_still_the_new_one_though_the_configuration_names_the_old(device: Device) -> None:
     publish(device, "2.0.0", scorer(1.0))
     device.start()
