@@ -5,38 +5,73 @@ Exit status: 0 done; 1 it failed (the store or the bridge cannot be reached); 2 
 and nothing else.
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import Any, Final, NoReturn
 
 import click
-import msgspec
 
-from cloud_bridge import app, logs
-from cloud_bridge.commands.broker_config import broker_config
-from cloud_bridge.commands.deadletters import deadletters
-from cloud_bridge.commands.drift import drift
-from cloud_bridge.commands.fleet import fleet
-from cloud_bridge.commands.identity import identity
-from cloud_bridge.commands.look import events, gaps, records, status
-from cloud_bridge.commands.model import model
-from cloud_bridge.commands.move import export, import_
-from cloud_bridge.commands.options import FAILED, WRONG_USAGE, Place, placed, put, say
-from cloud_bridge.commands.os import os_
-from cloud_bridge.commands.registry import registry
-from cloud_bridge.commands.rollout import rollout
-from cloud_bridge.commands.rollups import rollups
+from cloud_bridge.commands.options import FAILED, WRONG_USAGE, say
 from cloud_bridge.commands.stdout import OutputError, not_text, require_output, told_nowhere
-from cloud_bridge.commands.store import backup, restore_, store
-from cloud_bridge.commands.training import training
-from cloud_bridge.configload import InvalidConfigError, load, schema
 from cloud_bridge.errors import BridgeError, ConfigError
+
+_IN: Final = "cloud_bridge.commands."
 
 
 class _Commands(click.Group):
-    """Turns our errors into messages and exit statuses."""
+    """Turns our errors into messages and exit statuses; imports a command only when it is asked for.
+
+    `cloud-bridge run` needs web servers, databases and cryptography, which take longer to import than most commands
+    take to run.
+    """
+
+    lazy: Final = {
+        "backup": (_IN + "store", "backup", "Copy a SQLite store and the databases beside it while the bridge runs."),
+        "broker-config": (_IN + "broker_config", "broker_config", "Write all that mosquitto needs for the fleet."),
+        "config": (_IN + "config", "config", "Check the configuration."),
+        "deadletters": (
+            _IN + "deadletters",
+            "deadletters",
+            "Look at what could not be used; try it again, or drop it.",
+        ),
+        "drift": (_IN + "drift", "drift", "Inputs and answers that move away from what a release was trained on."),
+        "events": (_IN + "look", "events", "Show events in their latest phase."),
+        "export": (_IN + "move", "export", "Write records to a file, NDJSON or Parquet."),
+        "fleet": (_IN + "fleet", "fleet", "Devices: labels, features, what they are to run; forget one."),
+        "gaps": (_IN + "look", "gaps", "Show which sequence numbers will never come, and why."),
+        "identity": (_IN + "identity", "identity", "Who devices are, who may enrol, which boot states are approved."),
+        "import": (_IN + "move", "import_", "Bring records in from a file of `gateway outbox export` or `export`."),
+        "model": (_IN + "model", "model", "Releases of models: publish, compare, approve, take back."),
+        "os": (_IN + "os", "os_", "Images of the appliance's system: publish, list, take back."),
+        "records": (_IN + "look", "records", "Show records in the order of receipt."),
+        "registry": (_IN + "registry", "registry", "The signed repository: begin it, look after its keys, sign."),
+        "restore": (_IN + "store", "restore_", "Put a backup in the place of a SQLite store."),
+        "rollout": (_IN + "rollout", "rollout", "Give releases to the fleet in waves, and take back what is worse."),
+        "rollups": (_IN + "rollups", "rollups", "Show sums of events and measures by hour or day of capture."),
+        "run": (_IN + "run", "run", "Run the bridge until it is told to stop."),
+        "status": (_IN + "look", "status", "Show the fleet, the store, and how far each stream is complete."),
+        "store": (_IN + "store", "store", "Look after the store."),
+        "training": (_IN + "training", "training", "Learn from the field: samples, labels, releases trained again."),
+    }
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Name the commands, in the order of the help."""
+        return list(self.lazy)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in self.lazy:
+            return None
+        module, name, _ = self.lazy[cmd_name]
+        command = vars(import_module(module))[name]
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (*_, summary) in self.lazy.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -78,61 +113,3 @@ def _fail(error: BridgeError, status: int) -> NoReturn:
 @click.version_option(package_name="sluice", prog_name="cloud-bridge")
 def main() -> None:
     """Take records from a fleet of gateways, keep each exactly once, and look at them."""
-
-
-@main.command()
-@placed
-@click.option("--broker", "broker_url", metavar="URL", help="Instead of the file's brokers: mqtt://127.0.0.1:1883.")
-@click.option("--take-over", is_flag=True, help="Take the records of the brokers even if a bridge has an older store.")
-def run(file: Path | None, store_url: str | None, broker_url: str | None, *, take_over: bool) -> None:
-    """Run the bridge until it is told to stop."""
-    config = Place(file, store_url).config(broker_url)
-    logs.configure(config.log)
-    app.run(config, os.environ, take_over=take_over)
-
-
-@main.group()
-def config() -> None:
-    """Check the configuration."""
-
-
-@config.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-def validate(file: Path, *, as_json: bool) -> None:
-    """Report every mistake in a configuration file, with its place."""
-    try:
-        load(file)
-    except InvalidConfigError as error:
-        if as_json:
-            problems = [
-                {"line": one.line, "column": one.column, "where": one.where, "message": one.message}
-                for one in error.problems
-            ]
-            put({"valid": False, "problems": problems})
-        else:
-            say(str(error), err=True)
-        sys.exit(WRONG_USAGE)
-    if as_json:
-        put({"valid": True, "problems": []})
-    else:
-        say(f"{file}: fine")
-
-
-@config.command("schema")
-def show_schema() -> None:
-    """Print the JSON schema of the configuration file."""
-    say(msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode())
-
-
-for command in (status, records, events, gaps, deadletters, export, import_, rollups, store, backup, restore_):
-    main.add_command(command)
-main.add_command(identity)
-main.add_command(broker_config)
-main.add_command(fleet)
-main.add_command(rollout)
-main.add_command(drift)
-main.add_command(training)
-main.add_command(model)
-main.add_command(os_)
-main.add_command(registry)
