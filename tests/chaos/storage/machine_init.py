@@ -18,9 +18,10 @@ from pathlib import Path
 from gateway.outbox.evictions import row_of
 from gateway.outbox.store import Outbox
 from gateway.values import Receipt
+from gateway.wire.messages import Eviction, decode
 from tests.chaos.storage.outbox_oracle import digest_of
 from tests.chaos.storage.outbox_victim import SETTINGS
-from tests.gateway.outbox.outbox_kit import event
+from tests.gateway.outbox.outbox_kit import MIB, event
 
 _FINIT_MODULE = 313  # x86-64
 _MODULES = Path("/modules")
@@ -45,6 +46,12 @@ def produce(file: Path, goes_on: Callable[[], bool]) -> None:
         parts = [f"{r.record_class} {r.seq} {digest}" for r, digest in zip(receipts, digests, strict=True)]
         tell("r " + " ".join(parts))
         if number % 10 == 0:
+            run = outbox.read("critical", 0, 1000, MIB)
+            assert run is not None
+            for row in run.rows:  # what was told of evictions is gone with the rows that say it
+                if row.kind == "eviction" and row.seq <= receipts[-1].seq:
+                    gone = decode(row.body, Eviction)
+                    tell(f"e {gone.record_class} {gone.first_seq} {gone.last_seq}")
             tell(f"a critical {receipts[-1].seq}")
             outbox.acknowledge("critical", outbox.epoch, receipts[-1].seq)
     outbox.close()
