@@ -371,6 +371,9 @@ class Repository:
             content = _read(kept)
             if content is None or hashlib.sha256(content).hexdigest() != file.sha256:
                 raise storage_error(kept, OSError("does not read back as it was written"))
+            # Manifests are fetched one after another: what was interrupted before is of a release wanted no more.
+            for part in self._manifests.glob(".*.part"):
+                part.unlink(missing_ok=True)
         return content
 
     # ---- files -------------------------------------------------------------------------------------------
