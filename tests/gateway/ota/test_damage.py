@@ -61,7 +61,7 @@ def test_a_damaged_release_is_put_aside_fetched_again_and_runs_without_another_t
     assert [each.name for each in (device.state / "models-damaged").iterdir()] == [f"{NAME}-2.0.0"]
     wait_for(lambda: device.slot.wanted is None, what="nothing is wanted any more")
     assert (device.slot.active, device.slot.trial) == (installed("2.0.0"), None)
-    assert device.phase()[:2] == ("running", "2.0.0")
+    device.reaches("running", "2.0.0")
     assert [each.what for each in device.journal.book.history].count("swapped") == 1
     windows = device.record.sequences
     assert windows == [*range(windows[0], windows[0] + len(windows))], "every window has exactly one answer"
