@@ -79,4 +79,5 @@ def test_a_root_that_signed_nothing_of_it_lets_no_release_in(tmp_path: Path, sec
 
 def serving(rig: Rig) -> str:
     """Give the version that answers; an empty one while the pipeline or the gateway still starts."""
-    return str((rig.gateway_updates() or {}).get("serving", {}).get(PIPELINE, {}).get("version", ""))
+    found = (rig.gateway_updates() or {}).get("serving", {}).get(PIPELINE)
+    return "" if found is None else str(found["version"])
