@@ -1,16 +1,20 @@
 """A headless Chromium driven over its DevTools pipe: nothing but the standard library is needed."""
 
+import contextlib
 import fcntl
 import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tests.simulators.waiting import wait_for
 
 # Without the background flags, Chromium looks for its maker's hosts at every start.
 _FLAGS = (
@@ -65,6 +69,8 @@ class Browser:
             pass_fds=(3, 4),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(self._profile)},  # it leaves its own folders of sockets behind
         )
         for end in (their_read, their_write, *ends):
             os.close(end)
@@ -85,7 +91,13 @@ class Browser:
             self._process.wait(10)
         os.close(self._read)
         os.close(self._write)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # its helpers write into the profile a little longer
+        wait_for(self._removed, what=f"{self._profile} is removed")
+
+    def _removed(self) -> bool:
         shutil.rmtree(self._profile, ignore_errors=True)
+        return not self._profile.exists()
 
     def open(self, url: str) -> None:
         """Load a page and wait until it is complete."""
