@@ -325,6 +325,6 @@ class HostileServer:
             self._send(handler, bytes(65536))
 
     def _send(self, handler: BaseHTTPRequestHandler, content: bytes) -> None:
+        self.sent_bytes += len(content)  # first: the other side may have all of it before this thread goes on
         handler.wfile.write(content)
         handler.wfile.flush()
-        self.sent_bytes += len(content)
