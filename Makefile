@@ -27,6 +27,8 @@ help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: $(READY) ## Prepare this machine: system packages, .venv, hash-checked Python packages
+	@# Demo and tests start these programs very often, perhaps where Python is told to keep no bytecode.
+	@$(PY) -m compileall -q gateway cloud_bridge hil
 
 # What builds the TPM binding (which has no wheels) and stands in for a TPM: only setup on this machine needs it.
 TPM_BUILD_PACKAGES := libtss2-dev pkg-config gcc libc6-dev python3-dev
@@ -66,11 +68,12 @@ demo: setup $(ASSETS) ## Run brokers, cloud bridge and a gateway with a TPM on t
 # Some tests use these; without them they skip themselves, and say so.
 TEST_PACKAGES := umockdev cryptsetup-bin fdisk dosfstools
 
+# Three workers on two cores: the tests that run whole sites mostly wait for what comes over the network.
 test: setup lint ## Check the code, then run the tests [ARGS=]
 	-@sh hil/loopback/system-packages.sh $(TEST_PACKAGES)
 	-@$(MAKE) $(ASSETS) || echo '==> no clip or model fetched: the tests that need one skip themselves'
 	$(SAY) 'pytest'
-	@$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -n 3 --dist loadgroup $(ARGS)
 
 lint: setup ## Check style, types and import rules
 	$(SAY) 'ruff'
