@@ -453,7 +453,7 @@ class Vault(_Section, frozen=True, kw_only=True):
     policy_key_file: Path | None = None  # public, PEM, P-256; needed at level tpm
     policy_directory: Path = msgspec.field(default_factory=lambda: Path("/etc/sluice/policy"))  # *.policy.json
     pcrs: tuple[Annotated[int, msgspec.Meta(ge=0, le=23)], ...] = (7, 11)  # what `policy sign` and status look at
-    lease_days: Annotated[float, msgspec.Meta(gt=0)] = 90.0  # of a key that came without an end
+    lease_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 90.0  # of a key that came without an end
 
 
 class Config(_Section, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from gateway.vault.errors import (
     WrongKeyError,
 )
 from gateway.vault.files import remove_directory
+from gateway.vault.keyring import GrantedKey
 from gateway.vault.store import SEALED_SUFFIX, read_release
 from gateway.vault.tpm.library import tpm_library
 from gateway.vault.vault import Vault, VaultStatus
@@ -74,6 +75,7 @@ class SealedModels:
         self._tell = tell
         self._lock = threading.Lock()
         self._prepared = False
+        self._unusable: dict[str, str] = {}  # grants of the last attestation that were not taken, and why
 
     @property
     def directory(self) -> Path:
@@ -130,23 +132,17 @@ class SealedModels:
         """
         if not grants:
             return
-        own = {key.release for key in self._vault.status().keys if key.lease_until_ns is None}
-        for grant in grants:
-            if grant.digest in own:
-                log.debug("grant_not_needed", release=grant.digest, label=grant.release)
-                continue
-            try:
-                self._vault.accept_grant(
-                    grant.digest,
-                    grant.wrapped_key,
-                    grant.lease_until_ns,
-                    label=grant.release,
-                    bridge_now_ns=bridge_now_ns,
-                )
-            except KeyStoreError:
-                raise
-            except VaultError as error:  # one that cannot be used must not keep the others out
-                log.warning("grant_not_usable", release=grant.digest, label=grant.release, error=str(error))
+        labels = {grant.digest: grant.release for grant in grants}
+        refused = self._vault.accept_grants(
+            [GrantedKey(each.digest, each.release, each.wrapped_key, each.lease_until_ns) for each in grants],
+            bridge_now_ns=bridge_now_ns,
+        )
+        for release, error in refused.items():  # one that cannot be used must not keep the others out
+            if self._unusable.get(release) != str(error):
+                log.warning("grant_not_usable", release=release, label=labels[release], error=str(error))
+        for release in self._unusable.keys() - refused.keys():
+            log.info("grant_usable_again", release=release, label=labels.get(release, ""))
+        self._unusable = {release: str(error) for release, error in refused.items()}
 
     def look(self) -> VaultLook:
         """Ask the vault how it is; at level `tpm` the TPM is asked, too. What is wrong is part of the answer."""

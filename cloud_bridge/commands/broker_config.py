@@ -11,7 +11,7 @@ import click
 from cloud_bridge.commands.options import Place, placed, say
 from cloud_bridge.identity.broker import BrokerPlan
 from cloud_bridge.identity.component import open_identities
-from cloud_bridge.identity.devices import revoked_certificates
+from cloud_bridge.identity.devices import denied_gateways, revoked_certificates
 from cloud_bridge.identity.errors import IdentityError
 from cloud_bridge.identity.issuer import utc
 
@@ -68,8 +68,8 @@ def broker_config(
         )
         now_ns = time.time_ns()
         with identities.database.transaction() as tx:
-            revoked = revoked_certificates(tx, now_ns)
-        identities.broker_files(out).write_all(plan, revoked, utc(now_ns))
+            revoked, denied = revoked_certificates(tx, now_ns), denied_gateways(tx, now_ns)
+        identities.broker_files(out).write_all(plan, revoked, utc(now_ns), denied)
     finally:
         identities.database.close()
     if group is not None:

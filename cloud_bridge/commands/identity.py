@@ -205,6 +205,7 @@ def revoke(file: Path | None, store_url: str | None, *, gateway: str, why: str, 
         put({"gateway": gateway, "certificates": certificates, "claims": tokens})
     else:
         say(f"{gateway} is revoked, with {so_many(certificates, 'certificate')} and {so_many(tokens, 'unused claim')}")
+        say("a running bridge tells the broker within a minute; without one the device stays connected until it starts")
 
 
 @identity.command()

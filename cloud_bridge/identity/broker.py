@@ -250,8 +250,16 @@ class BrokerFiles:
         self._issuer = issuer
         self._server_seconds = server_seconds
 
-    def write_all(self, plan: BrokerPlan, revoked: Sequence[Revoked], now: datetime) -> None:
+    def write_all(
+        self, plan: BrokerPlan, revoked: Sequence[Revoked], now: datetime, denied: Sequence[str] = ()
+    ) -> None:
         """Write everything anew.
+
+        Args:
+            plan: how the broker is to listen.
+            revoked: certificates, for the revocation list.
+            now: UTC.
+            denied: gateways that may do nothing, for the access rules, where no list tells of them.
 
         Raises:
             IdentityError: a name or the directory cannot be used.
@@ -263,7 +271,7 @@ class BrokerFiles:
         plan = replace(plan, revocation_list=self._crl(revoked, now) is not None)
         texts = {
             "mosquitto.conf": mosquitto_conf(plan),
-            "acl": mosquitto_acl(plan.root),
+            "acl": with_denied(mosquitto_acl(plan.root), denied if self.denies else ()),
             "openssl.cnf": OPENSSL_CONF,
             "systemd/sluice.conf": systemd_drop_in(plan.directory),
             "systemd/sluice-broker-reload.path": reload_path_unit(plan.directory),

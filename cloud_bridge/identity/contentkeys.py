@@ -7,11 +7,14 @@ the bridge, so that a copy of the database alone opens no model. Making the ciph
 import json
 import re
 import secrets
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import structlog
 from nacl.bindings import crypto_scalarmult
 from nacl.exceptions import CryptoError
 from nacl.public import PublicKey, SealedBox
@@ -23,12 +26,18 @@ from cloud_bridge.identity.files import create_file, read_private
 from gateway.wire.identity import CONTENT_KEY_BYTES, Grant
 from gateway.wire.times import rfc3339
 
+log = structlog.get_logger()
+
 _RELEASE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+@:/-]{0,127}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _RECIPIENT_BYTES: Final = 32
 _ANY_SCALAR: Final = bytes([64] * 32)
 _DAY_NS: Final = 86_400 * 1_000_000_000
+MAX_BOXES: Final = 50_000
+"""Some 20 MB. Ciphertext: each opens on one device alone."""
+
 _COLUMNS: Final = "release, digest, sealed, gateways, created_ns, revoked_ns"
+_ALL: Final = f"SELECT {_COLUMNS} FROM identity_keys ORDER BY release"  # noqa: S608  # constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,10 @@ class ContentKey:
 class ContentKeys:
     """Makes keys, keeps them, wraps them. Safe to use from any thread."""
 
-    def __init__(self, database: Database, key_file: Path, *, lease_seconds: float, clock: Clock) -> None:
-        """Load the key over the keys; it is made at the first start.
+    def __init__(
+        self, database: Database, key_file: Path, *, lease_seconds: float, clock: Clock, max_boxes: int = MAX_BOXES
+    ) -> None:
+        """Load the key over the keys; it is made at the first start. max_boxes: how many sealed boxes are remembered.
 
         Raises:
             IdentityError: the file cannot be used.
@@ -64,6 +75,10 @@ class ContentKeys:
         self._database = database
         self._lease_ns = int(lease_seconds * 1e9)
         self._clock = clock
+        self._max_boxes = max_boxes
+        self._lock = threading.Lock()
+        self._boxes: OrderedDict[tuple[bytes, str, int], bytes] = OrderedDict()
+        self._unusable: frozenset[str] = frozenset()
 
     def create(self, release: str, digest: str, gateways: Sequence[str] = ()) -> ContentKey:
         """Make the key of a release.
@@ -119,34 +134,69 @@ class ContentKeys:
             if not tx.change(sql, (self._clock(), release)):
                 raise IdentityError(f"{release} has no content key")
 
-    def wrap_for(self, gateway: str, box: "SealedBox[PublicKey]", keys: Sequence[ContentKey]) -> list[Grant]:
-        """Wrap every one of some keys that a device may have, see `sealed_box`; the caller has attested the device."""
+    def wrap_for(self, gateway: str, recipient: bytes, keys: Sequence[ContentKey]) -> list[Grant]:
+        """Wrap every one of some keys that a device may have; the caller has attested the device.
+
+        recipient: of the device, which `sealed_box` takes.
+        """
         until_ns = self._clock() + self._lease_ns
         return [
             Grant(
                 release=key.release,
                 digest=key.digest,
-                wrapped_key=box.encrypt(key.key),
+                wrapped_key=wrapped,
                 lease_until=rfc3339(until_ns),
                 lease_until_ns=until_ns,
             )
-            for key in keys
-            if key.is_for(gateway)
+            for key, wrapped in self._wrapped(recipient, [key for key in keys if key.is_for(gateway)])
         ]
+
+    def _wrapped(self, recipient: bytes, keys: Sequence[ContentKey]) -> Iterator[tuple[ContentKey, bytes]]:
+        """Yield each key with its box. A device comes twice an hour for the same keys: boxes are made once."""
+        box = sealed_box(recipient)
+        for key in keys:
+            place = (recipient, key.release, key.created_ns)
+            with self._lock:
+                wrapped = self._boxes.get(place)
+                if wrapped is not None:
+                    self._boxes.move_to_end(place)
+            if wrapped is None:
+                wrapped = box.encrypt(key.key)
+                with self._lock:
+                    self._boxes[place] = wrapped
+                    while len(self._boxes) > self._max_boxes:
+                        self._boxes.popitem(last=False)
+            yield key, wrapped
 
     def read(self, tx: Transaction) -> list[ContentKey]:
         """Return all keys by release, within a transaction; raises as `all`."""
-        keys = []
-        sql = f"SELECT {_COLUMNS} FROM identity_keys ORDER BY release"  # noqa: S608  # constants
-        for release, digest, sealed, gateways, created_ns, revoked_ns in tx.rows(sql):
+        return [self._opened(row) for row in tx.rows(_ALL)]
+
+    def usable(self, tx: Transaction) -> list[ContentKey]:
+        """Return the keys that can be decrypted, by release: a damaged one keeps no device from its certificate."""
+        keys: list[ContentKey] = []
+        unusable: set[str] = set()
+        for row in tx.rows(_ALL):
             try:
-                key = self._box.decrypt(bytes(sealed), _associated(release, digest))
-            except CryptoError as error:
-                raise IdentityError(
-                    f"the content key of {release} cannot be decrypted; restore the key file it was made with"
-                ) from error
-            keys.append(ContentKey(release, digest, tuple(json.loads(gateways)), created_ns, revoked_ns, key))
+                keys.append(self._opened(row))
+            except IdentityError as error:
+                unusable.add(str(row[0]))
+                if str(row[0]) not in self._unusable:
+                    log.error("content_key_unusable", release=row[0], error=str(error), consequence="given to nobody")
+        if self._unusable - unusable:
+            log.info("content_keys_usable_again", releases=len(self._unusable - unusable))
+        self._unusable = frozenset(unusable)
         return keys
+
+    def _opened(self, row: tuple[Any, ...]) -> ContentKey:
+        release, digest, sealed, gateways, created_ns, revoked_ns = row
+        try:
+            key = self._box.decrypt(bytes(sealed), _associated(release, digest))
+        except (CryptoError, ValueError) as error:
+            raise IdentityError(
+                f"the content key of {release} cannot be decrypted; restore the key file it was made with"
+            ) from error
+        return ContentKey(release, digest, tuple(json.loads(gateways)), created_ns, revoked_ns, key)
 
 
 def sealed_box(recipient: bytes) -> "SealedBox[PublicKey]":

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_bridge.identity.errors import IdentityError, RefusedError
-from cloud_bridge.identity.files import PRIVATE, PUBLIC, create_file, read_private, write_file
+from cloud_bridge.identity.files import PRIVATE, PUBLIC, create_file, read_private
 from gateway.wire.identity import spiffe_id
 
 BRIDGE_NAME: Final = "_bridge"
@@ -314,7 +314,8 @@ def _open_authority(directory: Path, name: str, trust_domain: str, now: datetime
         create_file(key_file, key_pem(new_key()), PRIVATE)
     key = _load_key(key_file)
     if not chain_file.exists():
-        write_file(chain_file, pem(_self_signed(key, name, trust_domain, now)), PUBLIC)
+        # Unless another process has just made it: its fingerprint may be in claim codes already.
+        create_file(chain_file, pem(_self_signed(key, name, trust_domain, now)), PUBLIC)
     try:
         chain = tuple(x509.load_pem_x509_certificates(chain_file.read_bytes()))
     except (OSError, ValueError) as error:

@@ -191,7 +191,7 @@ class IdentityService:
             if isinstance(session, RefusedError):
                 raise session
             key = csr_key(request.csr)
-            box = sealed_box(request.recipient)
+            sealed_box(request.recipient)  # refuses one that is none, before anything is signed
             if session.pending.level == "software":
                 self._check_software_allowed()
             attested, state = self._checks.judge(session, request, states)
@@ -211,8 +211,8 @@ class IdentityService:
             )
             with self._database.transaction() as tx:
                 self._keep(tx, session, device, issued, now_ns)
-                keys = self._keys.read(tx)
-            grants = self._keys.wrap_for(request.gateway, box, keys)
+                keys = self._keys.usable(tx)
+            grants = self._keys.wrap_for(request.gateway, request.recipient, keys)
         self._metrics.attested.labels(device.level).inc()
         not_after_ns = int(issued.not_after.timestamp()) * 1_000_000_000
         return Granted(

@@ -70,6 +70,8 @@ def enrol(code: str, config_file: Path) -> None:
         if answer.renewals > before.renewals and files.read_claim() is None:
             _show(answer)
             return
+        if answer.renewals > before.renewals and answer.notice:
+            raise IdentityError(answer.notice)
         if answer.refusals > before.refusals:  # what was refused before is no word about this code
             raise IdentityError(answer.reason)
         time.sleep(0.2)

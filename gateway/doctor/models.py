@@ -10,10 +10,9 @@ from gateway.doctor.diagnosis import Diagnosis
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
 from gateway.ota.effective import effective_models
-from gateway.vault.container import FIXED_BYTES, MAX_HEADER_BYTES
 from gateway.vault.errors import DamagedContainerError, VaultError
 from gateway.vault.store import ReleaseDirectory, read_release
-from gateway.vault.weights import header_of
+from gateway.vault.weights import header_of, require_size
 from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact
 
 
@@ -61,7 +60,7 @@ def check_labels(config: Config, running: Collection[str], release: Release) -> 
 def verify(release: Release) -> str:
     """Compare all files of a release with its manifest; returns what was found, in words.
 
-    Of sealed weights only what can be seen without the key: that they are whole, and sealed for this very manifest.
+    Of sealed weights only what can be seen without the key: their size, and that they were sealed for this manifest.
 
     Raises:
         ModelError: a file is missing or is another one.
@@ -81,7 +80,9 @@ def verify(release: Release) -> str:
                 release.verify(artefact)
     except VaultError as error:
         raise ModelError(f"model {release.label}: {error}") from error
-    return "sealed, whole; all other digests right" if sealed else "in clear, all digests right"
+    if sealed:
+        return "sealed, sizes right (what is inside shows when its key opens it); all other digests right"
+    return "in clear, all digests right"
 
 
 def _present(stored: ReleaseDirectory) -> Sequence[Artefact]:
@@ -111,10 +112,9 @@ def check_sealed(stored: ReleaseDirectory, artefact: Artefact) -> None:
     header = header_of(file)
     if (header.release, header.file, header.sha256) != (stored.digest, artefact.file, artefact.sha256):
         raise DamagedContainerError(f"{file} belongs to another release: fetch the release again")
-    # What stands before the chunks is short; that it is there at all, the header has shown.
-    extra = file.stat().st_size - header.body_bytes
-    if not 0 < extra <= FIXED_BYTES + MAX_HEADER_BYTES:
-        raise DamagedContainerError(f"{file} has not the size that its header says: fetch the release again")
+    if header.size_bytes != artefact.size_bytes:
+        raise DamagedContainerError(f"{file} does not hold what the manifest says: fetch the release again")
+    require_size(file)
 
 
 def sealed_directory(config: Config) -> Path:

@@ -10,9 +10,10 @@ import structlog
 
 from gateway.config import Identity
 from gateway.errors import GatewayError
-from gateway.identity.clock import TrustedClock, boot_clock_ns
+from gateway.identity.clock import MAX_SKEW_SECONDS, TrustedClock, boot_clock_ns
 from gateway.identity.credentials import Credentials
 from gateway.identity.errors import (
+    ClaimUnfitError,
     IdentityError,
     IdentityRefusedError,
     IdentityUnreachableError,
@@ -139,6 +140,8 @@ class IdentityAgent:
         self._told = ""
         self._clock_told = False
         self._claim_seen: str | None = None
+        self._claim_fault = ""  # why the code that lies there is left aside
+        self._is_bridge_behind = False
         self._again = asyncio.Event()
 
     # ---- use -----------------------------------------------------------------------------------------
@@ -182,12 +185,20 @@ class IdentityAgent:
         """Attest once; returns how long to wait for the next time, in seconds."""
         if not self._is_read:
             await in_thread("identity", self._read_record)
-        code = self._claim()
         believes = bool(self._record.bundle) and self._record.url == self._server.url
-        # A code of another bridge than the one that is believed, or of one that was rebuilt.
-        other = believes and code is not None and not self._is_of(code)
-        if (other or not believes) and not await self._learn_trust(code, anew=other):
-            return _CLAIM_LOOK_SECONDS
+        try:
+            code = self._claim()
+            # A code of another bridge than the one that is believed, or of one that was rebuilt.
+            other = believes and code is not None and not self._is_of(code)
+            if (other or not believes) and not await self._learn_trust(code, anew=other):
+                return _CLAIM_LOOK_SECONDS
+        except (ClaimUnfitError, IdentityUntrustedError) as error:
+            if not believes or not self._record.enrolled:
+                raise
+            self._leave_aside(error)  # a wrong code is no reason to lose a certificate that is good
+            code = None
+        else:
+            self._claim_fault = ""
         try:
             granted = await self._attested(code)
         except IdentityUntrustedError:
@@ -198,6 +209,12 @@ class IdentityAgent:
             await self._learn_trust(code, anew=True)
             granted = await self._attested(code)
         return await self._accept(granted)
+
+    def _leave_aside(self, error: IdentityError) -> None:
+        """Go on with the bridge that is believed; the code stays, for it may be meant for another configuration."""
+        if self._claim_fault != str(error):
+            log.warning("claim_left_aside", reason=str(error))
+        self._claim_fault = str(error)
 
     def _read_record(self) -> None:
         """Read what is known from earlier starts. Raises IdentityError: not now."""
@@ -229,7 +246,7 @@ class IdentityAgent:
             return None
         code = claim_code(text)
         if code is None:
-            raise IdentityError("the claim code is not understood; copy it whole, it begins with sluice1.")
+            raise ClaimUnfitError("the claim code is not understood; copy it whole, it begins with sluice1.")
         return code
 
     async def _learn_trust(self, code: ClaimCode | None, *, anew: bool = False) -> bool:
@@ -302,13 +319,16 @@ class IdentityAgent:
         return await self._server.enrol(self._record.bundle, request), True
 
     def _install(self, granted: Granted, key: bytes) -> None:
+        self._look_at_bridges_clock(granted.at_ns)
         self.clock.learn(granted.at_ns)
+        # Its life counts from now: where the bridge's clock was once ahead, time here is ahead of its certificates.
+        ahead_ns = max(0, self.clock.now_ns() - granted.at_ns)
         svid = Svid(
             chain=granted.certificate_chain.encode("utf-8"),
             key=key,
             spiffe_id=granted.spiffe_id,
             not_before_ns=granted.not_before_ns,
-            not_after_ns=granted.not_after_ns,
+            not_after_ns=granted.not_after_ns + ahead_ns,
         )
         self.credentials.replace(svid, granted.bundle)
 
@@ -324,15 +344,16 @@ class IdentityAgent:
                 floor_ns=self.clock.floor_ns,
             )
         )
-        self._files.drop_claim()
-        self._claim_seen = None  # the same code, left again, is a new wish
+        if not self._claim_fault:
+            self._files.drop_claim()
+            self._claim_seen = None  # the same code, left again, is a new wish
         await self._outcomes.granted(granted.grants)
         self._renewals += 1
         self._failures = 0
         self._boot_state = granted.state
         if granted.notice:
             log.warning("identity_notice", notice=granted.notice)
-        self._notice = granted.notice
+        self._notice = granted.notice or (self._claim_fault and f"the claim code was left aside: {self._claim_fault}")
         self._check_clock()
         if self._told in _WORTH_A_NOTICE:
             self._outcomes.noticed("identity-restored", "info", f"{self._gateway} has a certificate again")
@@ -371,6 +392,21 @@ class IdentityAgent:
                 self._outcomes.noticed(f"identity-{state}", "error", reason)
             self._told = state
         self._state = state
+
+    def _look_at_bridges_clock(self, told_ns: int) -> None:
+        """Notice that the bridge tells an earlier time than it once did, which stays the floor here."""
+        behind = (self.clock.floor_ns - told_ns) / 1e9
+        if behind > MAX_SKEW_SECONDS and not self._is_bridge_behind:
+            detail = (
+                f"the bridge's clock is {behind:.0f} s behind what it once told this device. Certificates are used all "
+                "the same; leases of models count by the later time until then. A new claim code "
+                "(`cloud-bridge identity token create NAME --replace`) makes this device forget it"
+            )
+            log.warning("bridge_clock_behind", seconds=round(behind))
+            self._outcomes.noticed("bridge-clock-behind", "warning", detail)
+        elif self._is_bridge_behind and behind <= MAX_SKEW_SECONDS:
+            log.info("bridge_clock_no_longer_behind")
+        self._is_bridge_behind = behind > MAX_SKEW_SECONDS
 
     def _check_clock(self) -> None:
         doubtful = self.clock.doubtful

@@ -9,6 +9,10 @@ class IdentityError(GatewayError):
     """There is no valid identity, or it could not be had."""
 
 
+class ClaimUnfitError(IdentityError):
+    """The claim code that was left here is none."""
+
+
 class IdentityUnreachableError(IdentityError):
     """The bridge did not answer, or not in time; trying again may help."""
 

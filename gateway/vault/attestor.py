@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     SECP256R1,
@@ -20,11 +21,13 @@ from cryptography.hazmat.primitives.serialization import (
 
 from gateway.config import Vault as VaultSettings
 from gateway.identity.keys import Attestor, EnrolmentKeys, Proof
-from gateway.vault.errors import KeyStoreError, VaultError
+from gateway.vault.errors import DamagedKeyFileError, KeyStoreError, VaultError
 from gateway.vault.files import write_durably
 from gateway.vault.tpm.identity import AttestationKey, TpmIdentity
 from gateway.vault.vault import Vault, open_connection
 from gateway.wire.identity import Challenge, Credential, Level, binding, software_message
+
+log = structlog.get_logger()
 
 _AK_FILE: Final = "ak.json"
 _SOFTWARE_FILE: Final = "software-identity.der"
@@ -78,15 +81,21 @@ class TpmAttestor:
 
     def _key(self) -> AttestationKey:
         try:
-            stored = self._file.read_bytes()
+            return self._identity.load_ak(self._file.read_bytes())
         except FileNotFoundError:
-            key = self._identity.create_ak()
-            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_durably(self._file, key.stored)
-            return key
+            return self._made()
         except OSError as error:
             raise KeyStoreError(f"{self._file} cannot be read: {error.strerror}") from error
-        return self._identity.load_ak(stored)
+        except DamagedKeyFileError as error:
+            # The bridge refuses the new one until the TPM has vouched for it, which the agent sees to.
+            log.warning("attestation_key_made_again", file=str(self._file), reason=str(error))
+            return self._made()
+
+    def _made(self) -> AttestationKey:
+        key = self._identity.create_ak()
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_durably(self._file, key.stored)
+        return key
 
 
 class SoftwareAttestor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from gateway.statefiles import is_passing
 from gateway.vault.errors import DamagedContainerError, VaultError
 from gateway.vault.store import SEALED_SUFFIX, ReleaseDirectory, read_release
-from gateway.vault.weights import header_of
+from gateway.vault.weights import header_of, require_size
 from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact
 
 
@@ -62,6 +62,7 @@ def _damage_of_artefact(release: ReleaseDirectory, artefact: Artefact) -> str:
         return f"{file} is missing" if expected else ""
     try:
         header = header_of(file)
+        require_size(file)
     except VaultError as error:
         if is_passing(error.__cause__):
             raise

@@ -36,6 +36,10 @@ class KeyStoreError(VaultError):
     """Where the keys live cannot be used; the message says what to do."""
 
 
+class DamagedKeyFileError(KeyStoreError):
+    """What is kept on disk of a key cannot be read any more; another one takes its place."""
+
+
 class KeyStoreUnavailableError(KeyStoreError):
     """The TPM does not answer, or not in time. Trying again later may help; nothing was changed."""
 

@@ -28,6 +28,7 @@ from gateway.vault.container import key_id
 from gateway.vault.errors import KeyMissingError, KeyStoreError, VaultError, WrongKeyError
 from gateway.vault.files import put_in_place, remove_directory, sync_directory, write_durably
 from gateway.vault.keystore import KeyStore
+from gateway.vault.lease import is_worth_writing
 from gateway.wire.manifest import Sha256
 
 _CURRENT: Final = "current"
@@ -72,6 +73,16 @@ class ContentKey:
         return self.lease_until_ns is None
 
 
+@dataclass(frozen=True, slots=True)
+class GrantedKey:
+    """A content key as the bridge gives it out."""
+
+    release: Sha256  # of the release's manifest.json
+    label: str  # `name version`, for people; may be empty
+    wrapped: bytes  # a libsodium sealed box to `Keyring.recipient`, 80 bytes
+    lease_until_ns: int  # UTC
+
+
 class Keyring:
     """The generations of one vault. The caller holds the vault's lock: exclusive for everything that changes."""
 
@@ -81,21 +92,24 @@ class Keyring:
 
     @property
     def generation(self) -> int | None:
-        """Which generation counts; None before `create`.
+        """Which generation counts; None before `create`. Where the file that says so is lost: the newest whole one.
 
         Raises:
             VaultError: the file that says so cannot be read.
         """
         file = self._directory / _CURRENT
         try:
-            return int(file.read_text(encoding="ascii"))
+            number = int(file.read_text(encoding="ascii"))
+            if (self._directory / _GENERATIONS / str(number)).is_dir():
+                return number
         except FileNotFoundError:
-            return None
+            pass
         except (OSError, ValueError) as error:
             raise VaultError(
                 f"{file} is damaged: {error}; write the number of the newest complete directory of "
                 f"{self._directory / _GENERATIONS} into it, or: {_ANEW}"
             ) from error
+        return max((int(each.name) for each in self._generations() if each.name.isdecimal()), default=None)
 
     def create(self) -> None:
         """Draw a vault key and a recipient key, and seal both."""
@@ -128,25 +142,36 @@ class Keyring:
         """Return the X25519 public key that grants must be addressed to; needs no unsealing."""
         return self._read(self._here() / _RECIPIENT_PUBLIC)
 
-    def open_grant(self, wrapped: bytes) -> bytes:
-        """Open a sealed box that is addressed to `recipient`.
+    def accept(self, grants: Sequence[GrantedKey], now_ns: int) -> dict[str, VaultError]:
+        """Open content keys that are addressed to `recipient`, and keep them; both secrets are unsealed once for all.
+
+        A key that was drawn on this device stays: something here is sealed with it, and nobody else has it. One that is
+        there already with nearly the same lease is not written again.
+
+        Returns:
+            By release, why a grant was not taken; the others were.
 
         Raises:
-            WrongKeyError: it is addressed to somebody else, or damaged.
-            KeyStoreError: the key store does not give the secret out.
+            KeyStoreError: the key store does not give the secrets out.
         """
-        try:
-            content_key = SealedBox(PrivateKey(self._unsealed(_RECIPIENT_KEY))).decrypt(wrapped)
-        except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError, nacl.exceptions.TypeError) as error:
-            raise WrongKeyError("the grant is not addressed to this device, or damaged: attest again") from error
-        if len(content_key) != KEY_BYTES:
-            raise WrongKeyError(f"the grant holds {len(content_key)} bytes, a content key has {KEY_BYTES}")
-        return content_key
+        if not grants:
+            return {}
+        box, vault_key = SealedBox(PrivateKey(self._unsealed(_RECIPIENT_KEY))), self._unsealed(_VAULT_KEY)
+        refused: dict[str, VaultError] = {}
+        for grant in grants:
+            try:
+                _require_digest(grant.release)
+                content = ContentKey(grant.release, grant.label, grant.lease_until_ns, _from_box(box, grant.wrapped))
+                present = self._present(grant.release, vault_key)
+                if present is None or not _stays(present, content, now_ns):
+                    self._write(content, vault_key)
+            except VaultError as error:
+                refused[grant.release] = error
+        return refused
 
     def put(self, content: ContentKey) -> None:
         """Wrap and keep a content key; replaces the one of the same release."""
-        wrapped = _wrapped(content, self._unsealed(_VAULT_KEY))
-        write_durably(self._here() / _KEYS / f"{content.release}.json", msgspec.json.encode(wrapped))
+        self._write(content, self._unsealed(_VAULT_KEY))
 
     def find(self, release: str) -> WrappedKey:
         """Return the wrapped content key of a release.
@@ -203,15 +228,24 @@ class Keyring:
     def remove_leftovers(self) -> None:
         """Remove generations that do not count, finished or not."""
         kept = str(self.generation)
-        for directory in (self._directory / _GENERATIONS).glob("*"):
+        for directory in self._generations():
             if directory.name != kept:
                 remove_directory(directory)
 
     def forget(self) -> None:
-        """Give everything up: first that there is a generation, then the generations."""
+        """Give everything up: first all generations lose their names, so that none is taken for a whole one again."""
+        for directory in self._generations():
+            if directory.name.isdecimal():
+                nameless = directory.with_name(f"{directory.name}.partial")
+                remove_directory(nameless)
+                directory.rename(nameless)
+                sync_directory(directory.parent)
         (self._directory / _CURRENT).unlink(missing_ok=True)
         sync_directory(self._directory)
         self.remove_leftovers()
+
+    def _generations(self) -> list[Path]:
+        return list((self._directory / _GENERATIONS).glob("*"))
 
     def _install(self, vault_key: bytes, recipient: bytes, content: Sequence[ContentKey], floor: bytes) -> None:
         number = (self.generation or 0) + 1
@@ -242,6 +276,21 @@ class Keyring:
 
     def _unsealed(self, name: str) -> bytes:
         return self._store.unseal(self._read(self._here() / name))
+
+    def _write(self, content: ContentKey, vault_key: bytes) -> None:
+        wrapped = msgspec.json.encode(_wrapped(content, vault_key))
+        write_durably(self._here() / _KEYS / f"{content.release}.json", wrapped)
+
+    def _present(self, release: str, vault_key: bytes) -> ContentKey | None:
+        """Return the content key that is there, None when there is none, or none that opens.
+
+        Raises:
+            VaultError: it cannot be read now: what it is, is not known.
+        """
+        try:
+            return self._opened(self.find(release), vault_key)
+        except (KeyMissingError, WrongKeyError):
+            return None
 
     def _put_floor_key(self, vault_key: bytes) -> bytes:
         key = secrets.token_bytes(KEY_BYTES)
@@ -281,6 +330,31 @@ class Keyring:
             return file.read_bytes()
         except OSError as error:
             raise VaultError(f"{file} cannot be read: {error.strerror}; {_ANEW}") from error
+
+
+def _require_digest(text: str) -> None:
+    """Make sure that what names a file names one: it comes from the network."""
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise VaultError(f"{text[:80]!r} is no SHA-256 of a manifest")
+
+
+def _from_box(box: "SealedBox[PrivateKey]", wrapped: bytes) -> bytes:
+    try:
+        content_key: bytes = box.decrypt(wrapped)
+    except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError, nacl.exceptions.TypeError) as error:
+        raise WrongKeyError("the grant is not addressed to this device, or damaged: attest again") from error
+    if len(content_key) != KEY_BYTES:
+        raise WrongKeyError(f"the grant holds {len(content_key)} bytes, a content key has {KEY_BYTES}")
+    return content_key
+
+
+def _stays(present: ContentKey, granted: ContentKey, now_ns: int) -> bool:
+    """Tell whether the key that is there need not be written again."""
+    if present.lease_until_ns is None:
+        return True
+    assert granted.lease_until_ns is not None
+    same = (present.secret, present.label) == (granted.secret, granted.label)
+    return same and not is_worth_writing(present.lease_until_ns, granted.lease_until_ns, now_ns)
 
 
 def _wrapped(content: ContentKey, vault_key: bytes) -> WrappedKey:

@@ -5,12 +5,16 @@ seen counts, unless the bridge itself says that it is earlier: a clock that once
 """
 
 from datetime import UTC, datetime
+from typing import Final
 
 from gateway.vault.errors import LeaseEndedError
 
 NANOSECONDS_A_DAY = 86_400 * 10**9
 FLOOR_STEP_NS = 3600 * 10**9
 """The floor is written down when it has moved by so much: it may not wear the disk out."""
+
+_WORTH_SHARE: Final = 100
+"""A lease is written down anew when it has moved by a hundredth of what is left of it, or more."""
 
 
 def effective_now_ns(wall_ns: int, floor_ns: int) -> int:
@@ -35,3 +39,12 @@ def require_lease(label: str, lease_until_ns: int | None, now_ns: int) -> None:
 def remaining_seconds(lease_until_ns: int | None, now_ns: int) -> float | None:
     """Return how long a lease still lasts, 0 when it is over, None when it never is."""
     return None if lease_until_ns is None else max(0.0, (lease_until_ns - now_ns) / 1e9)
+
+
+def is_worth_writing(until_ns: int, granted_ns: int, now_ns: int) -> bool:
+    """Tell whether a lease that ends at `granted_ns` must be written over one that ends at `until_ns`.
+
+    Attestations bring a new lease twice an hour, for every release; a month that grows by half an hour each time need
+    not wear the disk out. One that ends earlier than before always counts.
+    """
+    return granted_ns < until_ns or (granted_ns - until_ns) * _WORTH_SHARE >= granted_ns - now_ns

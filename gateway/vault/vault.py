@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,14 @@ import msgspec
 import structlog
 
 from gateway.config import Vault as VaultSettings
+from gateway.statefiles import is_passing
 from gateway.vault.aead import KEY_BYTES, this_machines_algorithm
 from gateway.vault.approvals import read_approvals, read_key_file
 from gateway.vault.damage import damage_of, names_of
-from gateway.vault.errors import DamagedContainerError, KeyMissingError, VaultConfigError, VaultError
+from gateway.vault.errors import DamagedContainerError, KeyMissingError, VaultConfigError, VaultError, WrongKeyError
 from gateway.vault.files import locked, write_durably
 from gateway.vault.hardening import Hardening, hardening
-from gateway.vault.keyring import ContentKey, Keyring, WrappedKey
+from gateway.vault.keyring import ContentKey, GrantedKey, Keyring, WrappedKey
 from gateway.vault.keystore import KeyStore, KeyStoreStatus
 from gateway.vault.lease import (
     FLOOR_STEP_NS,
@@ -101,6 +102,7 @@ class Vault:
         self._keyring = Keyring(self._directory, store)
         self._lease_ns = int(lease_days * NANOSECONDS_A_DAY)
         self._now_ns = now_ns
+        self._unwritten_floor_ns = 0  # of the clock: what the disk did not take
         self._openings: Rounds[tuple[str, str], ContentKey] = Rounds(self._opened_keys)
 
     @classmethod
@@ -142,6 +144,8 @@ class Vault:
                 self.store.provision()
                 self._keyring.create()
                 log.info("vault_initialised", security=self.store.level)
+            elif isinstance(self.store, TpmKeyStore):
+                self.store.pin_again()
 
     def check(self) -> None:
         """Unseal everything and throw it away.
@@ -269,13 +273,34 @@ class Vault:
             WrongKeyError: the grant is not addressed to this device.
             KeyStoreError: the key store does not answer, or refuses.
         """
+        if lease_until_ns is None:
+            now_ns = bridge_now_ns or effective_now_ns(self._now_ns(), self._floor_ns())
+            lease_until_ns = now_ns + self._lease_ns
+        grant = GrantedKey(release, label, wrapped, lease_until_ns)
+        for error in self.accept_grants([grant], bridge_now_ns=bridge_now_ns).values():
+            raise error
+
+    def accept_grants(self, grants: Sequence[GrantedKey], *, bridge_now_ns: int | None = None) -> dict[str, VaultError]:
+        """Take content keys from the bridge, as one attestation brings them: the key store is asked once for all.
+
+        A release that this device has sealed itself keeps the key that it is sealed with.
+
+        Args:
+            grants: one for each release.
+            bridge_now_ns: as for `accept_grant`.
+
+        Returns:
+            By release, why a grant was not taken; the others were.
+
+        Raises:
+            KeyStoreError: the key store does not answer, or refuses.
+        """
         with self._locked(exclusive=True):
-            secret = self._keyring.open_grant(wrapped)
             if bridge_now_ns is not None:
-                self._set_floor(bridge_now_ns)
-            until_ns = lease_until_ns if lease_until_ns is not None else self._time_ns() + self._lease_ns
-            self._keyring.put(ContentKey(_digest(release), label, until_ns, secret))
-        log.info("content_key_accepted", release=release, label=label, lease_until_ns=until_ns)
+                self._keep_floor(bridge_now_ns)
+            refused = self._keyring.accept(grants, self._time_ns() if bridge_now_ns is None else bridge_now_ns)
+        log.info("content_keys_accepted", releases=len(grants) - len(refused), refused=len(refused))
+        return refused
 
     # ---- releases --------------------------------------------------------------------------------
 
@@ -404,6 +429,10 @@ class Vault:
         header = header_of(file)
         if header.release != release.digest:
             raise DamagedContainerError(f"{file} belongs to another release than the manifest beside it")
+        if header.size_bytes != artefact.size_bytes:  # nobody's header makes this process ask for a terabyte
+            raise DamagedContainerError(
+                f"{file} says that it holds {header.size_bytes} bytes, the manifest says {artefact.size_bytes}"
+            )
         read_ahead(file)
         with Room(file) as room:
             key = self._openings.ask((release.digest, release.label))
@@ -431,7 +460,10 @@ class Vault:
         """Return the content key of a release, drawn and kept if there is none. Durable before anything is sealed."""
         try:
             return self._keyring.open(self._keyring.find(release.digest)).secret
-        except KeyMissingError:
+        except (KeyMissingError, WrongKeyError) as error:
+            # What a damaged one has sealed is lost with it, and is sealed anew from the plain release.
+            if isinstance(error, WrongKeyError):
+                log.warning("content_key_drawn_again", release=release.digest, label=release.label, reason=str(error))
             secret = secrets.token_bytes(KEY_BYTES)
             self._keyring.put(ContentKey(release.digest, release.label, None, secret))
             return secret
@@ -440,24 +472,38 @@ class Vault:
 
     def _time_ns(self) -> int:
         """Return the time that counts for leases, and remember it now and then."""
-        floor_ns = self._floor_ns()
-        now_ns = effective_now_ns(self._now_ns(), floor_ns)
-        if now_ns - floor_ns >= FLOOR_STEP_NS:
-            self._set_floor(now_ns)
+        written_ns = self._written_floor_ns()
+        now_ns = effective_now_ns(self._now_ns(), max(written_ns or 0, self._unwritten_floor_ns))
+        if written_ns is not None and now_ns - written_ns >= FLOOR_STEP_NS:
+            self._keep_floor(now_ns)
         return now_ns
 
     def _floor_ns(self) -> int:
+        return max(self._written_floor_ns() or 0, self._unwritten_floor_ns)
+
+    def _written_floor_ns(self) -> int | None:
+        """Return what is on the disk, 0 when there is nothing of use; None: it cannot be read now."""
         try:
             return msgspec.json.decode((self._directory / _FLOOR).read_bytes(), type=int)
         except FileNotFoundError:
             return 0
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             # Without a floor the wall clock alone counts: worse than with one, better than no weights.
-            log.warning("vault_clock_floor_unreadable", file=str(self._directory / _FLOOR))
-            return 0
+            log.warning("vault_clock_floor_unreadable", file=str(self._directory / _FLOOR), error=str(error))
+            return None if is_passing(error) else 0
 
-    def _set_floor(self, now_ns: int) -> None:
-        write_durably(self._directory / _FLOOR, msgspec.json.encode(now_ns))
+    def _keep_floor(self, now_ns: int) -> None:
+        """Write the floor of the clock down; a disk that takes nothing keeps no weights from a model."""
+        try:
+            write_durably(self._directory / _FLOOR, msgspec.json.encode(now_ns))
+        except VaultError as error:
+            if not self._unwritten_floor_ns:
+                log.warning("vault_clock_floor_not_written", error=str(error), consequence="remembered until a restart")
+            self._unwritten_floor_ns = now_ns
+            return
+        if self._unwritten_floor_ns:
+            log.info("vault_clock_floor_written_again")
+        self._unwritten_floor_ns = 0
 
     def _locked(self, *, exclusive: bool = False) -> AbstractContextManager[None]:
         return locked(self._directory / "lock", exclusive=exclusive)
@@ -517,9 +563,3 @@ def tpm_identity(settings: VaultSettings) -> TpmIdentity:
             "vault.level software has no TPM: it cannot quote, and a bridge must allow it explicitly"
         )
     return TpmIdentity(open_connection(settings))
-
-
-def _digest(text: str) -> str:
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise VaultError(f"{text[:80]!r} is no SHA-256 of a manifest")
-    return text

@@ -253,6 +253,42 @@ def test_c23_killed_in_front_of_any_call_of_a_change_of_keys(site: Site, experim
     site.model_goes_on()
 
 
+def made_after_all(device: Device) -> None:
+    """What must hold after making a vault was killed anywhere: the next try goes on from what is there."""
+    vault = device.vault()
+    vault.initialise()
+    vault.check()
+    assert vault.status().store.counter == 1
+    left = device.connection.call("looking", lambda tpm: (tpm.handles(_TRANSIENT), tpm.handles(_SESSIONS)))
+    assert left == ([], [])
+    assert lockout_counter(device.connection) == 0
+
+
+@pytest.mark.skipif(bool(kills.missing()), reason=kills.missing())
+def test_c23_killed_in_front_of_any_call_of_making_a_vault(experiment: Experiment) -> None:
+    """Storage root key, counter, vault key: each time with a TPM that never had any of it."""
+    private, points = generate_private_key(SECP256R1()), 0
+    calls: dict[str, int] = {"rename": 2, "write": 12}  # of so many calls one; each command to the TPM is a write
+    if experiment.long:
+        calls = dict.fromkeys((*kills.DURABLE_CALLS, "write"), 1)
+    for call, step in calls.items():
+        for number in range(1, 1000, step):
+            directory = experiment.directory / f"{call}-{number}"
+            directory.mkdir()
+            with Swtpm(directory) as tpm:
+                device = Device(directory, tpm.tcti, private, seconds=PATIENT_SECONDS)
+                _ = device.settings  # writes the policy key where the victim looks
+                device.deliver(FirstCount(name="first"))
+                device.approve_present_state()
+                killed = kills.run_killed_at(kills.victim("init", directory, tpm.tcti), call, number)
+                experiment.log("killed", at=f"{call} {number}", killed=killed)
+                made_after_all(device)
+            points += killed
+            if not killed:
+                break
+    assert points >= 6
+
+
 def begun(site: Site, operation: str) -> "subprocess.Popen[str]":
     """Start an operation in a process of its own, and wait until it begins: before that there is nothing to be lost."""
     command = kills.victim(operation, site.root, site.tpm.tcti)

@@ -65,7 +65,7 @@ def test_a_sealed_release_runs_when_its_plain_files_are_gone(site: Site, tmp_pat
     assert next(each for each in listed if each["name"] == LOUD)["sealed"]
     checked = gateway_command("models", "check", LOUD, "--config", str(rig.gateway_file))
     assert checked.returncode == 0
-    assert "sealed, whole" in checked.stdout
+    assert "sealed, sizes right" in checked.stdout
     settle(rig)
 
 

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.public import PublicKey, SealedBox
+from structlog.testing import capture_logs
 
 from gateway.config import Vault as VaultSettings
 from gateway.errors import ModelError, WeightsWithheldError
@@ -232,6 +233,22 @@ def test_a_damaged_release_that_came_over_the_air_is_put_aside_so_that_it_is_fet
     assert device.notices == ["release_damaged"]
 
 
+def test_a_header_with_another_size_is_found_before_memory_is_taken_for_it(device: Device) -> None:
+    device.read()
+    shutil.rmtree(device.site / "pump")
+    release, artefact = device.find("pump@1.0.0")
+    with pytest.raises(ModelError, match="bytes, the manifest says"):
+        device.models.open(release, msgspec.structs.replace(artefact, size_bytes=artefact.size_bytes + 1))
+
+
+def test_a_container_that_was_cut_is_damage_that_needs_no_key_to_see(device: Device) -> None:
+    device.read()
+    container = next(device.sealed.glob("*.sealed"))
+    assert damage_of(device.sealed) == "", "the control"
+    os.truncate(container, container.stat().st_size - 1)
+    assert "should have" in damage_of(device.sealed)
+
+
 def test_an_artefact_that_was_never_fetched_is_no_damage(device: Device) -> None:
     device.read()
     shutil.rmtree(device.site / "pump")
@@ -384,6 +401,37 @@ def test_a_grant_does_not_take_away_the_key_of_what_this_device_has_sealed_itsel
     release, _ = device.find()
     device.models.accept([grant(device, release.directory, bytes(32))], NOW_NS)
     assert device.read() == WEIGHTS
+
+
+def test_a_release_whose_own_key_was_damaged_is_sealed_anew_from_the_one_in_clear(device: Device) -> None:
+    device.read()
+    (file,) = (device.state / "vault" / "generations").glob("*/keys/*.json")
+    changes: list[Callable[[bytes], bytes]] = [
+        lambda document: document.replace(b'"wrapped":"', b'"wrapped":"AAAA'),
+        lambda document: document[:20],
+    ]
+    for damage in changes:
+        file.write_bytes(damage(file.read_bytes()))
+        assert device.read() == WEIGHTS
+        assert device.read() == WEIGHTS
+    # The control: without the release in clear there is nothing to seal anew.
+    file.write_bytes(file.read_bytes()[:20])
+    shutil.rmtree(device.site / "pump")
+    with pytest.raises(WeightsWithheldError, match="is damaged"):
+        device.read()
+
+
+def test_a_grant_that_cannot_be_used_is_told_once_and_once_more_when_it_can(device: Device) -> None:
+    device.models.prepare()
+    key = bytes(range(32))
+    directory = fleet_release(device, key)
+    good = grant(device, directory, key)
+    bad = msgspec.structs.replace(good, wrapped_key=bytes(80))
+    with capture_logs() as logs:
+        for each in (bad, bad, good, good):
+            device.models.accept([each], NOW_NS)
+    told = [entry["event"] for entry in logs if entry["event"].startswith("grant_")]
+    assert told == ["grant_not_usable", "grant_usable_again"]
 
 
 def test_a_grant_that_cannot_be_used_does_not_keep_the_others_out(device: Device) -> None:

@@ -82,7 +82,7 @@ class Connection:
 
         Args:
             tcti: as in `tpm2-tools -T`: `device:/dev/tpmrm0`, `swtpm:host=…,port=…`.
-            seconds: after which a call is given up.
+            seconds: after which a call is given up; so long it may wait for its turn before that.
             clock: monotonic, seconds.
             library: loads tpm2-pytss.
         """
@@ -108,13 +108,13 @@ class Connection:
             TpmResponseError: it refused.
         """
         library = self._library()
-        deadline = self._clock() + self._seconds
         hanging = self._hanging_since
         if hanging is not None:
             since = self._clock() - hanging
             raise KeyStoreUnavailableError(f"{what}: the TPM at {self.tcti} has not answered for {since:.0f} s")
         if not self._turn.acquire(timeout=self._seconds):
             raise KeyStoreUnavailableError(f"{what}: the TPM at {self.tcti} is busy with earlier calls")
+        deadline = self._clock() + self._seconds  # from here: who has waited for others is no TPM that hangs
         answer: Future[Answer] = Future()
         threading.Thread(target=self._work, args=(library, what, work, answer), name="tpm", daemon=True).start()
         try:

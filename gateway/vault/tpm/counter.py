@@ -75,8 +75,8 @@ def require_ours(tpm: Tpm, index: int, key: PolicyKey) -> None:
     if not is_one_of(tpm, index, *(policy.counter_public(key, index, written=written) for written in (False, True))):
         raise KeyStoreError(
             f"the NV index {index:#x} of the TPM is not the counter of the policy key {key.fingerprint[:12]}…: it "
-            "belongs to another key or another program. Choose another vault.counter_index, or remove it: "
-            f"tpm2_nvundefine {index:#x}"
+            "belongs to another key or another program. Remove it, if nothing else needs it (tpm2_nvundefine "
+            f"{index:#x}), or sign the policies for another index (`gateway vault policy sign --counter-index`)"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from gateway.vault.errors import KeyStoreError
+from gateway.vault.errors import DamagedKeyFileError, KeyStoreError
 from gateway.vault.policy import NV_COUNTER_BYTES
 from gateway.vault.tpm.codes import is_integrity
 from gateway.vault.tpm.connection import Connection, Tpm
@@ -134,12 +134,13 @@ class TpmIdentity:
         """Read a stored attestation key (`AttestationKey.stored`), and make sure that this TPM has it.
 
         Raises:
-            KeyStoreError: it has not: the file is another device's or damaged, or the TPM was exchanged.
+            DamagedKeyFileError: it is none.
+            KeyStoreError: it has not: the file is another device's, or the TPM was exchanged.
         """
         try:
             key = msgspec.json.decode(stored, type=AttestationKey)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise KeyStoreError(f"the attestation key on disk is damaged: {error}; enrol again") from error
+            raise DamagedKeyFileError(f"the attestation key on disk is damaged: {error}") from error
 
         def work(tpm: Tpm) -> None:
             with _derived(tpm, key):
@@ -255,8 +256,9 @@ def _derived(tpm: Tpm, key: AttestationKey) -> Iterator[Any]:
     with tpm.flushed(handle):
         if public != key.public:
             raise KeyStoreError(
-                "this TPM has not the attestation key of this state directory: the disk comes from another device, or "
-                "the TPM was exchanged; enrol again"
+                "this TPM has not the attestation key of this state directory: the disk comes from another device, the "
+                "TPM was exchanged, or vault/ak.json is damaged. Without that file the gateway enrols again by itself, "
+                "if the bridge knows this TPM"
             )
         yield handle
 

@@ -17,7 +17,7 @@ from gateway.vault.tpm.codes import INTEGRITY, POLICY_CODES, is_integrity
 from gateway.vault.tpm.connection import Connection, Tpm
 from gateway.vault.tpm.counter import advance_counter, define_counter, read_counter
 from gateway.vault.tpm.floorcounter import count_floor_up, forecast, read_floor_counter
-from gateway.vault.tpm.objects import open_root, provision_root
+from gateway.vault.tpm.objects import open_root, provision_root, root_name
 from gateway.vault.tpm.registers import read_registers
 from gateway.vault.tpm.sealing import SealedBlob, seal, unseal
 
@@ -86,6 +86,19 @@ class TpmKeyStore:
 
         value = self._connection.call("making the counter", work)
         log.info("tpm_provisioned", tcti=self._connection.tcti, counter=value)
+
+    def pin_again(self) -> None:
+        """Write down anew which TPM this is, where the file that says so was lost; does nothing where it is there.
+
+        What was sealed opens in the TPM that has sealed it alone, so that another one is found out all the same.
+
+        Raises:
+            KeyStoreError: the TPM does not answer, or has no storage root key.
+        """
+        if not self._file.exists():
+            name = self._connection.call("looking for the storage root key", root_name)
+            write_durably(self._file, msgspec.json.encode(Provisioned(root_name=name)))
+            log.warning("tpm_pinned_again", file=str(self._file), tcti=self._connection.tcti)
 
     def forget(self) -> None:
         """Forget which TPM this was; storage root key and counter stay in it."""

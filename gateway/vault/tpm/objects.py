@@ -80,6 +80,15 @@ def provision_root(tpm: Tpm) -> bytes:
     return bytes(tpm.esys.tr_get_name(root))
 
 
+def root_name(tpm: Tpm) -> bytes:
+    """Return the name of the storage root key that is there.
+
+    Raises:
+        KeyStoreError: there is none.
+    """
+    return bytes(tpm.esys.tr_get_name(_require_root(tpm)))
+
+
 def open_root(tpm: Tpm, pinned: bytes) -> Any:
     """Return the handle of the storage root key.
 
@@ -89,17 +98,22 @@ def open_root(tpm: Tpm, pinned: bytes) -> Any:
     Raises:
         KeyStoreError: it is not there, or another one than at provisioning.
     """
-    root = _persistent_root(tpm)
-    if root is None:
-        raise KeyStoreError(
-            f"the TPM has no storage root key at {SRK_HANDLE:#x}: it was cleared or replaced, and what it had sealed "
-            "is lost; `gateway vault init --anew` begins again"
-        )
+    root = _require_root(tpm)
     name = bytes(tpm.esys.tr_get_name(root))
     if name != pinned:
         raise KeyStoreError(
             f"the TPM's storage root key is {name.hex()[4:20]}…, this vault was made with {pinned.hex()[4:20]}…: "
             "another TPM, a TPM that was cleared, or somebody between; `gateway vault init --anew` begins again"
+        )
+    return root
+
+
+def _require_root(tpm: Tpm) -> Any:
+    root = _persistent_root(tpm)
+    if root is None:
+        raise KeyStoreError(
+            f"the TPM has no storage root key at {SRK_HANDLE:#x}: it was cleared or replaced, and what it had sealed "
+            "is lost; `gateway vault init --anew` begins again"
         )
     return root
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cloud_bridge.identity.errors import IdentityError
+from cloud_bridge.identity.files import write_file
 from cloud_bridge.identity.issuer import LocalCa, Revoked, key_pem, life_from, new_key, pem
 
 NOW = datetime(2026, 9, 21, 12, tzinfo=UTC)
@@ -192,3 +195,36 @@ def test_the_bridges_name_can_be_no_gateways(ca: LocalCa) -> None:
     certificate = x509.load_pem_x509_certificate(ca.bridge(new_key().public_key(), HOUR).chain_pem)
     assert certificate.subject.rfc4514_string() == "CN=_bridge"
     assert isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
+
+
+def test_of_several_first_starts_at_once_all_have_the_same_authorities(tmp_path: Path) -> None:
+    """The bridge and `broker-config`, say: what one of them has told in a claim code must be what stays on the disk."""
+    for attempt in range(5):
+        directory = tmp_path / str(attempt)
+        together = threading.Barrier(6)
+
+        def first(directory: Path = directory, together: threading.Barrier = together) -> tuple[str, bytes]:
+            together.wait()
+            found = LocalCa.open(directory, "sluice.test", NOW)
+            return found.services_fingerprint, found.bundle_pem
+
+        with ThreadPoolExecutor(6) as pool:
+            starts = [pool.submit(first) for _ in range(6)]
+            seen = {each.result() for each in starts}
+        after = LocalCa.open(directory, "sluice.test", NOW)
+        assert seen == {(after.services_fingerprint, after.bundle_pem)}
+
+
+def test_a_chain_that_another_process_has_just_made_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, at the very moment; the control is a file that is replaced, as others are."""
+    LocalCa.open(tmp_path, "sluice.test", NOW)
+    made = (tmp_path / "services-ca.pem").read_bytes()
+    exists = Path.exists
+
+    def not_yet(path: Path) -> bool:
+        return exists(path) and not path.name.endswith("-ca.pem")
+
+    monkeypatch.setattr(Path, "exists", not_yet)
+    assert LocalCa.open(tmp_path, "sluice.test", NOW).services_pem == made
+    monkeypatch.setattr("cloud_bridge.identity.issuer.create_file", write_file)
+    assert LocalCa.open(tmp_path, "sluice.test", NOW).services_pem != made

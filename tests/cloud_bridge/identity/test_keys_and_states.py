@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from nacl.public import PrivateKey, SealedBox
 
 from cloud_bridge.identity.contentkeys import ContentKeys
 from cloud_bridge.identity.errors import IdentityError, RefusedError
@@ -42,6 +43,32 @@ def test_a_sealed_key_cannot_be_put_under_another_release_or_digest(desk: Desk) 
         tx.change("UPDATE identity_keys SET release = 'harmless/1'")
     with pytest.raises(IdentityError, match="cannot be decrypted"):
         desk.keys.all()
+
+
+def test_a_device_that_comes_again_gets_the_boxes_that_were_made_for_it(desk: Desk, tmp_path: Path) -> None:
+    desk.keys.create("person/1", DIGEST)
+    desk.keys.create("person/2", DIGEST, ["dock-8"])
+    dock_7, dock_8 = PrivateKey.generate(), PrivateKey.generate()
+
+    def boxes(keys: ContentKeys, gateway: str, device: PrivateKey) -> dict[str, bytes]:
+        grants = keys.wrap_for(gateway, bytes(device.public_key), keys.all())
+        for each in grants:
+            assert SealedBox(device).decrypt(each.wrapped_key) == keys.find(each.release).key
+        return {each.release: each.wrapped_key for each in grants}
+
+    first = boxes(desk.keys, "dock-7", dock_7)
+    assert list(first) == ["person/1"]
+    assert boxes(desk.keys, "dock-7", dock_7) == first
+    others = boxes(desk.keys, "dock-8", dock_8)
+    assert list(others) == ["person/1", "person/2"]
+    # Controls: another recipient of the same device; one that remembers only one, and so makes all anew.
+    assert boxes(desk.keys, "dock-7", PrivateKey.generate()) != first
+    forgetful = ContentKeys(desk.db, tmp_path / "content-keys.key", lease_seconds=60, clock=desk.clock, max_boxes=1)
+    assert boxes(forgetful, "dock-8", dock_8).keys() == others.keys()
+    assert boxes(forgetful, "dock-8", dock_8) != boxes(forgetful, "dock-8", dock_8)
+    # A key that was taken back goes to nobody, remembered or not.
+    desk.keys.revoke("person/1")
+    assert boxes(desk.keys, "dock-7", dock_7) == {}
 
 
 @pytest.mark.parametrize(("release", "digest"), [("", DIGEST), ("a b", DIGEST), ("x" * 200, DIGEST), ("a", "AB" * 32)])

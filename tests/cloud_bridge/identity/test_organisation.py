@@ -15,8 +15,8 @@ import structlog
 from cryptography import x509
 from prometheus_client import CollectorRegistry
 
-from cloud_bridge.identity.broker import with_denied
-from cloud_bridge.identity.devices import Device, note_certificate, put_device, revoke_device
+from cloud_bridge.identity.broker import BrokerFiles, BrokerPlan, with_denied
+from cloud_bridge.identity.devices import Device, denied_gateways, note_certificate, put_device, revoke_device
 from cloud_bridge.identity.foreign import Certificates, ForeignIssuer
 from cloud_bridge.identity.issuer import CertificateRequest, Issued, Key, key_pem, life_from, new_key
 from cloud_bridge.identity.keeper import Keeper
@@ -179,6 +179,26 @@ def test_a_bridge_that_was_killed_before_it_could_tell_the_broker_tells_it_at_it
         assert says(broker, thief, "gw-a") in DELIVERED
         keeper_of(broker).round()
         wait_for(lambda: says(broker, thief, "gw-a") == NOT_AUTHORIZED, what="the broker has read its rules")
+
+
+def test_files_that_are_written_anew_deny_whom_the_old_ones_denied(
+    organisation: OrganisationCa, tmp_path: Path
+) -> None:
+    """`broker-config` run again, with the bridge away: nobody would put the names back before it is there."""
+    issuer, now = issuer_of(organisation), datetime.now(UTC)
+    with secured_broker(tmp_path / "broker", issuer=issuer) as broker:
+        certified(broker, issuer, "gw-a")
+        with broker.database.transaction() as tx:
+            revoke_device(tx, "gw-a", "stolen", time.time_ns())
+            denied = denied_gateways(tx, time.time_ns())
+        plan = BrokerPlan(broker.directory, ("localhost",))
+        broker.files.write_all(plan, [], now, denied)
+        assert "user gw-a\ntopic deny #\n" in (broker.directory / "acl").read_text()
+        # The control, and where a list tells of them: no names.
+        broker.files.write_all(plan, [], now)
+        assert "deny" not in (broker.directory / "acl").read_text()
+        BrokerFiles(broker.directory, broker.ca, broker.ca, server_seconds=86_400).write_all(plan, [], now, denied)
+        assert "deny" not in (broker.directory / "acl").read_text()
 
 
 def test_rules_that_deny_go_when_the_bridge_signs_devices_itself_again(tmp_path: Path) -> None:

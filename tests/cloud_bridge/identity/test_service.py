@@ -13,13 +13,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from nacl.exceptions import CryptoError
+from structlog.testing import capture_logs
 
 from cloud_bridge.identity.attestation import key_digest
 from cloud_bridge.identity.claims import Claim, add_claim, id_of_ek
 from cloud_bridge.identity.database import Database
 from cloud_bridge.identity.devices import find_device, hold_device, put_device, revoke_device
 from cloud_bridge.identity.endorsement import TrustedRoots, spki_of
-from cloud_bridge.identity.errors import RefusedError
+from cloud_bridge.identity.errors import IdentityError, RefusedError
 from cloud_bridge.identity.issuer import utc
 from gateway.wire.identity import PATH_TRUST, AttestRequest, Trust, binding
 from gateway.wire.messages import decode
@@ -104,6 +105,21 @@ def test_each_attested_device_can_open_the_content_keys_and_nobody_else(desk: De
     with pytest.raises(CryptoError):
         eight.open_grants(granted)
     assert granted.grants[0].lease_until_ns == START + 30 * 86_400 * SECOND
+
+
+def test_one_content_key_that_is_damaged_keeps_no_device_from_its_certificate(desk: Desk) -> None:
+    device = desk.enrolled()
+    good, bad = desk.keys.create("person/1", "ab" * 32), desk.keys.create("person/2", "cd" * 32)
+    with desk.db.transaction() as tx:
+        tx.change("UPDATE identity_keys SET sealed = ? WHERE release = ?", (b"damaged", bad.release))
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert device.open_grants(device.renew()) == {good.release: good.key}
+    told = [(entry["event"], entry["release"]) for entry in logs if entry["log_level"] == "error"]
+    assert told == [("content_key_unusable", bad.release)]
+    # The control: who asks for all of them, to see or to seal with, hears of it.
+    with pytest.raises(IdentityError, match="restore the key file"):
+        desk.keys.all()
 
 
 def test_a_key_that_was_revoked_is_given_out_no_more(desk: Desk) -> None:

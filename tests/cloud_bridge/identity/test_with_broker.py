@@ -21,7 +21,7 @@ from cloud_bridge.ingest.consumer import Consumer, Link
 from cloud_bridge.metrics import Metrics
 from tests.cloud_bridge.identity.brokers import SecuredBroker, same, secured_broker, wait_until, without
 from tests.simulators.mosquitto import BINARY
-from tests.simulators.raw_mqtt import RawMqtt, RefusedByBrokerError
+from tests.simulators.raw_mqtt import Credentials, RawMqtt, RefusedByBrokerError
 from tests.simulators.waiting import wait_for
 
 pytestmark = [
@@ -153,6 +153,17 @@ def test_a_gateway_named_like_the_bridge_does_not_become_it(tmp_path: Path, *, p
     with secured_broker(tmp_path, acl=acl) as broker, broker.device("bridge") as device:
         code = device.publish("sluice/v1/gw-b/ack/event", b"{}")
         assert (code == NOT_AUTHORIZED) is protected
+
+
+def test_the_brokers_own_certificate_lets_nobody_in_as_a_client(tmp_path: Path) -> None:
+    """Who has broken into the broker has its key; it is for a server."""
+    with secured_broker(tmp_path) as broker:
+        own = Credentials(tmp_path / "broker.pem", tmp_path / "broker-key.pem", tmp_path / "services-ca.pem")
+        for port in (broker.device_port, broker.service_port):
+            with pytest.raises(RefusedByBrokerError):
+                broker.connect(own, "localhost", port=port)
+        # The control: the same authority has signed the bridge's, and that is for a client.
+        broker.bridge().close()
 
 
 def test_a_packet_beyond_the_limit_ends_the_connection(tmp_path: Path) -> None:

@@ -391,12 +391,58 @@ async def test_it_renews_at_half_life(site: Site) -> None:
     assert agent.credentials.not_after_ns > first
 
 
-async def test_a_code_with_another_fingerprint_is_not_taken_by_an_enrolled_device(site: Site) -> None:
+@pytest.mark.parametrize("wrong", ["of another bridge", "no code at all"])
+async def test_a_wrong_code_is_left_aside_and_an_enrolled_device_renews_with_the_bridge_it_believes(
+    site: Site, wrong: str
+) -> None:
     async with enrolled(site) as agent:
-        site.files.leave_claim(ClaimCode(token=site.desk.token(GATEWAY, replace=True), fingerprint="0" * 64).text())
+        code = ClaimCode(token=site.desk.token(GATEWAY, replace=True), fingerprint="0" * 64).text()
+        site.files.leave_claim(code if wrong == "of another bridge" else "mistyped")
+        await until(lambda: agent.status().renewals == 2, "the renewal")
+        status = agent.status()
+        assert status.state == "valid"
+        assert "the claim code was left aside" in status.notice
+        assert ("somebody stands between" if wrong == "of another bridge" else "copy it whole") in status.notice
+        assert site.files.read_claim() is not None  # it may be meant for another configuration
+        agent.renew_now()
+        await until(lambda: agent.status().renewals == 3, "the next renewal")
+        # It is not tried without end, and a right one is taken.
+        await asyncio.sleep(0.3)
+        assert agent.status().renewals == 3
+        site.claim(replace=True)
+        await until(lambda: site.files.read_claim() is None, "the right code is taken")
+        await until(lambda: "left aside" not in agent.status().notice, "the word about the wrong one goes")
+
+
+async def test_control_a_device_that_believes_nobody_yet_is_kept_out_by_a_wrong_code(site: Site) -> None:
+    site.approve()
+    site.files.leave_claim(ClaimCode(token=site.desk.token(GATEWAY), fingerprint="0" * 64).text())
+    agent = site.agent()
+    async with running(agent.run):
         await until(lambda: agent.status().state == "failed", "the refusal")
     assert "somebody stands between" in agent.status().reason
-    assert site.files.read().enrolled  # what it believed before, it believes still
+
+
+@pytest.mark.parametrize("days", [1.0, 10.0])
+async def test_a_bridge_whose_clock_was_ahead_once_is_told_about_and_its_certificates_are_used(
+    site: Site, days: float
+) -> None:
+    async with enrolled(site):
+        pass
+    ahead = time.time_ns() + int(days * DAY) * SECOND
+    site.files.write(msgspec.structs.replace(site.files.read(), floor_ns=ahead))
+    agent = site.agent()
+    async with running(agent.run):
+        await becomes_valid(agent)
+        assert agent.credentials.valid
+        assert 3000 < (agent.status().expires_in_seconds or 0) <= 3700
+        agent.credentials.tls_context()
+        agent.renew_now()
+        await until(lambda: agent.status().renewals == 2, "the renewal")
+    assert site.told.notices.count("bridge-clock-behind") == 1
+    assert agent.clock.floor_ns == ahead  # an earlier time is not believed for that
+    # The control: by the later time alone the certificate of the bridge is over before it is there.
+    assert time.time_ns() + 3600 * SECOND < agent.clock.now_ns()
 
 
 async def test_the_same_code_left_again_is_tried_again(site: Site) -> None:

@@ -6,6 +6,7 @@ The experiment C23 does the same with a TPM, and in front of every other call th
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from nacl.public import PublicKey, SealedBox
 
 from gateway.config import Vault as VaultSettings
 from gateway.vault.damage import damage_of
+from gateway.vault.errors import KeyMissingError
 from gateway.vault.store import read_release
 from gateway.vault.vault import Vault
 from gateway.wire.manifest import Artefact
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.skipif(bool(kills.missing()), reason=kills.missing())
 
 HERE = ("fsync", "rename")
 WEIGHTS = bytes(range(256)) * 300
+NOW_NS = Clock().now_ns
 
 
 def open_vault(root: Path) -> Vault:
@@ -71,6 +74,33 @@ def test_killed_anywhere_in_making_it_it_is_made_by_trying_again(tmp_path: Path)
         shutil.rmtree(tmp_path / "device")
         points += 1
     assert points >= 12
+
+
+def test_killed_anywhere_in_beginning_anew_there_is_the_old_vault_or_a_new_one(
+    tmp_path: Path, artefact: Artefact
+) -> None:
+    points, kept = 0, 0
+    open_vault(tmp_path).initialise()
+    open_vault(tmp_path).import_release(tmp_path / "plain/probe/1.0.0")
+    shutil.copytree(tmp_path / "device", tmp_path / "before")
+
+    def as_before() -> None:
+        shutil.rmtree(tmp_path / "device")
+        shutil.copytree(tmp_path / "before", tmp_path / "device")
+
+    for _ in kills.kill_points(kills.victim("anew", tmp_path), HERE, prepare=as_before):
+        after = open_vault(tmp_path)
+        after.initialise()  # as every start of the gateway does
+        try:
+            opens(after, tmp_path, artefact)
+            kept += 1
+        except KeyMissingError:
+            after.check()  # it has begun anew
+        after.import_release(tmp_path / "plain/probe/1.0.0")
+        opens(after, tmp_path, artefact)
+        points += 1
+    assert points >= 12
+    assert kept >= 1
 
 
 def test_killed_anywhere_in_an_import_the_release_is_there_whole_or_not_at_all(
@@ -130,11 +160,16 @@ def test_killed_anywhere_in_taking_a_grant_the_old_or_the_new_key_is_there(tmp_p
     vault = open_vault(tmp_path)
     vault.initialise()
     wrapped = bytes(SealedBox(PublicKey(vault.recipient())).encrypt(bytes(32)))
-    vault.accept_grant("0" * 64, wrapped)
     (tmp_path / "grant").write_text(f"{'0' * 64} {wrapped.hex()}")
-    for _ in kills.kill_points(kills.victim("grant", tmp_path), HERE):
+    short, long = NOW_NS + 10**15, NOW_NS + 90 * 86_400 * 10**9
+    seen = []
+    again = partial(vault.accept_grant, "0" * 64, wrapped, short)
+    for _ in kills.kill_points(kills.victim("grant", tmp_path), HERE, prepare=again):
         open_vault(tmp_path).check()
-        assert [key.release for key in open_vault(tmp_path).status().keys] == ["0" * 64]
+        (key,) = open_vault(tmp_path).status().keys
+        seen.append(key.lease_until_ns)
+    assert len(seen) >= 3
+    assert set(seen) == {short, long}
 
 
 def test_a_vault_that_replaced_its_key_in_place_would_be_caught(tmp_path: Path, artefact: Artefact) -> None:

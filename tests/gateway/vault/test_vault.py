@@ -2,9 +2,11 @@
 
 import hashlib
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from nacl.public import PrivateKey, PublicKey, SealedBox
+from structlog.testing import capture_logs
 
 from gateway.config import Vault as VaultSettings
 from gateway.vault.aead import GCM
@@ -25,7 +28,8 @@ from gateway.vault.errors import (
     VaultError,
     WrongKeyError,
 )
-from gateway.vault.keyring import WrappedKey
+from gateway.vault.files import write_durably
+from gateway.vault.keyring import GrantedKey, WrappedKey
 from gateway.vault.keystore import KeyStore
 from gateway.vault.lease import NANOSECONDS_A_DAY
 from gateway.vault.store import SealedStore, read_release
@@ -274,6 +278,116 @@ def test_a_clock_that_had_run_ahead_is_mended_by_the_bridge(vault: Vault, clock:
     vault.open_weights(fleet, artefact).close()
 
 
+def test_a_full_disk_keeps_no_weights_from_a_model(vault: Vault, reopen: Opener, clock: Clock, tmp_path: Path) -> None:
+    content_key = secrets.token_bytes(32)
+    fleet = fleet_release(tmp_path, b"weights", content_key)
+    release = read_release(fleet)
+    artefact = release.manifest.artefacts[0]
+    vault.accept_grant(release.digest, grant_for(vault, content_key), clock.now_ns + 3 * DAY_NS)
+    at_grant_ns = clock.now_ns
+    part = tmp_path / "device/vault/.clock.json.part"
+    part.symlink_to("/dev/full")
+    with pytest.raises(VaultError, match="No space left"):  # the control: nothing can be written there
+        write_durably(part.with_name("clock.json"), b"1")
+    started = reopen()
+    with capture_logs() as logs:
+        for _ in range(3):
+            clock.now_ns += DAY_NS // 2
+            started.open_weights(fleet, artefact).close()
+        # What the disk did not take is remembered: setting the clock back gives no more time.
+        clock.now_ns += 2 * DAY_NS
+        with pytest.raises(LeaseEndedError):
+            started.open_weights(fleet, artefact)
+        clock.now_ns = at_grant_ns
+        with pytest.raises(LeaseEndedError):
+            started.open_weights(fleet, artefact)
+        part.unlink()
+        with pytest.raises(LeaseEndedError):
+            started.open_weights(fleet, artefact)
+    told = [entry["event"] for entry in logs if entry["event"].startswith("vault_clock")]
+    assert told == ["vault_clock_floor_not_written", "vault_clock_floor_written_again"]
+    with pytest.raises(LeaseEndedError):  # and it is on the disk now
+        reopen().open_weights(fleet, artefact)
+
+
+def grants_of(vault: Vault, clock: Clock, count: int) -> list[GrantedKey]:
+    until_ns = clock.now_ns + 30 * DAY_NS
+    return [
+        GrantedKey(f"{number:064x}", f"probe {number}.0.0", grant_for(vault, bytes([number]) * 32), until_ns)
+        for number in range(count)
+    ]
+
+
+def test_all_keys_of_an_attestation_cost_one_unsealing_of_each_secret(
+    vault: Vault, clock: Clock, tmp_path: Path
+) -> None:
+    store = CountingStore(vault.store)
+    counted = Vault(store, tmp_path / "device", lease_days=1, now_ns=clock)
+    grants = grants_of(vault, clock, 20)
+    assert counted.accept_grants(grants, bridge_now_ns=clock.now_ns) == {}
+    assert store.unsealed == 2
+    assert len(vault.status().keys) == 20
+    vault.check()
+    # The control: each for itself asks the key store for both secrets again.
+    for each in grants:
+        counted.accept_grant(each.release, each.wrapped, each.lease_until_ns)
+    assert store.unsealed == 2 + 2 * len(grants)
+
+
+def test_a_grant_that_cannot_be_taken_is_told_and_keeps_no_other_out(
+    vault: Vault, clock: Clock, tmp_path: Path
+) -> None:
+    good, bad, worse = grants_of(vault, clock, 3)
+    bad = replace(bad, wrapped=bytes(80))
+    worse = replace(worse, release="../../etc/passwd")
+    refused = vault.accept_grants([bad, worse, good])
+    assert {release: type(error) for release, error in refused.items()} == {
+        bad.release: WrongKeyError,
+        worse.release: VaultError,
+    }
+    assert [key.label for key in vault.status().keys] == [good.label]
+
+
+def test_a_lease_that_has_hardly_moved_is_not_written_again(vault: Vault, clock: Clock, tmp_path: Path) -> None:
+    (grant,) = grants_of(vault, clock, 1)
+    vault.accept_grants([grant])
+    (file,) = (tmp_path / "device/vault/generations").glob("*/keys/*.json")
+    first = file.read_bytes()
+    a_little = replace(grant, lease_until_ns=grant.lease_until_ns + 1800 * 10**9)
+    vault.accept_grants([a_little])
+    assert file.read_bytes() == first
+    # Controls: more than that, an earlier end, another key.
+    for other in (
+        replace(grant, lease_until_ns=grant.lease_until_ns + DAY_NS),
+        replace(grant, lease_until_ns=grant.lease_until_ns - DAY_NS),
+        replace(grant, wrapped=grant_for(vault, bytes(32))),
+    ):
+        before = file.read_bytes()
+        vault.accept_grants([other])
+        assert file.read_bytes() != before
+
+
+def test_a_grant_takes_the_place_of_no_key_that_only_this_device_has(
+    vault: Vault, clock: Clock, tmp_path: Path
+) -> None:
+    plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"weights"})
+    stored = vault.import_release(plain)
+    keys = next((tmp_path / "device/vault/generations").glob("*/keys"))
+    (keys / f"{1:064x}.json").write_bytes(b"{")  # a damaged neighbour, so that there is no list of keys
+    (keys / f"{2:064x}.json").mkdir()  # and one that cannot be read now
+    of_the_fleet = replace(grants_of(vault, clock, 1)[0], release=stored.digest)
+    refused = vault.accept_grants([of_the_fleet, *grants_of(vault, clock, 3)])
+    assert list(refused) == [f"{2:064x}"]
+    with vault.open_weights(stored.directory, artefacts[0]) as opened:
+        assert bytes(opened.view) == b"weights"
+    # The control: once nothing opens with the own key any more, the grant is taken.
+    file = keys / f"{stored.digest}.json"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert stored.digest not in vault.accept_grants([of_the_fleet])
+    with pytest.raises(WrongKeyError, match="is sealed with the content key"):
+        vault.open_weights(stored.directory, artefacts[0])
+
+
 def edited(document: str, field: str, until_ns: int) -> str:
     """Change one field of a key file; `until_ns` is the end of the lease in it."""
     changes = {
@@ -380,6 +494,47 @@ def test_before_it_is_made_everything_says_so(tmp_path: Path) -> None:
     found = vault.status()
     assert not found.initialised
     assert "run `gateway vault init`" in found.problems[0]
+
+
+def test_a_pointer_to_the_generation_that_is_lost_costs_no_key(vault: Vault, reopen: Opener, tmp_path: Path) -> None:
+    plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"weights"})
+    stored = vault.import_release(plain)
+    vault.rotate()
+    (tmp_path / "device/vault/current").unlink()
+    started = reopen()
+    started.initialise()  # as every start of the gateway does
+    with started.open_weights(stored.directory, artefacts[0]) as opened:
+        assert bytes(opened.view) == b"weights"
+    started.rotate()
+    assert (tmp_path / "device/vault/current").read_text() == "3\n"
+    # The control: what is no whole generation is taken for none.
+    shutil.move(tmp_path / "device/vault/generations/3", tmp_path / "device/vault/generations/3.partial")
+    (tmp_path / "device/vault/current").unlink()
+    assert not reopen().status().initialised
+
+
+def test_a_tpm_whose_name_was_lost_is_pinned_again_and_another_one_is_found_out(
+    device: Device, tpm: swtpm.Swtpm, tmp_path: Path
+) -> None:
+    device.initialised()
+    pinned = device.state / "vault/tpm.json"
+    name = pinned.read_bytes()
+    pinned.unlink()
+    with pytest.raises(KeyStoreError, match="no vault yet"):
+        device.vault().check()
+    device.vault().initialise()  # as every start of the gateway does
+    device.vault().check()
+    assert pinned.read_bytes() == name
+    # The control: in another TPM the same disk is pinned and opens nothing.
+    with swtpm.Swtpm(tmp_path / "other") as other_tpm:
+        other = Device(tmp_path / "other", other_tpm.tcti, device.private)
+        other.initialised()
+        shutil.rmtree(other.state)
+        shutil.copytree(device.state, other.state)
+        (other.state / "vault/tpm.json").unlink()
+        other.vault().initialise()
+        with pytest.raises(KeyStoreError, match="does not know this sealed key"):
+            other.vault().check()
 
 
 def test_a_damaged_pointer_to_the_generation_says_what_to_do(tmp_path: Path) -> None:

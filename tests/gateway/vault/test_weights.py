@@ -160,6 +160,32 @@ def test_a_wrong_key_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
         header_of(Path(__file__))
 
 
+def flags_of(name: str) -> list[set[str]]:
+    """Return what the kernel says of each mapping of a file of this process (proc(5), VmFlags)."""
+    found, inside = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line[0].isupper():
+            inside = name in line
+        elif inside and line.startswith("VmFlags:"):
+            found.append(set(line.split()[1:]))
+    return found
+
+
+def test_every_page_of_open_weights_is_locked_and_in_no_core_dump(tmp_path: Path) -> None:
+    size = 3_000_000
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if os.getuid() != 0 and limit not in (resource.RLIM_INFINITY,) and limit < 2 * size:
+        pytest.skip(f"this user may lock {limit} bytes")
+    with open_sealed(write(tmp_path / "m.sealed", os.urandom(size)), KEY) as weights:
+        assert weights.locked
+        mappings = flags_of("sluice-model.tflite")
+        assert mappings
+        assert all({"lo", "dd"} <= flags for flags in mappings)
+        # The control: what anybody maps of it without care.
+        with mmap.mmap(weights.fd, size, mmap.MAP_SHARED, mmap.PROT_READ):
+            assert not all({"lo", "dd"} <= flags for flags in flags_of("sluice-model.tflite"))
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to give rights up")
 def test_weights_open_without_the_right_to_lock_memory(shared_path: Path) -> None:
     path = write(shared_path / "m.sealed", bytes(1 << 20))

@@ -35,6 +35,8 @@ def main() -> None:
     match operation:
         case "init":
             vault.initialise()
+        case "anew":
+            vault.initialise(anew=True)
         case "rotate":
             vault.rotate()
         case "reseal":

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 from gateway.vault.errors import KeyStoreError, KeyStoreUnavailableError, VaultConfigError
 from gateway.vault.tpm import library as library_module
 from gateway.vault.tpm.connection import Connection, Tpm
-from gateway.vault.tpm.library import tpm_library
+from gateway.vault.tpm.library import TpmLibrary, tpm_library
 from tests.simulators.swtpm import Swtpm
 from tests.simulators.waiting import wait_for
 
@@ -167,6 +168,38 @@ def test_another_program_that_keeps_the_tpm_is_told_as_busy(tpm: Swtpm) -> None:
     leave.set()
     thread.join()
     assert connection.call("trying", random_bytes) == 8
+
+
+def test_who_has_waited_for_his_turn_has_all_of_his_time_and_blames_no_tpm(tpm: Swtpm) -> None:
+    """A chip is slow, and several threads use it: the last one waits almost as long as a call may take."""
+    now, begun = 0.0, []
+
+    def library() -> TpmLibrary:
+        begun.append(threading.current_thread())
+        return tpm_library()
+
+    connection = Connection(tpm.tcti, seconds=10.0, clock=lambda: now, library=library)
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay(_: Tpm) -> None:
+        inside.set()
+        leave.wait(20)
+
+    def take_a_while(opened: Tpm) -> int:
+        time.sleep(1.0)
+        return random_bytes(opened)
+
+    with capture_logs() as logs, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(connection.call, "staying", stay)
+        assert inside.wait(10)
+        second = pool.submit(connection.call, "waiting", take_a_while)
+        wait_for(lambda: len(begun) == 2, what="the second call waits")
+        time.sleep(0.2)
+        now = 9.9  # what was left of its time if waiting counted would be less than the call takes
+        leave.set()
+        first.result(10)
+        assert second.result(20) == 8
+    assert logs == []
 
 
 def test_an_error_of_the_work_itself_reaches_the_caller(tpm: Swtpm) -> None:

@@ -5,6 +5,7 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloud_bridge.identity.attestation import attestation_key, endorsement_key, verify_quote
@@ -16,7 +17,7 @@ from gateway.vault.attestor import TpmAttestor
 from gateway.vault.errors import KeyStoreError
 from gateway.vault.policy import FirstCount
 from gateway.vault.tpm.counter import define_counter
-from gateway.vault.tpm.identity import EkKind, TpmIdentity
+from gateway.vault.tpm.identity import AttestationKey, EkKind, TpmIdentity
 from gateway.wire.identity import Challenge, binding
 from tests.gateway.vault.device import Device
 from tests.simulators import swtpm
@@ -121,6 +122,25 @@ def test_the_attestor_answers_the_bridges_challenge_and_keeps_its_key(device: De
     expected = binding(challenge.nonce, b"csr", recipient, "dock-7")
     public = attestation_key(attestor.enrolment_keys().ak_public)
     verify_quote(public, proof.quote, proof.signature, expected=expected, pcrs=PCRS, values=proof.pcrs or {})
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\0" * 400, b'{"seed":"AAAA"'])
+def test_an_attestation_key_that_was_damaged_on_the_disk_is_made_again(device: Device, damaged: bytes) -> None:
+    vault = device.initialised()
+    attestor = TpmAttestor(device.identity, vault, device.state / "vault")
+    before = attestor.enrolment_keys()
+    file = device.state / "vault/ak.json"
+    whole = file.read_bytes()
+    file.write_bytes(damaged)
+    after = attestor.enrolment_keys()
+    assert after.ek_public == before.ek_public  # by which the bridge knows it
+    assert after.ak_public != before.ak_public
+    assert attestor.enrolment_keys().ak_public == after.ak_public
+    # The control: one that is whole and of another TPM is not given up, and the remedy is named.
+    key = msgspec.json.decode(whole, type=AttestationKey)
+    file.write_bytes(msgspec.structs.replace(key, seed=bytes(32)).stored)
+    with pytest.raises(KeyStoreError, match="Without that file the gateway enrols again"):
+        attestor.enrolment_keys()
 
 
 def _digest(data: bytes) -> bytes:
