@@ -302,6 +302,7 @@ class Daemon:
             new_id=new_id,
             wall_ns=time.time_ns,
             monotonic_ns=time.monotonic_ns,
+            wants_pictures=self._wants_pictures,
             may_keep=self._may_keep,
             renew=place.renew if place else lambda: None,
             max_held=self._announcer.max_held // self._leaf_pipelines() if place and self._announcer else 0,
@@ -309,6 +310,10 @@ class Daemon:
             leave=self._leave_runs[name],
             device=local_device(source),
         )
+
+    def _wants_pictures(self) -> bool:
+        """Tell whether pictures are wanted as evidence: not where the bridge has switched them off."""
+        return self._updates is None or self._updates.has("snapshots")
 
     def _may_keep(self, size_bytes: int) -> bool:
         """Tell whether a picture is worth a place in the outbox: not where the link's budget cannot carry it."""

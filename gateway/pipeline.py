@@ -78,7 +78,9 @@ class Pipeline:
         self._backend = ""
         self._rate = Rate()
         self._open_events = 0
-        self._proofs = Proofs(name, settings.interest, around.may_keep, around.monotonic_ns, self._drop)
+        self._proofs = Proofs(
+            name, settings.interest, around.may_keep, around.monotonic_ns, self._drop, wanted=around.wants_pictures
+        )
         self._progress_ns = around.monotonic_ns()
         self._recording = False
         self._failing = False  # the last sample could not be used

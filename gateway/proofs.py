@@ -21,13 +21,25 @@ class Proofs:
         may_keep: Callable[[int], bool],
         monotonic_ns: Callable[[], int],
         dropped: Callable[[str], None],
+        *,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`may_keep` tells whether a picture of so many bytes may be kept; `dropped` hears why one was not."""
+        """Take parts.
+
+        Args:
+            pipeline: its name.
+            interest: what of a picture may leave the device, and how large it may be.
+            may_keep: tells whether a picture of so many bytes may be kept.
+            monotonic_ns: a clock.
+            dropped: hears why one was not kept.
+            wanted: tells whether pictures are wanted at all; they are not even made where not.
+        """
         self._pipeline = pipeline
         self._interest = interest
         self._may_keep = may_keep
         self._monotonic_ns = monotonic_ns
         self._dropped = dropped
+        self._wanted = wanted
         self._links: dict[str, EvidenceLink] = {}
 
     def with_evidence(self, decision: Decision, sample: Sample, budget: ByteBudget) -> list[Entry]:
@@ -56,7 +68,7 @@ class Proofs:
 
     def _evidence(self, wish: SnapshotWish, sample: Sample, budget: ByteBudget) -> Entry | None:
         interest = self._interest
-        if not may_snapshot(sample, wish.box, interest.privacy):
+        if not self._wanted() or not may_snapshot(sample, wish.box, interest.privacy):
             return None
         snapshot = snapshot_of(
             sample,

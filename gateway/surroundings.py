@@ -57,6 +57,7 @@ class Surroundings:
     new_id: Callable[[int], str]
     wall_ns: Callable[[], int]
     monotonic_ns: Callable[[], int]
+    wants_pictures: Callable[[], bool] = lambda: True  # whether evidence is wanted at all just now
     may_keep: Callable[[int], bool] = lambda _size: True  # whether the link can ever carry a picture of this size
     renew: Callable[[], None] = lambda: None  # what an earlier run had in hand may be handed to the source again
     max_held: int = 0  # messages of a leaf sensor that may be held only to fill a window

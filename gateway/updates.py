@@ -22,6 +22,7 @@ from gateway.ota.around import Around, Severity, System
 from gateway.ota.bay import Bay, Host
 from gateway.ota.effective import came_over_the_air
 from gateway.ota.errors import OtaError
+from gateway.ota.features import Capability
 from gateway.ota.fetch import Repository
 from gateway.ota.figures import OtaMetrics
 from gateway.ota.floor import open_floor
@@ -140,6 +141,10 @@ class Updates:
         """Note the end of a run; only what a model may be guilty of counts against one on trial."""
         if error is None or isinstance(error, _NO_FAULT_OF_A_MODEL):
             self._agent.run_ended(name)
+
+    def has(self, capability: Capability) -> bool:
+        """Tell whether the bridge leaves an optional capability on. From any thread."""
+        return self._agent.has(capability)
 
     def exchanging(self, name: str) -> AbstractContextManager[object]:
         """Return what is held while the model of a pipeline is exchanged, so that no update does it meanwhile."""

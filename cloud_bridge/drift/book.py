@@ -143,9 +143,19 @@ def devices_since(tx: Transaction, since_s: int) -> Iterator[tuple[Device, list[
 # ---- references ----------------------------------------------------------------------------------
 
 
-def references(tx: Transaction) -> dict[Device, Reference]:
-    """Return all references."""
-    rows = tx.rows("SELECT model, version, gateway, pipeline, at_ns, origin, statistics FROM drift_references")
+_HAS_SLICES = (
+    "EXISTS (SELECT 1 FROM drift_slices s WHERE s.model = r.model AND s.version = r.version"
+    " AND s.gateway = r.gateway AND s.pipeline = r.pipeline AND s.start_s >= ?)"
+)
+
+
+def references(tx: Transaction, since_s: int = 0) -> dict[Device, Reference]:
+    """Return the references of the devices that have slices since then: of all others nothing is compared."""
+    rows = tx.rows(
+        "SELECT model, version, gateway, pipeline, at_ns, origin, statistics FROM drift_references r"  # noqa: S608
+        f" WHERE {_HAS_SLICES}",  # constants of this module
+        (since_s,),
+    )
     found = {}
     for row in rows:
         try:
@@ -165,6 +175,14 @@ def put_reference(tx: Transaction, reference: Reference) -> None:
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, version, gateway, pipeline) DO UPDATE SET"
         " at_ns = excluded.at_ns, origin = excluded.origin, statistics = excluded.statistics",
         (*reference.device, reference.at_ns, reference.origin, text),
+    )
+
+
+def drop_references(tx: Transaction, before_ns: int) -> int:
+    """Forget references from before then of devices that have no slices any more, as of releases that nobody runs."""
+    return tx.change(
+        f"DELETE FROM drift_references AS r WHERE at_ns < ? AND NOT {_HAS_SLICES}",  # noqa: S608  # constants
+        (before_ns, 0),
     )
 
 

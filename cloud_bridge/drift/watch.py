@@ -181,8 +181,9 @@ class DriftWatch:
     def _compare(
         self, tx: Transaction, labels: Callable[[str], Mapping[str, str]], window: Window, now_ns: int
     ) -> Look:
-        known = Known(self._baselines.find, book.references(tx), book.findings(tx), labels)
-        devices = book.devices_since(tx, window.since_s - window.slice_seconds)
+        since_s = window.since_s - window.slice_seconds
+        known = Known(self._baselines.find, book.references(tx, since_s), book.findings(tx), labels)
+        devices = book.devices_since(tx, since_s)
         return evaluate(devices, known, self._settings, window, now_ns)
 
     def _write(self, tx: Transaction, look: Look, now_ns: int) -> list[Proposal]:
@@ -206,6 +207,7 @@ class DriftWatch:
     def _forget(self, tx: Transaction, window: Window, now_ns: int) -> None:
         book.drop_slices(tx, window.since_s - window.seconds)
         book.drop_findings(tx, now_ns - 2 * window.seconds * _NS_PER_SECOND)
+        book.drop_references(tx, now_ns - _EVENT_DAYS * _NS_PER_DAY)
         book.drop_events(tx, now_ns - _EVENT_DAYS * _NS_PER_DAY)
 
     def _tell(self, look: Look, made: list[Proposal]) -> None:

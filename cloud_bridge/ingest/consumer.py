@@ -35,7 +35,7 @@ from gateway.wire.topics import filter_for, shared_filter
 
 log = structlog.get_logger()
 
-_MAX_DELAY_SECONDS: Final = 5  # few bridges, and every device waits for one: coming back soon matters most
+_MAX_DELAY_SECONDS: Final = 3  # few bridges, and every device waits for one: coming back soon matters most
 _IN_FLIGHT: Final = 100
 _WAITING_PUBLISHES: Final = 10_000
 _UNCLAIMED_SECONDS: Final = 0.05
@@ -107,6 +107,11 @@ class Consumer:
     def connected(self) -> bool:
         """Whether the broker has accepted the connection and it still stands."""
         return self._connected
+
+    @property
+    def connection(self) -> int:
+        """The number of the present or last connection that the broker accepted; 0 before the first."""
+        return self._connection
 
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""

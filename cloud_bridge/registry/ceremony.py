@@ -132,7 +132,7 @@ def status(registry: Registry, clock: Clock) -> Status:
         DistrustedError: it is not the one that was signed last.
     """
     current = registry.repository.load()
-    staged = registry.repository.staged()
+    staged = registry.repository.staged(current)
     root = current.root.signed
     documents: dict[RoleName, Document] = {
         "root": current.root,
@@ -214,7 +214,7 @@ def rotate_key(
     """
     with registry.repository.lock.held() as prolong:
         current = registry.repository.load()
-        staged = registry.repository.staged()
+        staged = registry.repository.staged(current)
         if staged.root is not None:
             raise RegistryError("another change of keys waits for signatures: see `cloud-bridge registry sign --help`")
         gone = _chosen(current.root.signed, role, old)
@@ -270,7 +270,7 @@ def export_staged(registry: Registry, to: Path) -> list[Path]:
     Raises:
         RegistryError: nothing waits.
     """
-    staged = registry.repository.staged()
+    staged = registry.repository.staged(registry.repository.load())
     if staged.is_empty:
         raise RegistryError("nothing waits for a signature")
     to.mkdir(parents=True, exist_ok=True)
@@ -306,8 +306,8 @@ def import_signed(registry: Registry, files: Sequence[Path]) -> dict[RoleName, i
         RegistryError: a document is not the one that waits.
     """
     with registry.repository.lock.held() as prolong:
-        staged = registry.repository.staged()
         current = registry.repository.load()
+        staged = registry.repository.staged(current)
         for file in files:
             role, document = _document(file)
             waits: Document | None = staged.root if role == "root" else staged.targets

@@ -24,6 +24,10 @@ _MIN_WINDOW_LOG: Final = 10
 _MAX_WINDOW_LOG: Final = 27  # 128 MiB; what every decoder takes without being asked
 
 
+MAX_RATIO: Final = 200
+"""Devices refuse what is to become more than so many times as much (`gateway.ota.patch`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Patch:
     """A patch and how it is applied."""
@@ -33,12 +37,15 @@ class Patch:
 
 
 def pack(content: bytes) -> tuple[Packed, bytes]:
-    """Return a file as it travels as a whole: compressed, unless that makes it no smaller."""
+    """Return a file as it travels as a whole: compressed, unless that makes it no smaller, or so small that devices
+    would take it for a bomb.
+    """
     parameters = zstandard.ZstdCompressionParameters.from_level(
         LEVEL, source_size=len(content), window_log=window_log(len(content)), enable_ldm=1
     )
     compressed = zstandard.ZstdCompressor(compression_params=parameters).compress(content)
-    return ("zstd", compressed) if len(compressed) < len(content) else ("", content)
+    fits = len(compressed) < len(content) <= MAX_RATIO * len(compressed)
+    return ("zstd", compressed) if fits else ("", content)
 
 
 def unpack(packed: str, content: bytes, size_bytes: int) -> bytes:

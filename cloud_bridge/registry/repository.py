@@ -169,7 +169,7 @@ class Repository:
 
     def draft(self, current: Signed) -> Metadata[Targets]:
         """Return an unsigned list of targets to be changed: of what waits for a signature, or else of what counts."""
-        staged = self.staged().targets
+        staged = self.staged(current).targets
         version = self.ledger.next_number("reserved:targets", current.targets.signed.version)
         now = utc(self._clock())
         return roles.next_targets(staged or current.targets, version, roles.expiry(now, self._life.targets))
@@ -193,7 +193,7 @@ class Repository:
         """
         signers = self.keys.signers()
         new_root = root or current.root
-        staged = self.staged()
+        staged = self.staged(current)
         waiting = [] if targets is None else self._sign(targets, "targets", new_root.signed, signers)
         if root is not None:
             waiting += self._sign_root(root, current.root, signers)
@@ -284,9 +284,18 @@ class Repository:
 
     # ---- what waits for a signature ----------------------------------------------------------------------------
 
-    def staged(self) -> Staged:
-        """Return what waits for a signature."""
-        return Staged(self._staged("root", Root), self._staged("targets", Targets))
+    def staged(self, current: Signed) -> Staged:
+        """Return what waits for a signature.
+
+        What counts already, or is older than that, waits for nothing any more: a publisher was killed before it could
+        tidy up, or another host was faster. A list that is begun from it would lack what was published since.
+        """
+        root, targets = self._staged("root", Root), self._staged("targets", Targets)
+        if root is not None and root.signed.version <= current.root.signed.version:
+            root = None
+        if targets is not None and targets.signed.version <= current.targets.signed.version:
+            targets = None
+        return Staged(root, targets)
 
     def stage(self, staged: Staged) -> None:
         """Keep what waits, with more signatures than before."""

@@ -42,7 +42,7 @@ from cloud_bridge.rollout.records import (
 from cloud_bridge.rollout.releases import Release, Releases
 from cloud_bridge.rollout.returning import give_back, ways_back, words_of
 from cloud_bridge.rollout.telemetry import Records, Watch, last_id
-from cloud_bridge.rollout.waves import arms_cover, jitter, members
+from cloud_bridge.rollout.waves import Labels, Wave, arms_cover, jitter, matches, members
 from cloud_bridge.twins.desired import MOST_AHEAD, Change, apply_changes
 
 log = structlog.get_logger()
@@ -224,13 +224,15 @@ class Campaign:
     def _begin_wave(self, rollout: Rollout, fleet: Fleet) -> None:
         """Give the wave out. Its devices are chosen now, so that those that came meanwhile are among them."""
         plan, now_ns = rollout.plan, self._wall_ns()
-        refusal = self._refusal(plan)
+        gate, refusal = "release", self._refusal(plan)
+        if refusal is None:
+            gate, refusal = "wave", self._nobody_in(plan.waves[rollout.wave], fleet.meant(plan))
         if refusal is not None:
             with self._database.transaction() as tx:
                 after = replace(rollout, phase="halted", updated_ns=now_ns, reason=refusal)
                 move(tx, rollout, after, "halted", detail=refusal)
-            self._metrics.halts.labels("release").inc()
-            self._tell("halted", rollout, gate="release", reason=refusal)
+            self._metrics.halts.labels(gate).inc()
+            self._tell("halted", rollout, gate=gate, reason=refusal)
             return
         cursor = last_id(self._store)
         with self._database.transaction() as tx:
@@ -290,6 +292,15 @@ class Campaign:
                 word = "was taken out of the registry" if state == "yanked" else "is not in the registry"
                 return f"release {release} {word}"
         return None
+
+    def _nobody_in(self, wave: Wave, meant: Mapping[str, Labels]) -> str | None:
+        """Say what is wrong with labels that no device has: going on, a typing error would leave out the canaries."""
+        if not wave.labels or any(matches(wave.labels, labels) for labels in meant.values()):
+            return None
+        return (
+            f"no device of this rollout has the labels of wave {wave}; label one (`cloud-bridge fleet label`) and "
+            "resume, or abort and create it with other waves"
+        )
 
     def _look(self, rollout: Rollout, wave: Sequence[Member]) -> Rollout:
         watched = self._watched.get(rollout.id)

@@ -17,6 +17,8 @@ Phase = Literal["running", "paused", "halted", "done", "aborted"]
 OPEN: Final[frozenset[Phase]] = frozenset({"running", "paused", "halted"})
 
 _FAILED: Final = frozenset({"reverted", "refused", "blocked"})
+NO_PIPELINE: Final = "unknown-pipeline"
+"""What a device says that does not have the pipeline: it was renamed there, or removed, since it was heard of."""
 _NS: Final = 1_000_000_000
 LEAST_REACHED: Final = 0.5
 """Share of a wave that must run the release before the next wave begins: who was not reached proves nothing."""
@@ -94,8 +96,8 @@ def stand_of(member: Member, heard: Heard, plan: Plan, now_ns: int) -> Stand:
 
     Failing: it took the release back, refused it or has it blocked; it took it and then went silent without
     saying good-bye (a release that kills its device looks like that); or it has been at it for too long. Left: it was
-    not reached in time, or a person keeps another release there. Who is left is no evidence either way, and gets the
-    release when it comes back, for its twin is retained.
+    not reached in time, or a person keeps another release there, or it does not have the pipeline any more. Who is left
+    is no evidence either way, and gets the release when it comes back, for its twin is retained.
     """
     waited = (now_ns - member.due_ns) / _NS
     gone_ns = max(heard.seen_ns, heard.offline_since_ns)
@@ -103,6 +105,8 @@ def stand_of(member: Member, heard: Heard, plan: Plan, now_ns: int) -> Stand:
     update = heard.update
     if heard.token < member.token or update is None or release_from(update.model) != member.release:
         return _not_answered(member, heard, plan, waited=waited, silent=silent)
+    if update.phase == "refused" and update.code == NO_PIPELINE:
+        return Stand(member, "left", NO_PIPELINE, update.reason or "does not have the pipeline any more")
     if update.phase in _FAILED:
         return Stand(member, "failing", update.code or update.phase, update.reason or update.phase)
     if update.phase == "pinned":
@@ -186,11 +190,12 @@ def next_step(
     unsettled = count["updating"] + sum(1 for one in stands if one.standing == "pending" and one.code != "offline")
     if unsettled:
         return Wait(f"{unsettled} of {len(stands)} devices have not come to an end")
-    if stands and (count["running"] + count["failing"]) / len(stands) < LEAST_REACHED:
-        away = [one.member.gateway for one in stands if one.standing in {"left", "pending"}]
+    meant = [one for one in stands if one.code != NO_PIPELINE]
+    if meant and (count["running"] + count["failing"]) / len(meant) < LEAST_REACHED:
+        away = [one.member.gateway for one in meant if one.standing in {"left", "pending"}]
         others = " and others" if len(away) > 1 else ""
         return Wait(
-            f"only {count['running']} of {len(stands)} devices were reached, and {LEAST_REACHED:.0%} are needed: wait"
+            f"only {count['running']} of {len(meant)} devices were reached, and {LEAST_REACHED:.0%} are needed: wait"
             f" for {away[0]}{others}, or `cloud-bridge fleet forget` those that are gone",
             is_stuck=True,
         )

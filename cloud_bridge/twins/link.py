@@ -41,6 +41,8 @@ class Messages(Protocol):
 
     @property
     def connected(self) -> bool: ...
+    @property
+    def connection(self) -> int: ...
     def check(self) -> None: ...
     def gather(self, messages: int, size_bytes: int, timeout_seconds: float) -> list[Incoming]: ...
     def acknowledge(self, messages: Sequence[Incoming]) -> int: ...
@@ -69,7 +71,7 @@ class TwinLink:
         self._wall_ns = wall_ns
         self._monotonic_ns = monotonic_ns
         self._told: dict[str, int] = {}
-        self._was_connected = False
+        self._connection = 0  # the one on which what was told was told
         self._allowance = 0.0
         self._look_ns = 0
         self._counted_ns = monotonic_ns()
@@ -160,10 +162,10 @@ class TwinLink:
 
     def _publish(self) -> None:
         """Tell the twins that are due and not told on this connection yet, the earliest due first."""
-        connected = self._messages.connected
-        if connected and not self._was_connected:
+        connected, connection = self._messages.connected, self._messages.connection
+        if connection != self._connection:  # also one that was lost and made anew between two turns
             self._told.clear()
-        self._was_connected = connected
+        self._connection = connection
         now_ns = self._monotonic_ns()
         self._allowance = min(self._pace, self._allowance + self._pace * (now_ns - self._counted_ns) / 1e9)
         self._counted_ns = now_ns

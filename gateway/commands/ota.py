@@ -87,7 +87,7 @@ def rollback(pipeline: str | None, config_file: Path) -> None:
 
     def offline(journal: Journal) -> None:
         check_rollback(journal.book, name)
-        journal.change(slots.take_back(name, "by-hand", "a person on the device went back", _now()))
+        journal.change(slots.take_back_and_tell(name, "by-hand", "a person on the device went back", _now()))
 
     before = _status(config).pipelines.get(name, Slot()).active
     _carry_out(config, "ota-rollback", {"pipeline": name}, offline=offline, done=lambda slot: slot.active != before)

@@ -58,7 +58,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def coloured(word: str) -> str:
     """Colour a verdict, where the terminal can."""
-    return click.style(word, fg=_COLOURS.get(word.strip()))
+    colour = _COLOURS.get(word.strip())
+    return word if colour is None else click.style(word, fg=colour)
 
 
 def size(count: float) -> str:

@@ -69,6 +69,18 @@ def _identity_problems(broker: Broker, scheme: str) -> Iterator[Judgement]:
             yield key, "warning", "a broker that knows us by our certificate takes no login", f"remove `{key}`"
 
 
+def repository_problems(url: str) -> Iterator[Finding]:
+    """Report what is wrong with the address of the repository of releases."""
+    parts = _split(url)
+    if parts is None or parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment:
+        message = f'expected https://host:8472, found "{shown(url)}"'
+        yield (
+            "url",
+            message,
+            "the registry is served over https alone; without `url`, releases come by MQTT",
+        )
+
+
 def identity_problems(identity: Identity) -> Iterator[Finding]:
     """Report what is wrong with the address of the bridge's identity listener."""
     url = _split(identity.url)

@@ -29,11 +29,13 @@ from gateway.configload.addresses import (
     identity_problems,
     is_loopback,
     modbus_problems,
+    repository_problems,
 )
 from gateway.configload.document import Place
 from gateway.configload.paths import Surroundings
 from gateway.configload.places import outbox_place_problems
 from gateway.configload.problems import Problem, did_you_mean
+from gateway.ota.distances import FIRST_LOOK
 
 _NOT_SEEN: Final = (IioSource, ModbusSource, SerialSource, MqttSource, HealthSource)
 """Sources without a picture, where zones mean nothing."""
@@ -92,6 +94,7 @@ def crosscheck(scope: Scope) -> Iterator[Problem]:
     yield from _delivery(scope)
     yield from _vault(scope)
     yield from _identity(scope)
+    yield from _ota(scope)
     yield from _metering(scope)
     yield from _outbox(scope)
     yield from _metrics(scope)
@@ -231,6 +234,18 @@ def _identity(scope: Scope) -> Iterator[Problem]:
         # Both connections would be known by the certificate's name, and throw each other out.
         message = "with `identity`, the broker of the site must be another than that of the cloud"
         yield scope.error("local.broker.url", message, "use a broker of its own, or `cloud.publish_events` alone")
+
+
+def _ota(scope: Scope) -> Iterator[Problem]:
+    settings = scope.config.ota
+    if settings is None:
+        return
+    if settings.url is not None:
+        for key, message, remedy in repository_problems(settings.url):
+            yield scope.error(f"ota.{key}", message, remedy)
+    if settings.trial.min_inferences < FIRST_LOOK:
+        message = f"a release may be kept before its scores are compared, from {FIRST_LOOK} answers on"
+        yield scope.warning("ota.trial.min_inferences", message, f"{FIRST_LOOK} or more")
 
 
 def _metering(scope: Scope) -> Iterator[Problem]:

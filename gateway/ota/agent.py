@@ -21,6 +21,7 @@ from gateway.ota.around import Around, Means, Repository
 from gateway.ota.bay import Bay
 from gateway.ota.bringing import Bringing
 from gateway.ota.errors import OtaError
+from gateway.ota.features import Capability, is_on
 from gateway.ota.floor import Floor
 from gateway.ota.floor_file import FloorStatus
 from gateway.ota.footing import Footing
@@ -131,6 +132,10 @@ class OtaAgent:
             floor=self._floor.status,
             history=book.history,
         )
+
+    def has(self, capability: Capability) -> bool:
+        """Tell whether the bridge leaves an optional capability on."""
+        return is_on(self._journal.book.features, capability)
 
     def pin(self, pipeline: str, model: Installed) -> None:
         """Have a pipeline keep a release that is on this device; carried out soon.
@@ -322,6 +327,11 @@ class OtaAgent:
     def _roll_back(self, pipeline: str) -> None:
         bay = self._bays[pipeline]
         with bay.lock:
+            try:
+                check_rollback(self._journal.book, pipeline)
+            except OtaError as error:  # asked twice: the first was carried out meanwhile
+                log.info("ota_rollback_done_already", pipeline=pipeline, reason=str(error))
+                return
             self._serving.take_back(pipeline, "by-hand", "a person on the device went back")
 
     def _require(self, pipeline: str) -> None:

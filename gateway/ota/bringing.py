@@ -20,6 +20,7 @@ from gateway.ota.around import Means
 from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError
 from gateway.ota.errors import BudgetError, FloorError, NoRootError, OtaError, StoppedError, TrustError
+from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
 from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
 from gateway.ota.journal import Installed, JournalError
@@ -164,7 +165,8 @@ class Bringing:
             self._bring(pipeline, bay, model)
             self._pauses.pop(pipeline, None)
         except StoppedError:
-            return
+            if not self._wants(pipeline, model):
+                self._forget_unwanted()
         except _FINAL as error:
             self._refuse(pipeline, model, error.code, str(error))
         except OtaError as error:
@@ -188,6 +190,8 @@ class Bringing:
             self._journal.change(slots.installed(model))
             cost = self._install(pipeline, model, plan)
             stored = cost.release
+            # Whoever tidied up meanwhile found it unwanted, or not there yet; unnamed it would pass for our own.
+            self._journal.change(slots.installed(model))
             self._around.metrics.fetched(cost.fetched_bytes, cost.full_bytes)
         self._floor.read()  # the TPM may have answered only for the key: a state that was put back ends here
         if self._journal.book.slot(pipeline).active == model:
@@ -206,18 +210,23 @@ class Bringing:
                 f"{model.name} {model.version} needs {plan.bytes_to_fetch} bytes over the link, whose budget has "
                 f"{room} left"
             )
-        slots_now = self._journal.book.pipelines.values()
-        wanted = [each.wanted.model for each in slots_now if each.wanted is not None]
-        self._installer.forget_others((each.name, each.version) for each in wanted)
+        self._forget_unwanted()
         told = [0.0]
 
         def progress(fetched: int) -> None:
+            if not self._wants(pipeline, model):
+                raise StoppedError(f"{model.label} is not wanted any more")
             now = self._around.monotonic()
             if now - told[0] >= 10.0:
                 told[0] = now
                 log.info("ota_fetching", pipeline=pipeline, model=model.label, fetched_bytes=fetched)
 
         return self._installer.install(plan, progress)
+
+    def _forget_unwanted(self) -> None:
+        """Throw away what was fetched for releases that no pipeline wants."""
+        wanted = [each.wanted.model for each in self._journal.book.pipelines.values() if each.wanted is not None]
+        self._installer.forget_others((each.name, each.version) for each in wanted)
 
     def _require_same_source(self, bay: Bay, manifest: ModelManifest) -> None:
         serving = bay.manifest
@@ -229,7 +238,9 @@ class Bringing:
     def _compare(self, bay: Bay, loaded: Model) -> dict[str, float]:
         wanted = self._settings.trial.shadow_samples
         serving = bay.manifest
-        if not wanted or serving is None or serving.input != loaded.manifest.input:
+        if not wanted or not is_on(self._journal.book.features, "shadow"):
+            return {}
+        if serving is None or serving.input != loaded.manifest.input:
             return {}
         try:
             return Shadow(loaded, wanted, self._around.monotonic).compare(bay.watch.let_look, self._stopping)
@@ -255,6 +266,8 @@ class Bringing:
                 loaded.close()
                 if now is None and still:
                     raise _Later(f"pipeline {pipeline} does not run")
+                if not self._wants(pipeline, model):
+                    self._serving.collect()
                 return
             # While another is on trial, the way back stays the one that has proved itself.
             before = slot.previous if slot.trial is not None and slot.previous is not None else None

@@ -47,7 +47,7 @@ class CanaryHangsError(CanaryError):
 
 
 class CanaryStarvedError(OtaError):
-    """This machine is too busy to tell; the release may be good."""
+    """This machine is too busy, or too full, to tell; the release may be good."""
 
     code = "busy"
 
@@ -75,7 +75,7 @@ def prove(
 
     Raises:
         CanaryError: it fails; `code` says how.
-        CanaryStarvedError: it hardly got to run.
+        CanaryStarvedError: it hardly got to run, or was ended from outside, as by a machine without memory.
     """
     label = f"model {manifest.name} {manifest.version}, {artefact.file}"
     task = Task(
@@ -102,7 +102,7 @@ def prove(
     except TimeoutError as error:
         raise CanaryStarvedError(f"{label}: its golden inputs cannot be tried now: {error}") from error
     except OSError as error:
-        raise CanaryError(f"{label}: no process to try it in: {error.strerror or error}") from error
+        raise CanaryStarvedError(f"{label}: no process to try it in: {error.strerror or error}") from error
     if child.returncode != 0:
         raise _ended(label, child.returncode, err)
     try:
@@ -155,7 +155,11 @@ def waited(pid: int) -> float:
     return longest / 1e9
 
 
-def _ended(label: str, status: int, stderr: bytes) -> CanaryError:
+def _ended(label: str, status: int, stderr: bytes) -> OtaError:
+    if status == -signal.SIGKILL:  # no program ends itself so, and a limit tells itself by SIGXCPU or an exception
+        return CanaryStarvedError(
+            f"{label}: the process that tried it was killed, as the kernel does where memory runs out"
+        )
     if status == -signal.SIGXCPU:
         return CanaryHangsError(f"{label}: its golden inputs take too much of the processor")
     if status < 0:

@@ -28,7 +28,7 @@ from gateway.ota.errors import (
 from gateway.ota.fetch_budget import ASK_BYTES, Purse, Spend
 from gateway.ota.fetch_pace import Pace
 from gateway.ota.trust_store import make_directory, storage_error, sync_directory
-from gateway.ota.ways import CHUNK_BYTES, Way
+from gateway.ota.ways import CHUNK_BYTES, DirectoryWay, Way
 
 log = structlog.get_logger()
 
@@ -236,6 +236,12 @@ class Download:
                 self._pace.took(len(chunk))
                 if got >= size and not extra:
                     return
+        if got < size and isinstance(way, DirectoryWay):
+            # What lies on a medium is all there is of it: trying again would only keep a person waiting.
+            raise MismatchError(
+                f"{self._wanted.path}: {way.directory} has only {self._have} of {self._wanted.size_bytes} bytes; "
+                "copy it again"
+            )
         if got < size:
             raise UnreachableError(f"{self._wanted.path}: ended after {self._have} of {self._wanted.size_bytes} bytes")
 

@@ -227,6 +227,10 @@ class Installer:
     def install(self, plan: Plan, progress: Callable[[int], None]) -> Stored:
         """Fetch, make and store the artefact of a plan.
 
+        Args:
+            plan: what is to be fetched.
+            progress: told how many bytes of a file are there, now and then; what it raises ends the fetch.
+
         Raises:
             KeyAwaitedError, NoSpaceError, BudgetError, FetchError, StorageError: not now.
             TrustError, InstallError: not ever.
@@ -236,7 +240,7 @@ class Installer:
         self._prepare(directory, plan)
         golden = 0
         for file in plan.golden:
-            self._source.fetch(file, directory / file.path.rpartition("/")[2], lambda _count: None)
+            self._source.fetch(file, directory / file.path.rpartition("/")[2], progress)
             golden += file.size_bytes
         reason = ""
         if plan.patch is not None:

@@ -155,7 +155,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str
     pipeline: str
-    what: str  # accepted, swapped, proven, reverted, refused, pinned, unpinned, crashed, outage, missing
+    what: str  # accepted, withdrawn, swapped, proven, reverted, refused, pinned, unpinned, crashed, outage, missing
     model: str = ""
     code: str = ""
     detail: str = ""

@@ -8,6 +8,7 @@ else sees the result.
 import hashlib
 import mmap
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def make(recipe: Recipe, packed_fd: int, base_fd: int | None = None, *, seconds:
 
     Raises:
         PatchError: it cannot be, or is not, what was announced.
-        VaultError: there is no memory for it.
+        VaultError: there is no memory, or no process, for it now.
     """
     _check(recipe, packed_fd, base_fd)
     memory = PlaintextMemory(recipe.label.replace("/", "-"), recipe.size_bytes)
@@ -105,6 +106,8 @@ def _run(recipe: Recipe, packed_fd: int, base_fd: int | None, memory: PlaintextM
         raise VaultError(f"{recipe.label}: no process for it: {error.strerror or error}") from error
     finally:
         os.close(output)
+    if done.returncode == -signal.SIGKILL:  # a patch that takes too much is ended by a limit, and otherwise
+        raise VaultError(f"{recipe.label}: its process was killed, as the kernel does where memory runs out")
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = words[-1] if words else f"its process ended with status {done.returncode}"

@@ -61,7 +61,8 @@ def limit_memory(memory_bytes: int, cpu_seconds: int) -> None:
     """Limit what this process takes beyond what it has now, and its time on the processor; it leaves no core."""
     # A little room for the interpreter itself, which asks for whole arenas.
     _limit(resource.RLIMIT_AS, _address_space() + memory_bytes + (32 << 20))
-    _limit(resource.RLIMIT_CPU, cpu_seconds)
+    # With both the same the kernel would send SIGKILL at once, as the OOM killer does: SIGXCPU tells the two apart.
+    _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
     _limit(resource.RLIMIT_CORE, 0)
 
 
@@ -99,11 +100,12 @@ def _prctl(libc: ctypes.CDLL, option: int, value: int, address: int = 0) -> None
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
-def _limit(which: int, value: int) -> None:
-    hard = resource.getrlimit(which)[1]
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
-    resource.setrlimit(which, (value, value))
+def _limit(which: int, soft: int, hard: int | None = None) -> None:
+    """Lower both limits, never above what they are; `hard` None: the same for both."""
+    highest = resource.getrlimit(which)[1]
+    wanted = soft if hard is None else hard
+    hard = wanted if highest == resource.RLIM_INFINITY else min(wanted, highest)
+    resource.setrlimit(which, (min(soft, hard), hard))
 
 
 def _address_space() -> int:

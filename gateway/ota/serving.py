@@ -192,7 +192,9 @@ class Serving:
         """Complete what was said about a swap once the first answer has come."""
         ref = bay.serving
         told = self._journal.book.slot(pipeline).told
-        if ref is None or told is None or told.swap_gap_ms is not None or told.model.version != ref.version:
+        if ref is None or told is None or told.swap_gap_ms is not None:
+            return
+        if (told.model.name, told.model.version) != (ref.name, ref.version):
             return
         gap_ms = bay.watch.gap_ms(ref)
         if gap_ms is not None and told.phase in ("trial", "running"):
@@ -203,6 +205,7 @@ class Serving:
         """Remove releases from the air that nobody needs any more."""
         book = self._journal.book
         keep = slots.kept(book, [ref for ref in self._telling.serving().values() if ref is not None])
+        keep |= {named for bay in self._bays.values() if (named := _configured(bay)) is not None}
         gone = [each for each in book.installed if each not in keep]
         for model in gone:
             try:
@@ -261,3 +264,9 @@ class Serving:
         if damage:
             words = f"{chosen.name} {chosen.version} was damaged on this device and must be fetched again"
             self._around.note("release_damaged", "warning", words)
+
+
+def _configured(bay: Bay) -> Installed | None:
+    """Return the release that the configuration names, None if it names no version."""
+    name, _, version = bay.settings.model.partition("@")
+    return Installed(name=name, version=version) if version else None

@@ -58,6 +58,19 @@ def accept(pipeline: str, model: Installed, token: int, at: str) -> Step:
     return step
 
 
+def withdraw(pipeline: str, at: str) -> Step:
+    """Give up what is wanted, because nobody wants it any more; it is not blocked, and nothing is said of it."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.wanted is None:
+            return book
+        event = Event(at=at, pipeline=pipeline, what="withdrawn", model=slot.wanted.model.label)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, wanted=None, told=None), event)
+
+    return step
+
+
 def attempted(pipeline: str) -> Step:
     """Count one more try to get what is wanted."""
 
@@ -177,6 +190,9 @@ def run_begins(pipeline: str, at: str, boot_id: str) -> Step:
         trial = slot.trial
         if trial is None:
             return book
+        if slot.pinned is not None and slot.pinned != slot.active:  # another release runs: nothing of it is counted
+            paused = msgspec.structs.replace(trial, running=False)
+            return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=paused))
         begun = msgspec.structs.replace(trial, running=True, boot_id=boot_id)
         if not trial.running:
             return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=begun))
@@ -235,6 +251,27 @@ def take_back(pipeline: str, code: str, reason: str, at: str) -> Step:
         )
         event = Event(at=at, pipeline=pipeline, what="reverted", model=slot.active.label, code=code, detail=reason)
         return book.with_slot(pipeline, following, event)
+
+    return step
+
+
+def take_back_and_tell(pipeline: str, code: str, reason: str, at: str) -> Step:
+    """Do the same without a gateway, whose next start tells the bridge: it must not go on believing in the release."""
+
+    def step(book: Book) -> Book:
+        active = book.slot(pipeline).active
+        if active is None:
+            return book
+        update = UpdateState(
+            pipeline=pipeline,
+            phase="reverted",
+            model=ModelRef(name=active.name, version=active.version),
+            fencing_token=book.fencing_token,
+            at=at,
+            code=code,
+            reason=reason,
+        )
+        return tell(update)(take_back(pipeline, code, reason, at)(book))
 
     return step
 

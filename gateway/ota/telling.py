@@ -56,7 +56,9 @@ class Telling:
             comparison: what a shadow run has found.
         """
         bay, slot = self._bays[pipeline], self._journal.book.slot(pipeline)
-        before = slot.told if slot.told is not None and slot.told.model.version == model.version else None
+        told = slot.told
+        is_of_it = told is not None and (told.model.name, told.model.version) == (model.name, model.version)
+        before = told if is_of_it else None
         update = UpdateState(
             pipeline=pipeline,
             phase=phase,

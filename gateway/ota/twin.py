@@ -57,6 +57,9 @@ def judge(
             updates.append(update)
             if assignment.pipeline in pipelines:
                 following = slots.tell(update)(following)
+    named = {assignment.pipeline for assignment in twin.assignments}
+    for pipeline in (each for each in pipelines if each not in named):
+        following = _let_go(following, twin, pipeline, serving.get(pipeline), at=at)
     return Ruling(following, updates=tuple(updates))
 
 
@@ -101,19 +104,43 @@ def _assign(
     return book, told("waiting")
 
 
+def _let_go(book: Book, twin: Twin, pipeline: str, now: ModelRef | None, *, at: str) -> Book:
+    """Give up what is wanted and has never served where nothing is assigned any more, as after a rollout was aborted.
+
+    A release that is active and has to be fetched again, because it is gone from the disk, is still wanted.
+    """
+    slot = book.slot(pipeline)
+    if slot.wanted is None or slot.wanted.model == slot.active:
+        return book
+    book = slots.withdraw(pipeline, at)(book)
+    if now is None:
+        return book
+    told = UpdateState(
+        pipeline=pipeline,
+        phase="trial" if slot.trial is not None else "running",
+        model=now,
+        running_model=now,
+        fencing_token=twin.fencing_token,
+        at=at,
+        code="withdrawn",
+        reason=f"{slot.wanted.model.label} is not assigned any more",
+    )
+    return slots.tell(told)(book)
+
+
 def reported(book: Book, serving: Mapping[str, ModelRef | None], at: str, others: Collection[UpdateState] = ()) -> Twin:
     """Return what the device says of itself.
 
     Args:
         book: the journal.
-        serving: the release that each pipeline runs now.
+        serving: the release that each pipeline of this device runs now.
         at: now, RFC 3339.
         others: words about pipelines that this device does not have.
     """
     updates = [
-        msgspec.structs.replace(slot.told, running_model=serving.get(name) or slot.told.running_model)
+        msgspec.structs.replace(slot.told, running_model=serving[name] or slot.told.running_model)
         for name, slot in sorted(book.pipelines.items())
-        if slot.told is not None
+        if slot.told is not None and name in serving  # of one that was renamed there is nothing to say any more
     ]
     return Twin(
         version=book.twin_version,

@@ -27,6 +27,8 @@ _FACTORS: Final = {BETTER: 0.98, BAD: 0.02}
 golden inputs are answered as they should be, and only what it says of live data shows that it is no good. Any other
 version is as good as the one that is shipped."""
 
+_ANSWER_SECONDS: Final = 20.0
+
 Outcome = tuple[str, str]
 """How the device ended with a release, `running` or `reverted`, and how the rollout ended, `done` or `halted`."""
 
@@ -48,7 +50,7 @@ class Updates:
         # A trial of seconds sees a day of faults in the recording or none; a release that is bad answers all otherwise.
         trial = {
             "seconds": self.trial_seconds,
-            "min_inferences": 40,
+            "min_inferences": 60,  # scores are compared from 50 on
             "max_latency_ratio": 20.0,
             "drift_effect": 0.6,
         }
@@ -177,9 +179,19 @@ class Updates:
         return rig.gateway_updates() or {}
 
     def _dropped(self, rig: Rig) -> int:
-        """Count what the pipeline has dropped so far, for any reason."""
-        found = (rig.gateway_status() or {}).get("pipelines", [])
-        return sum(sum(one["dropped"].values()) for one in found if one["pipeline"] == PIPELINE)
+        """Count what the pipeline has dropped so far, for any reason.
+
+        Raises:
+            RigError: the gateway does not say. To take that for none would hide what was lost.
+        """
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            found = [one for one in (rig.gateway_status() or {}).get("pipelines", []) if one["pipeline"] == PIPELINE]
+            if found:
+                return sum(sum(one["dropped"].values()) for one in found)
+            if time.monotonic() > deadline:
+                raise RigError(f"the gateway does not say what {PIPELINE} has dropped\n{rig.gateway.tail()}")
+            time.sleep(0.2)
 
     def _in_cloud(self, rig: Rig, *words: str) -> str:
         if rig.site is None:

@@ -1,104 +1,155 @@
 """C24: an update of a model, killed in front of what changes the disk, leaves the old release or the new one.
 
-In front of every sync and every rename in both forms; in front of every directory that is made and every name that is
-removed, and of some of the writes, in the long one. `storage/test_c24_recorded_disk.py` cuts the power instead.
+The device's own code does the update, from the twin to the proof of the release: metadata, floors, download, patch,
+child, seal, journal, swap. It is killed in front of every sync and every rename in both forms; in front of every
+directory that is made and every name that is removed, and of some of the writes, in the long one. How many syncs and
+renames there are is counted from a trace, which must show no other call that makes anything durable.
+`storage/test_c24_recorded_disk.py` cuts the power instead.
 """
 
 import shutil
+import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from gateway.errors import GatewayError
 from tests.chaos.experiment import Experiment
-from tests.chaos.storage import ota_oracle
-from tests.chaos.storage import ota_victim as storage_victim
+from tests.chaos.storage import ota_oracle, ota_victim, syscalls
 from tests.chaos.storage.ota_oracle import OtaVerdict
-from tests.gateway.ota import ota_victim
-from tests.gateway.ota.ota_victim import NEW, OLD, device, prepare
-from tests.gateway.ota.rig import Device
+from tests.chaos.storage.ota_victim import BIASES, FIRST, WISHES
 from tests.gateway.vault import kills
-from tests.simulators.published_repository import publish
+from tests.simulators.published_repository import publish, signed_digests
 
 pytestmark = [
     pytest.mark.chaos,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(kills.missing()), reason=kills.missing()),
 ]
 
-CALLS = ("fsync", "rename")
-LONG_CALLS = (*CALLS, "mkdir", "unlink", "unlinkat", "rmdir", "write")
-MOST = 100
-"""So many of a kind are tried at most; of the writes, which are many, as many as these."""
-COMMAND = [sys.executable, str(Path(ota_victim.__file__))]
+CALLS: Final = ("fsync", "rename")
+DURABLE: Final = (
+    *CALLS,
+    *("fdatasync", "sync", "syncfs", "sync_file_range", "msync", "renameat", "renameat2", "link", "linkat"),
+)
+"""Whatever makes something durable, or puts something in the place of something else."""
+LONG_CALLS: Final = ("mkdir", "unlink", "unlinkat", "rmdir", "write")
+MOST: Final = 100
+"""Of these so many of a kind are tried at most; of the writes, which are many, as many as these."""
+LEAST: Final = {"fsync": 30, "rename": 15}
+"""An update that makes fewer of them leaves out something that it did when this was written."""
+EVERY: Final = 6
+"""In the short form so many kills are judged, and one of them is started once more and must end with the last one."""
+VICTIM: Final = (sys.executable, str(Path(ota_victim.__file__)))
 
 
-def loads(made: Device) -> str:
-    """Load what a start would load, and return its version."""
-    model = made.load(made.agent._serving.label("motor"))
-    model.close()
-    return model.ref.version
+class Site:
+    """What was published, and a device that runs the first of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.published = directory / "published"
+        publish(self.published, BIASES)
+        self.signed = signed_digests(self.published)
+        self._pristine = directory / "pristine"
+        ota_victim.first_release(self._pristine, self.published)
+        self.work = directory / "w"
+
+    def fresh(self) -> list[str]:
+        """Put the device back to where it was; returns the command that updates it."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.copytree(self._pristine, self.work)
+        return [*VICTIM, str(self.work), str(self.published)]
+
+    def judged(self) -> OtaVerdict:
+        """Start the device, and say what it runs."""
+        return ota_oracle.judge(self.work, self.published, (f"wish {WISHES[0]}",), self.signed)
 
 
 @pytest.fixture
-def root(experiment: Experiment) -> Path:
-    directory = experiment.directory / "pristine"
-    prepare(directory)
-    made = device(directory)  # the vault is there, and the old release is sealed
-    made.load(made.agent.run_begins("motor")).close()
-    return directory
+def site(experiment: Experiment) -> Site:
+    return Site(experiment.directory)
 
 
-def test_c24_killed_at_every_step_the_old_or_the_new_release_runs(experiment: Experiment, root: Path) -> None:
-    work = experiment.directory / "w"
-    found: list[str] = []
-    for call in LONG_CALLS if experiment.long else CALLS:
-        for number in range(1, MOST):
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(root, work)
-            if not kills.run_killed_at([*COMMAND, str(work)], call, number):
-                break
-            version = loads(device(work))
-            experiment.log("killed", call=call, number=number, loads=version)
-            assert version in (OLD, NEW)
-            found.append(version)
-            # A second start converges, whatever the first has left.
-            made = device(work)
-            ota_victim.update(made)
-            assert made.serving == NEW, f"{call} {number}: {made.slot}"
-            slot = device(work).slot
-            assert (slot.trial, slot.wanted) == (None, None), f"{call} {number}: {slot}"
-            leftovers = [*work.rglob("*.part"), *work.rglob("*.partial")]
-            assert not [each for each in leftovers if "vault" not in each.parts], f"{call} {number}: {leftovers}"
-    experiment.log("done", points=len(found), old=found.count(OLD), new=found.count(NEW))
-    assert len(found) >= 30
-    assert {*found} == {OLD, NEW}
+def counted(command: Sequence[str], trace: Path) -> Counter[str]:
+    """Return how often a program makes each call at which it is to be killed; all of them must be such calls."""
+    traced = syscalls.traced(command, trace, DURABLE, None)
+    subprocess.run(traced, check=True, env=kills.environment(), capture_output=True, timeout=120)
+    calls = [*syscalls.calls(trace)]
+    others = {call.name for call in calls} - {*CALLS}
+    assert not others, f"nobody kills at {', '.join(sorted(others))}"
+    assert len({call.thread for call in calls}) == 1, "calls are counted in each thread"
+    return Counter(call.name for call in calls)
 
 
-def test_c24_control_an_update_that_makes_room_first_leaves_neither_when_it_is_killed(experiment: Experiment) -> None:
+def points(experiment: Experiment, steps: Counter[str]) -> Iterator[tuple[str, int]]:
+    """Yield calls and their numbers, as far as is known how many there are."""
+    for call in CALLS:
+        yield from ((call, number) for number in range(1, steps[call] + 1))
+    for call in LONG_CALLS if experiment.long else ():
+        yield from ((call, number) for number in range(1, MOST))
+
+
+def test_c24_killed_at_every_step_the_old_or_the_new_release_runs(experiment: Experiment, site: Site) -> None:
+    steps = counted(site.fresh(), experiment.directory / "trace")
+    experiment.log("counted", **steps)
+    assert all(steps[call] >= least for call, least in LEAST.items()), steps
+    found: Counter[str] = Counter()
+    killed: Counter[str] = Counter()
+    through: set[str] = set()
+    for turn, (call, number) in enumerate(points(experiment, steps)):
+        if call in through:
+            continue
+        if not kills.run_killed_at(site.fresh(), call, number):
+            through.add(call)
+            continue
+        killed[call] += 1
+        verdict = site.judged()
+        experiment.log("killed", call=call, number=number, runs=verdict.runs, torn=verdict.torn_downloads)
+        assert not verdict.faults, f"{call} {number}: {verdict.faults}"
+        found[verdict.runs] += 1
+        if experiment.long or not turn % EVERY:  # a second start converges, whatever the first has left
+            faults = ota_oracle.converge(site.work, site.published)
+            assert not faults, f"{call} {number}: {faults}"
+    assert {call: killed[call] for call in CALLS} == {call: steps[call] for call in CALLS}
+    for call in CALLS:  # the control of the count: there is none after the last one
+        assert not kills.run_killed_at(site.fresh(), call, steps[call] + 1)
+    experiment.log("done", points=killed.total(), runs=dict(found))
+    print(f"{dict(killed)} kills, then runs {dict(found)}")
+    assert {*found} == {FIRST, WISHES[0]}
+
+
+@pytest.mark.parametrize("durable", ["os.fdatasync(fd)", "os.link('a', 'b')", "os.rename('a', 'b', src_dir_fd=here)"])
+def test_c24_control_a_new_kind_of_durable_step_would_be_noticed(experiment: Experiment, durable: str) -> None:
+    program = f"import os\nos.chdir({str(experiment.directory)!r})\nfd = os.open('a', os.O_CREAT | os.O_RDWR)\n"
+    program += f"here = os.open('.', os.O_RDONLY)\nos.fsync(fd)\n{durable}"
+    with pytest.raises(AssertionError, match="nobody kills at"):
+        counted([sys.executable, "-c", program], experiment.directory / "trace")
+
+
+def test_c24_control_an_update_that_makes_room_first_leaves_neither_when_it_is_killed(
+    experiment: Experiment, site: Site
+) -> None:
     """Kills as above, and the release that runs removed before the next one is stored: then there is nothing to run."""
-    published, pristine = experiment.directory / "published", experiment.directory / "one"
-    publish(published, storage_victim.BIASES)
-    storage_victim.first_release(pristine, published)
-    victim = [sys.executable, str(Path(storage_victim.__file__)), "--make-room-first"]
     outcomes: dict[str, OtaVerdict] = {}
     for call in ("mkdir", "rmdir"):  # before it makes room, and where the old one has been emptied
-        work = experiment.directory / call
-        shutil.copytree(pristine, work)
-        assert kills.run_killed_at([*victim, str(work), str(published)], call, 1)
-        verdict = ota_oracle.judge(work, published, (f"wish {storage_victim.WISHES[0]}",), set())
+        assert kills.run_killed_at([*site.fresh(), "--make-room-first"], call, 1)
+        outcomes[call] = verdict = site.judged()
         experiment.log("killed", call=call, number=1, runs=verdict.runs, faults=verdict.faults)
-        outcomes[call] = verdict
-    assert outcomes["mkdir"].runs == storage_victim.FIRST
+    assert outcomes["mkdir"].runs == FIRST
     assert outcomes["rmdir"].neither, "no kill has left neither: it sees nothing"
 
 
-def test_c24_control_a_file_that_was_cut_short_is_not_loaded(root: Path) -> None:
+def test_c24_control_a_file_that_was_cut_short_is_not_loaded(site: Site) -> None:
     """What would be left of an artefact that is written where it lies: the journal names it, and it does not load."""
-    made = device(root)
-    ota_victim.update(made)
-    stored = next((root / "device/state/models/probe" / NEW).glob("*.sealed"))
+    site.fresh()
+    assert site.judged().runs == FIRST, "whole it is"
+    stored = next((site.work / "state/models/probe" / FIRST).glob("*.sealed"))
     stored.write_bytes(stored.read_bytes()[:-100])
+    made = ota_victim.device(site.work, site.published)
+    made.repository.grant(made.vault)
     with pytest.raises(GatewayError):
-        loads(device(root))
+        made.load(f"probe@{FIRST}")

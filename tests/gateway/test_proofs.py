@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,11 @@ class Dropped(list[str]):
     """Why pictures were not kept."""
 
 
-def proofs(dropped: Dropped, *, may_keep: bool = True, **interest: object) -> Proofs:
+def proofs(
+    dropped: Dropped, *, may_keep: bool = True, wanted: Callable[[], bool] = lambda: True, **interest: object
+) -> Proofs:
     settings = Interest(**interest)  # type: ignore[arg-type]  # of the test's own choosing
-    return Proofs("camera", settings, lambda _size: may_keep, lambda: 0, dropped.append)
+    return Proofs("camera", settings, lambda _size: may_keep, lambda: 0, dropped.append, wanted=wanted)
 
 
 def entry(phase: str, revision: int = 0) -> Entry:
@@ -53,6 +57,15 @@ def test_a_picture_that_nobody_can_pay_for_is_counted_and_the_event_goes_without
     (new,) = proofs(dropped, may_keep=may_keep).with_evidence(decision(wished=True), FRAME, ByteBudget(budget))
     assert dropped == [reason]
     assert linked_to(new) is None
+
+
+def test_while_pictures_are_switched_off_none_is_made_and_the_event_goes_without() -> None:
+    dropped, is_on = Dropped(), [False]
+    made = proofs(dropped, wanted=lambda: is_on[0])
+    (new,) = made.with_evidence(decision(wished=True), FRAME, ByteBudget(1 << 20))
+    assert (linked_to(new), dropped) == (None, [])
+    is_on[0] = True
+    assert len(made.with_evidence(decision(wished=True), FRAME, ByteBudget(1 << 20))) == 2
 
 
 def test_what_privacy_forbids_is_not_even_made() -> None:

@@ -25,18 +25,22 @@ def slow(_: Installed) -> trial.Seen:
 
 @dataclass(slots=True)
 class OtaDevice:
-    """Knobs: `trials` says what a release does here; `believes_any_token` accepts twins as a device without a fence."""
+    """Knobs: `trials` says what a release does here; `believes_any_token` accepts twins as a device without a fence;
+    `waits` fetches nothing, as without a budget.
+    """
 
     name: str
     pipeline: str
     model: ModelRef
     trials: Callable[[Installed], trial.Seen] = healthy
     believes_any_token: bool = False
+    waits: bool = False
     book: Book = field(default_factory=Book)
     received: int = 0  # desired twins
     refused: int = 0
     fetched: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
+    strangers: Sequence[UpdateState] = ()  # what was said of pipelines that are not here
     first: Installed = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,16 +59,17 @@ class OtaDevice:
             return []
         if ruling.known:
             return []
+        self.strangers = [each for each in ruling.updates if each.pipeline != self.pipeline]
         reports = [self.report()]
         slot = self.book.slot(self.pipeline)
-        if slot.wanted is not None and slot.pinned is None:
+        if slot.wanted is not None and slot.pinned is None and not self.waits:
             self._update(slot.wanted.model)
             reports.append(self.report())
         return reports
 
     def report(self) -> bytes:
         """What the device says of itself now."""
-        return encode(twins.reported(self.book, {self.pipeline: self.model}, AT))
+        return encode(twins.reported(self.book, {self.pipeline: self.model}, AT, self.strangers))
 
     def _update(self, model: Installed) -> None:
         before = Installed(name=self.model.name, version=self.model.version)

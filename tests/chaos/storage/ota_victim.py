@@ -32,7 +32,6 @@ from gateway.config import Trial
 from gateway.inference.model import Model
 from gateway.vault.store import ReleaseDirectory, SealedStore
 from tests.chaos.storage.fusedisk import Teller
-from tests.gateway.ota.ota_victim import Stopped
 from tests.gateway.ota.releases import release
 from tests.gateway.ota.rig import NAME, Device, installed
 from tests.simulators.published_repository import WINDOW, PublishedRepository, golden, weights
@@ -45,6 +44,22 @@ ROUNDS: Final = 6
 SYNC_SECONDS: Final = 0.05
 
 Sync = Callable[[int], None]
+
+
+class Stopped:
+    """A pipeline between two samples: it takes each model at once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.looking_seconds = 0.0
+
+    def swap(self, model: Model, timeout_seconds: float = 0.0) -> Model:
+        """Exchange."""
+        old, self.model = self.model, model
+        return old
+
+    def abandon(self, reason: str) -> None:
+        """Never happens here."""
 
 
 def device(root: Path, published: Path) -> Device:

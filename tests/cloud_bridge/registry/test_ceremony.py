@@ -180,6 +180,50 @@ def test_a_release_waits_for_a_key_that_is_elsewhere(tmp_path: Path) -> None:
     site.db.close()
 
 
+def signed(site: Site, offline: Path, to: Path) -> None:
+    """Carry what waits to the key, and back."""
+    [document] = ceremony.export_staged(site.registry, to)
+    ceremony.sign_file(document, offline, None)
+    assert ceremony.import_signed(site.registry, [document]) == {"targets": 0}
+
+
+def test_what_a_killed_publisher_has_left_to_sign_takes_nothing_back(tmp_path: Path) -> None:
+    """The list counted already when it was killed, and an older one still lay there to be signed."""
+    site, offline = begun_with_offline_targets(tmp_path)
+    site.publish(release(tmp_path, "1.0.0", weights(1)))
+    waits = site.registry.keys.staged / "targets.json"
+    older = waits.read_bytes()
+    site.publish(release(tmp_path, "1.1.0", weights(1, 0.1)))
+    signed(site, offline, tmp_path / "first")
+    waits.write_bytes(older)
+    assert "1.1.0" not in older.decode(), "the control: what is made of this lacks a release"
+    assert ceremony.status(site.registry, site.clock).waiting == {}
+    with pytest.raises(RegistryError, match="nothing waits"):
+        ceremony.export_staged(site.registry, tmp_path / "none")
+    site.publish(release(tmp_path, "1.2.0", weights(1, 0.2)))
+    signed(site, offline, tmp_path / "second")
+    assert [(one.version, one.yanked_ns) for one in site.registry.releases()] == [
+        ("1.0.0", None), ("1.1.0", None), ("1.2.0", None)
+    ]  # fmt: skip
+    site.db.close()
+
+
+def test_a_change_of_the_root_that_counts_already_stands_in_no_ones_way(site: Site, tmp_path: Path) -> None:
+    first, second, _ = site.root_keys()
+    with pytest.raises(SignatureMissingError):
+        ceremony.rotate_key(site.registry, "timestamp", site.clock, root_keys=[first])
+    waits = site.registry.keys.staged / "root.json"
+    left = waits.read_bytes()
+    with pytest.raises(RegistryError, match="another change of keys waits"):  # the control: this one does wait
+        ceremony.rotate_key(site.registry, "snapshot", site.clock, root_keys=[first, second])
+    [document] = ceremony.export_staged(site.registry, tmp_path / "carried")
+    ceremony.sign_file(document, second, None)
+    assert ceremony.import_signed(site.registry, [document]) == {"root": 0}
+    waits.write_bytes(left)
+    ceremony.rotate_key(site.registry, "snapshot", site.clock, root_keys=[first, second])
+    assert site.registry.repository.root().signed.version == 3
+
+
 def test_a_document_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
     site, offline = begun_with_offline_targets(tmp_path)
     site.publish(release(tmp_path))

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_bridge.registry.errors import RegistryError
-from cloud_bridge.registry.packing import METHODS, Method, Patch, apply, best_patch, pack, unpack
+from cloud_bridge.registry.packing import MAX_RATIO, METHODS, Method, Patch, apply, best_patch, pack, unpack
+from gateway.ota import patch as device
 from tests.cloud_bridge.registry.kit import weights
 
 
@@ -38,3 +39,12 @@ def test_the_smallest_patch_is_taken_and_none_that_is_not_worth_it() -> None:
     assert best is not None
     assert len(best.content) == min(len(make(base, content)) for make in METHODS.values())
     assert best_patch(weights(2), content, full) is None
+
+
+def test_what_devices_would_take_for_a_bomb_travels_as_it_is() -> None:
+    assert MAX_RATIO == device.MAX_RATIO
+    zeros = bytes(10_000_000)
+    assert pack(zeros) == ("", zeros)
+    packed, content = pack(weights(1) + bytes(100_000))  # the control
+    assert packed == "zstd"
+    assert len(content) < 100_000

@@ -85,6 +85,42 @@ def test_what_no_release_is_called_is_not_given_back(stage: Stage, baseline: Rel
     assert len(stage.running(OLD)) == 5 + (gets == OLD)
 
 
+def test_devices_whose_pipeline_was_renamed_halt_nothing(database: Database) -> None:
+    """The broker has a retained status of the pipeline as it was called before, so they are given the release."""
+    stage = Stage(database)
+    for device in stage.add(10)[:6]:
+        device.pipeline = "door"
+    made = stage.desk.create(stage.plan("rest", soak_seconds=0))
+    for _ in range(5):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert len(stage.running(NEW)) == 4
+    stands = stage.desk.report(made.id).stands
+    assert sorted(one.code for one in stands if one.standing == "left") == ["unknown-pipeline"] * 6
+
+
+@pytest.mark.parametrize("previous", [OLD, None], ids=["given back", "nothing to give back"])
+def test_what_is_aborted_while_devices_wait_for_it_is_taken_by_none_of_them(
+    database: Database, previous: Release | None
+) -> None:
+    stage = Stage(database)
+    device = stage.add(1)[0]
+    if previous is None:
+        stage.store.models[device.name] = ModelRef(name="detector", version="1.0")
+        report(stage, device.name, ModelRef(name="detector", version="1.0"))
+    device.waits = True  # as for a budget, or a key
+    made = stage.desk.create(stage.plan("rest"))
+    stage.turn()
+    assert device.book.slot("camera").wanted is not None
+    stage.desk.act(made.id, "abort")
+    device.waits = False
+    for _ in range(3):
+        stage.turn()
+    assert device.book.slot("camera").wanted is None
+    assert str(NEW) not in device.ran
+    assert device.model != NEW.ref
+
+
 def test_a_rollout_that_was_kept_with_such_a_version_is_read_and_aborted(database: Database) -> None:
     stage = Stage(database)
     stage.add(4)
@@ -431,6 +467,26 @@ def test_labels_choose_waves_and_arms(stage: Stage) -> None:
         stage.turn()
     assert stage.rollout(made.id).phase == "done"
     assert (len(stage.running(NEW)), len(stage.running(other))) == (3, 3)
+
+
+def test_a_wave_whose_labels_no_device_has_halts_instead_of_leaving_out_the_canary(stage: Stage) -> None:
+    stage.add(6)
+    made = stage.desk.create(stage.plan("ring=canray, rest", soak_seconds=0))
+    for _ in range(5):
+        stage.turn()
+    halted = stage.rollout(made.id)
+    assert halted.phase == "halted"
+    assert "no device of this rollout has the labels of wave ring=canray" in halted.reason
+    assert stage.running(NEW) == []
+    with stage.database.transaction() as tx:
+        set_labels(tx, "gw-003", {"ring": "canray"})
+    stage.desk.act(made.id, "resume")
+    stage.turn()
+    assert stage.running(NEW) == ["gw-003"]
+    for _ in range(10):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert len(stage.running(NEW)) == 6
 
 
 def test_the_devices_of_a_wave_are_told_one_after_the_other(stage: Stage) -> None:

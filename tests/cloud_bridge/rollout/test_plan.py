@@ -40,6 +40,7 @@ def update(phase: UpdatePhase, release: Release = NEW, code: str = "") -> Update
         (Heard("online", MINUTE, 7, update("refused", code="hardware")), MINUTE, "failing", "hardware"),
         (Heard("online", MINUTE, 7, update("blocked")), MINUTE, "failing", "blocked"),
         (Heard("online", MINUTE, 7, update("pinned")), MINUTE, "left", "pinned"),
+        (Heard("online", MINUTE, 7, update("refused", code="unknown-pipeline")), MINUTE, "left", "unknown-pipeline"),
         # A word about another release, or under an older token, says nothing of this one.
         (Heard("online", MINUTE, 7, update("running", OLD)), MINUTE, "pending", ""),
         (Heard("online", MINUTE, 6, update("reverted")), MINUTE, "pending", ""),
@@ -98,6 +99,13 @@ def test_a_wave_settles_soaks_and_passes() -> None:
 def test_a_wave_that_reached_nearly_nobody_proves_nothing() -> None:
     assert isinstance(step(stands(running=4, left=6), settled_ns=0, now_ns=HOUR), Wait)
     assert isinstance(step(stands(running=5, left=5), settled_ns=0, now_ns=HOUR), Advance)
+
+
+def test_who_does_not_have_the_pipeline_any_more_neither_fails_nor_holds_a_wave_up() -> None:
+    renamed = [Stand(MEMBER, "left", "unknown-pipeline")] * 10
+    assert isinstance(step([*stands(running=2), *renamed]), Settle)
+    assert isinstance(step([*stands(running=2, left=10)]), Wait), "the control: others that are not reached do"
+    assert isinstance(step(renamed), Settle)
 
 
 def test_who_is_offline_holds_up_no_wave_that_has_reached_enough() -> None:

@@ -29,6 +29,7 @@ class BrokerInMemory:
     """Knobs: `connected`; `takes` is how many publishes it takes before it refuses."""
 
     connected: bool = True
+    connection: int = 1
     takes: int = 1_000_000
     waiting: list[Incoming] = field(default_factory=list)
     acknowledged: list[Incoming] = field(default_factory=list)
@@ -125,7 +126,19 @@ def test_after_a_connect_everything_is_told_again(desk: Desk) -> None:
     desk.turn()
     desk.broker.connected = True
     desk.turn()
+    assert len(desk.broker.published) == 2, "the control: it is the same connection"
+    desk.broker.connection += 1
+    desk.turn()
     assert len(desk.broker.published) == 4
+
+
+def test_a_connection_that_was_lost_and_made_anew_between_two_turns_is_noticed(desk: Desk) -> None:
+    """As while the database is away, when turns rest: the broker may have lost what it had retained."""
+    desk.give("gw-1")
+    desk.turn()
+    desk.broker.connection += 1
+    desk.turn()
+    assert len(desk.broker.published) == 2
 
 
 def test_nothing_is_told_before_it_is_due(desk: Desk) -> None:

@@ -292,6 +292,23 @@ def test_a_secret_in_the_query_of_a_camera_is_warned_of_and_not_repeated() -> No
     assert check(GOOD.replace("/dev/video0", "'http://cam/s.cgi?channel=1'")) == [], "the control: no secret, no word"
 
 
+@pytest.mark.parametrize("url", ["http://bridge.example.net:8472", "ftp://bridge.example.net", "bridge", "https://"])
+def test_an_address_of_the_repository_that_is_none_is_told_before_the_gateway_starts(url: str) -> None:
+    text = GOOD + f'ota: {{root_file: root.json, url: "{url}"}}\n'
+    (found,) = [each for each in check(text, require_files=False) if each.severity == "error"]
+    assert found.path == "ota.url"
+    assert "expected https://host:8472" in found.message
+    control = text.replace(f'"{url}"', '"https://bridge.example.net:8472"')
+    assert [each for each in check(control, require_files=False) if each.severity == "error"] == []
+
+
+def test_a_trial_that_ends_before_scores_are_compared_is_warned_of() -> None:
+    text = GOOD + "ota: {root_file: root.json, trial: {min_inferences: 49}}\n"
+    path = "ota.trial.min_inferences"
+    assert [each.severity for each in check(text, require_files=False) if each.path == path] == ["warning"]
+    assert path not in [each.path for each in check(text.replace("49", "50"), require_files=False)], "the control"
+
+
 def test_a_missing_first_root_disables_updates_and_nothing_else(tmp_path: Path) -> None:
     text = GOOD + "ota: {root_file: root.json}\n"
     found = only(text, "warning", tmp_path)

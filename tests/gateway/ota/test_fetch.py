@@ -24,6 +24,7 @@ from gateway.ota.fetch import Repository
 from gateway.ota.fetch_budget import Purse
 from gateway.ota.fetch_offer import OfferedFile
 from gateway.ota.fetch_pace import Limits, Pace
+from gateway.ota.ways import DirectoryWay
 from gateway.ota.ways_https import HttpsWay
 from tests.gateway.ota.trust_rig import Device
 from tests.simulators.hostile_repository import HostileServer, Knobs, SignedRepository
@@ -418,3 +419,15 @@ def test_an_imported_file_needs_no_source_and_a_damaged_one_is_fetched(site: Sit
     repository.fetch(wanted, site.to)
     assert site.to.read_bytes() == SEALED
     assert not list((site.device.state / "ota/imported").iterdir())
+
+
+def test_a_file_that_is_cut_short_on_a_medium_is_refused_at_once(site: Site, tmp_path: Path) -> None:
+    wanted = site.wanted()
+    stick = tmp_path / "stick"
+    file = stick / next(path for path in site.served.files if path.endswith(".model.tflite.sealed"))
+    file.parent.mkdir(parents=True)
+    file.write_bytes(SEALED[:1000])
+    repository = site.device.repository(DirectoryWay(stick))
+    with pytest.raises(MismatchError, match="only 1000 of"):
+        repository.fetch(wanted, site.to)
+    assert not site.to.exists()

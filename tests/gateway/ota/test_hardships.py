@@ -1,17 +1,20 @@
 """Updates when something is lost or full: what protects then, and each time what would happen without it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
 from gateway.config import Trial
+from gateway.ota import slots
 from gateway.ota.errors import UnreachableError
+from gateway.ota.install import Plan, Stored
 from gateway.ota.journal import VERDICTS, Journal
+from gateway.wire.messages import Twin, encode
 from tests.gateway.ota.releases import release, scorer
-from tests.gateway.ota.rig import Device, digest
+from tests.gateway.ota.rig import Device, digest, installed
 from tests.simulators.bad_models import not_a_number
 from tests.simulators.release_repository import ReleaseRepository
 from tests.simulators.waiting import wait_for
@@ -129,8 +132,10 @@ def test_what_is_given_back_does_not_wait_for_a_download(device: Device, reposit
         assert device.serving == "1.0.0"
     finally:
         go_on.set()
-    wait_for(lambda: not device.agent._fetch_wake.is_set())
-    assert device.serving == "1.0.0", "what was on its way is not wanted any more"
+    incoming = device.state / "ota/incoming"
+    wait_for(lambda: not [*incoming.glob("*/*")], seconds=20, what="what was on its way is thrown away")
+    assert device.serving == "1.0.0"
+    assert ("probe", "3.0.0") not in device.there()
 
 
 def test_without_that_it_would_wait(
@@ -147,6 +152,63 @@ def test_without_that_it_would_wait(
     finally:
         go_on.set()
     device.reaches("running", "1.0.0")
+
+
+# ---- what is not wanted any more --------------------------------------------------------------------
+
+
+def withdraw(device: Device, token: int) -> None:
+    """Hand over a twin that assigns nothing."""
+    device.agent.take_desired(encode(Twin(version=1, fencing_token=token, at="2026-01-01T00:00:00Z")))
+
+
+def test_what_is_withdrawn_is_fetched_no_further_and_nothing_of_it_is_left(
+    device: Device, repository: ReleaseRepository
+) -> None:
+    go_on = held_up(device, repository)
+    try:
+        withdraw(device, token=3)
+        device.reaches("running", "2.0.0", "withdrawn")
+        withdrawn_at = len(repository.fetched)
+    finally:
+        go_on.set()
+    incoming = device.state / "ota/incoming"
+    wait_for(lambda: not [*incoming.glob("*/*")], seconds=20, what="what was fetched is thrown away")
+    assert len(repository.fetched) == withdrawn_at, "the file that was on its way, and no other"
+    assert ("probe", "3.0.0") not in device.there()
+    assert (device.serving, device.slot.blocked) == ("2.0.0", ())
+    device.desire("3.0.0", token=4)
+    device.reaches("running", "3.0.0")
+
+
+def test_control_what_is_still_assigned_is_fetched_and_swapped_in(
+    device: Device, repository: ReleaseRepository
+) -> None:
+    go_on = held_up(device, repository)
+    go_on.set()
+    device.reaches("running", "3.0.0")
+
+
+def test_a_release_that_is_withdrawn_while_it_is_stored_is_removed_and_never_passes_for_our_own(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    install = device.agent._bringing._installer.install
+
+    def slowly(plan: Plan, progress: Callable[[int], None]) -> Stored:
+        stored = install(plan, progress)
+        withdraw(device, token=2)
+        wait_for(lambda: device.slot.wanted is None, seconds=20, what="it is withdrawn")
+        device.journal.change(slots.removed([installed("2.0.0")]))  # as the trial of another pipeline does at its end
+        return stored
+
+    monkeypatch.setattr(device.agent._bringing._installer, "install", slowly)
+    device.desire("2.0.0", token=1)
+    wait_for(lambda: device.slot.told is not None and device.slot.told.code == "withdrawn", seconds=20)
+    wait_for(lambda: ("probe", "2.0.0") not in device.there(), seconds=20, what="it is removed again")
+    assert device.serving == "1.0.0"
+    assert device.agent.run_begins("motor") == "probe@1.0.0"
 
 
 # ---- a full disk ------------------------------------------------------------------------------------

@@ -184,12 +184,37 @@ def test_a_run_that_did_not_say_its_end_counts_as_a_crash() -> None:
     assert (ended.crashes, ended.running) == (0, True)
 
 
+def test_what_ends_badly_while_another_release_is_pinned_is_not_counted_against_the_one_on_trial() -> None:
+    pinned = slots.pin("p", ONE, "now")(trial(Book()))
+    for _ in range(3):
+        pinned = slots.run_begins("p", "now", "boot")(pinned)
+    judged = pinned.slot("p").trial
+    assert judged is not None
+    assert (judged.crashes, judged.outages) == (0, 0)
+    book = slots.unpin("p", "now")(pinned)
+    for _ in range(3):
+        book = slots.run_begins("p", "now", "boot")(book)
+    judged = book.slot("p").trial
+    assert judged is not None
+    assert judged.crashes == 2, "the control: what it does itself is counted"
+
+
 def test_going_back_blocks_what_was_tried_and_keeps_what_is_needed() -> None:
     book = slots.take_back("p", "latency", "slow", "now")(trial(Book(installed=(TWO,))))
     slot = book.slot("p")
     assert (slot.active, slot.previous, slot.trial) == (ONE, None, None)
     assert slot.is_blocked(TWO) is not None
     assert slots.kept(book) == {ONE}
+
+
+def test_going_back_without_a_gateway_leaves_the_word_for_the_bridge(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.change(trial)
+    journal.change(slots.take_back_and_tell("p", "by-hand", "a person went back", "now"))
+    found = Journal(tmp_path).book.slot("p")
+    assert found.active == ONE
+    assert found.told is not None
+    assert (found.told.phase, found.told.code, found.told.model.version) == ("reverted", "by-hand", "2.0.0")
 
 
 def _tree(directory: Path) -> dict[str, tuple[int, bytes]]:

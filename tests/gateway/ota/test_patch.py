@@ -3,9 +3,11 @@
 import bz2
 import hashlib
 import os
+import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from gateway.ota.patch import BSDIFF, MAX_RATIO, ZSTD, PatchError, Recipe, make
 from gateway.ota.patch_child import BadPatchError, Output, apply_bsdiff, sum_of_bytes
+from gateway.vault.errors import VaultError
 from gateway.vault.memory import PlaintextMemory
 from tests.simulators.release_repository import difference
 
@@ -128,6 +131,32 @@ def test_memory_is_limited(tmp_path: Path) -> None:
     packed = compressor.compress(os.urandom(1000)) + compressor.flush()
     with pytest.raises(PatchError):
         make(Recipe("bomb", ZSTD, 1000, "0" * 64), memory(packed))
+
+
+def slow_patch() -> bytes:
+    """Return a patch whose application takes long: a step for each byte."""
+    steps = struct.pack("<qqq", 0, 1, 0) * (1 << 20)
+    control, extra = bz2.compress(steps), bz2.compress(os.urandom(1 << 20))
+    diff = bz2.compress(b"")
+    return struct.pack("<8sqqq", b"BSDIFF40", len(control), len(diff), 1 << 20) + control + diff + extra
+
+
+def test_a_child_that_is_killed_for_the_memory_of_the_machine_says_nothing_of_the_patch() -> None:
+    me, stopped = threading.get_native_id(), threading.Event()
+
+    def kill() -> None:
+        while not stopped.wait(0.02):
+            for pid in Path(f"/proc/self/task/{me}/children").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(VaultError, match="was killed"):
+            make(Recipe("slow", BSDIFF, 1 << 20, "0" * 64), memory(slow_patch()), memory(OLD))
+    finally:
+        stopped.set()
+        killer.join()
 
 
 def test_an_unknown_method_is_named() -> None:

@@ -81,6 +81,43 @@ def test_a_pin_is_kept_and_said() -> None:
     assert slots.running(ruling.book.slot("door")) == ONE
 
 
+def nothing(token: int) -> Twin:
+    return Twin(version=1, fencing_token=token, at=AT)
+
+
+def test_what_is_not_assigned_any_more_is_not_wanted_any_more_and_that_is_said() -> None:
+    """As after a rollout was aborted that knows of no release before."""
+    ruling = judge(ruled(Book(), twin(3)), nothing(4), ["door"], SERVING, AT)
+    slot = ruling.book.slot("door")
+    assert slot.wanted is None
+    assert slot.is_blocked(TWO) is None
+    assert slot.told is not None
+    assert (slot.told.phase, slot.told.model, slot.told.code) == ("running", SERVING["door"], "withdrawn")
+    assert [each.what for each in ruling.book.history] == ["accepted", "withdrawn"]
+    again = judge(ruling.book, twin(5), ["door"], SERVING, AT).book.slot("door").wanted
+    assert again is not None, "it may be assigned again"
+
+
+def test_of_a_pipeline_that_runs_nothing_and_is_to_run_nothing_else_there_is_nothing_to_say() -> None:
+    ruling = judge(ruled(Book(), twin(3)), nothing(4), ["door"], {"door": None}, AT)
+    assert (ruling.book.slot("door").wanted, ruling.book.slot("door").told) == (None, None)
+
+
+def test_what_serves_goes_on_though_nothing_is_assigned_any_more() -> None:
+    book = on_trial()
+    assert judge(book, nothing(4), ["door"], SERVING, AT).book.slot("door") == book.slot("door")
+    proven = slots.prove("door", AT)(book)
+    missing = slots.want_again("door", AT)(proven)
+    assert judge(missing, nothing(4), ["door"], SERVING, AT).book.slot("door").wanted is not None
+
+
+def test_a_pipeline_that_is_gone_is_not_reported() -> None:
+    book = ruled(Book(), twin(3))
+    assert [each.pipeline for each in reported(book, SERVING, AT).updates] == ["door"]
+    renamed = {"gate": ModelRef(name="m", version="1.0.0")}
+    assert reported(book, renamed, AT).updates == []
+
+
 def test_what_is_reported_says_what_runs_and_how_far_it_is() -> None:
     said = reported(ruled(Book(), twin(3, 7)), SERVING, AT)
     assert (said.version, said.fencing_token) == (7, 3)
