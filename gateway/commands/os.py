@@ -18,7 +18,7 @@ from gateway.control import ask, socket_path
 from gateway.errors import ControlError
 from gateway.osupdate import journal as steps
 from gateway.osupdate.agent import OsStatus, require_cancellable
-from gateway.osupdate.errors import OsJournalError, OsUpdateError
+from gateway.osupdate.errors import OnTrialError, OsJournalError, OsUpdateError
 from gateway.osupdate.journal import Book, Job, Journal, read_book
 from gateway.osupdate.levers import RequestedLevers, carry_out
 from gateway.osupdate.rauc import RaucCli, SystemStatus
@@ -180,6 +180,11 @@ def _judged(config: Config, source: str) -> tuple[BundleFacts, SystemStatus, Rau
 
 def _install_here(config: Config, job: Job, rauc: RaucCli, now: SystemStatus) -> None:
     """Install without a gateway; its next start goes on from there."""
+    if now.running is not None and now.running.good is False:
+        raise OnTrialError(
+            f"slot {now.booted} has not been marked good, and the other one is needed if it fails; "
+            "restart the device, or `rauc status mark-good booted` if it works"
+        )
     with _journal_here(config) as change:
         change(steps.begin(job, _at()))
         running = next((slot.version for slot in now.slots if slot.booted), "")

@@ -27,6 +27,7 @@ class Around:
     connects: Callable[[], int]  # how often the way to the bridge has been made
     note: Callable[[str, Severity, str], None]  # code, severity, words, for the cloud
     metrics: OsMetrics
+    outgrown: Callable[[str], str] = lambda _slot: ""  # why the image in a slot cannot open the vault any more
     wall_ns: Callable[[], int] = time.time_ns
     monotonic: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random

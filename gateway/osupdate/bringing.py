@@ -16,7 +16,7 @@ from gateway.osupdate.rauc import Rauc, SystemStatus
 from gateway.osupdate.relay import Relayed
 from gateway.osupdate.release import BundleFacts, require_installable
 from gateway.osupdate.telling import Telling
-from gateway.ota.errors import OtaError, TrustError
+from gateway.ota.errors import NotOfferedError, OtaError, TrustError
 
 log = structlog.get_logger()
 
@@ -137,13 +137,21 @@ class Bringing:
             raise OsUpdateError(
                 "there is no repository to fetch it from: set `ota` with `url`, or `gateway os install FILE`"
             )
+        passing: OtaError | None = None
         try:
             self._bundles.refresh()
         except TrustError:
             raise
         except OtaError as error:
+            passing = error
             log.info("os_repository_not_refreshed", code=error.code, error=str(error))  # what is known may do
-        return self._bundles.find(job.compatible, job.version)
+        try:
+            return self._bundles.find(job.compatible, job.version)
+        except NotOfferedError as error:
+            # A list from before the release says nothing about it. A refusal would count against the rollout.
+            if passing is not None:
+                raise passing from error
+            raise
 
     def _streams(self, job: Job, bundle: OfferedBundle) -> bool:
         """Tell whether RAUC is to read the bundle over the network."""

@@ -14,6 +14,7 @@ from gateway.osupdate import journal as steps
 from gateway.osupdate.around import Around
 from gateway.osupdate.bringing import Bringing
 from gateway.osupdate.errors import (
+    BelowFloorError,
     BundleRefusedError,
     InstallFailedError,
     LeverError,
@@ -47,6 +48,8 @@ log = structlog.get_logger()
 
 RESTART_AGAIN_SECONDS: Final = 300.0
 """A restart that was asked for and has not come in this time is asked for again."""
+_HIDDEN: Final = ("/tmp/", "/var/tmp/", "/home/", "/root/", "/run/user/")  # noqa: S108 - named, not used
+"""What a hardened unit has a folder of its own for, or none (PrivateTmp=, ProtectHome=)."""
 FIRST_RETRY_SECONDS: Final = 5.0
 MAX_RETRY_SECONDS: Final = 3600.0
 
@@ -194,6 +197,8 @@ class Carrying:
         if (other.version or self._journal.book.slots.get(other.bootname)) != job.version:
             return False
         self._bringing.require(job, BundleFacts(job.compatible, job.version), status)
+        if why := self._around.outgrown(other.bootname):
+            raise BelowFloorError(why)  # it would start without a trial, and without a key for its models
         try:
             self._levers.pull("return")
         except LeverError as error:
@@ -331,6 +336,8 @@ class Carrying:
         reason = (
             f"it was looked for {job.tries} times, the last one so: {error}; begin it again when {job.source} is there"
         )
+        if job.source.startswith(_HIDDEN):
+            reason += "; the gateway's service does not see that folder: put it on a medium, or below /data"
         word = self._telling.word(job, "refused", code=error.code, reason=reason)
         # Under no token: it is no answer to a wish for the same version, which has another source.
         self._telling.end("given-up", msgspec.structs.replace(word, fencing_token=0), blocks=False)

@@ -59,6 +59,12 @@ class RaucBusyError(OsUpdateError):
     code = "busy"
 
 
+class OnTrialError(OsUpdateError):
+    """What runs has still to prove itself, and the other slot has the last system that did."""
+
+    code = "trial"
+
+
 class InstallFailedError(OsUpdateError):
     """RAUC gave an installation up."""
 

@@ -30,6 +30,7 @@ FILE: Final = "journal.json"
 VERDICTS: Final = "verdicts.json"
 MAX_HISTORY: Final = 100
 MAX_BLOCKED: Final = 32
+MAX_TAKEN: Final = 32
 _MAX_BYTES: Final = 4 * 1024 * 1024
 
 Stage = Literal["wanted", "ready", "installing", "installed", "restarting", "trial"]
@@ -113,6 +114,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
     slots: dict[str, str] = {}  # which version was last seen in which slot
     told: UpdateState | None = None  # the last word; the bridge must hear it, however often
     offered: Offered | None = None  # a bundle on a medium that waits for a person
+    taken: tuple[str, ...] = ()  # versions that were begun from a medium by themselves; not so a second time
     blocked: tuple[Blocked, ...] = ()
     history: tuple[Event, ...] = ()  # the oldest first
 
@@ -293,7 +295,10 @@ def begin(job: Job, at: str) -> Step:
             blocked = tuple(
                 each for each in blocked if (each.compatible, each.version) != (job.compatible, job.version)
             )
-        book = msgspec.structs.replace(book, job=msgspec.structs.replace(job, since=at), blocked=blocked)
+        taken = book.taken
+        if job.origin == "medium":
+            taken = (*(each for each in taken if each != job.version), job.version)[-MAX_TAKEN:]
+        book = msgspec.structs.replace(book, job=msgspec.structs.replace(job, since=at), blocked=blocked, taken=taken)
         return book.noting(Event(at=at, what="wanted", version=job.version, code=job.origin, detail=job.source))
 
     return step
@@ -335,7 +340,10 @@ def end(what: str, at: str, *, code: str = "", detail: str = "", block: bool = F
             others = [each for each in blocked if (each.compatible, each.version) != (job.compatible, job.version)]
             this = Blocked(compatible=job.compatible, version=job.version, code=code, reason=detail, at=at)
             blocked = (*others, this)[-MAX_BLOCKED:]
-        book = msgspec.structs.replace(book, job=None, blocked=blocked)
+        taken = book.taken
+        if what == "given-up":  # the medium was pulled out: with it comes another try
+            taken = tuple(each for each in taken if each != job.version)
+        book = msgspec.structs.replace(book, job=None, blocked=blocked, taken=taken)
         return book.noting(Event(at=at, what=what, version=job.version, code=code, detail=detail))
 
     return step

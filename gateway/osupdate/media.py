@@ -1,5 +1,6 @@
 """Bundles on media that somebody has plugged in. Looks; decides nothing."""
 
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,12 +16,15 @@ def bundles_on(directories: Iterable[Path]) -> list[tuple[Path, int, int]]:
     found: list[tuple[Path, int, int]] = []
     for directory in directories:
         for depth in range(_DEPTH):
-            pattern = "*/" * depth + "*.raucb"
             try:
-                for file in sorted(directory.glob(pattern)):
-                    status = file.stat()
-                    if file.is_file() and not file.is_symlink():
-                        found.append((file, status.st_size, status.st_mtime_ns))
+                files = sorted(directory.glob("*/" * depth + "*.raucb"))
             except OSError:
                 continue
+            for file in files:
+                try:
+                    status = file.lstat()
+                except OSError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found.append((file, status.st_size, status.st_mtime_ns))
     return found[:MAX_BUNDLES]

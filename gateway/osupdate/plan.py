@@ -100,15 +100,24 @@ Next = Bring | Install | Hold | Restart | Started | OnTrial | Proven | FellBack
 
 def next_step(job: Job, seen: Seen) -> Next:
     """Say what is next."""
-    if job.stage in ("wanted", "ready"):
-        return Bring() if job.stage == "wanted" else Install()
+    if job.stage == "wanted":
+        return Bring()
+    if job.stage == "ready":
+        return _install(seen)
     if job.stage == "trial":
         return _on_trial(seen) if _runs(job, seen) else _fallen(job, seen)
     if _runs(job, seen):
         return Started()
     if job.stage == "installing":
-        return Install()
+        return _install(seen)
     return _before_restart(job, seen) if seen.boot_id == job.boot_id else _after_restart(job, seen)
+
+
+def _install(seen: Seen) -> Next:
+    """Install, but not over the last system that is known to be good: what runs may have to be left for it."""
+    if seen.running is not None and seen.running.good is False:
+        return Hold("trial", "what runs has not been marked good; the other slot is needed if it fails")
+    return Install()
 
 
 def _runs(job: Job, seen: Seen) -> bool:

@@ -20,6 +20,8 @@ from gateway.osupdate.errors import (
     BelowFloorError,
     IncompatibleError,
     InstallFailedError,
+    NotAsAnnouncedError,
+    OnTrialError,
     OsUpdateError,
     RaucBusyError,
     RaucUnavailableError,
@@ -44,9 +46,18 @@ Progress = Callable[[int, str], None]
 
 _PERCENT: Final = re.compile(r"\s*(\d{1,3})%\s*(.*)")
 
+_OWN_CHECK: Final = re.compile(r"pre-install handler error: .*exited with code (\d+)", re.I)
+_OWN_CHECKS: Final[Mapping[str, tuple[type[OsUpdateError], str]]] = {
+    "20": (BelowFloorError, "the bundle is below the floor of the running release"),
+    "21": (NotAsAnnouncedError, "the bundle does not say which version it is"),
+    "22": (OnTrialError, "the running slot has not been marked good"),
+}
+"""What /usr/lib/sluice/pre-install of the appliance means; RAUC keeps the words of a handler for its own log."""
+_NOT_READ: Final = re.compile(r"failed to (open bundle for reading|query bundle file info|read signature)", re.I)
+"""The medium or the network has given nothing. RAUC calls that an invalid bundle, too; it says nothing about it."""
 _MEANINGS: Final[tuple[tuple[re.Pattern[str], type[OsUpdateError | StorageError]], ...]] = (
     (re.compile(r"already processing|installation in progress|rauc busy", re.I), RaucBusyError),
-    (re.compile(r"below.{0,40}floor|floor.{0,40}above|version.{0,20}limit", re.I), BelowFloorError),
+    (re.compile(r"below.{0,40}floor|floor.{0,40}above|version mismatch: expected at least", re.I), BelowFloorError),
     (re.compile(r"compatible mismatch|compatible.{0,40}does not match|incompatible", re.I), IncompatibleError),
     (
         re.compile(
@@ -256,8 +267,15 @@ def _told(line: str, progress: Progress) -> str:
 
 def meaning_of(words: str, otherwise: type[OsUpdateError]) -> OsUpdateError | StorageError:
     """Return the error that RAUC's words mean; its last words are kept."""
-    told = [line for line in words.splitlines() if line.strip() and _PERCENT.fullmatch(line) is None]
+    lines = (line for line in words.splitlines() if line.strip() and not line.startswith("rauc-Message: "))
+    told = [line for line in lines if _PERCENT.fullmatch(line) is None]
     short = " / ".join(told[-6:])[-800:] or "RAUC failed without a word"
+    own = _OWN_CHECK.search(words)
+    if own is not None and own[1] in _OWN_CHECKS:
+        refused, meaning = _OWN_CHECKS[own[1]]
+        return refused(f"{meaning} ({short}; more in `journalctl -u rauc`)")
+    if _NOT_READ.search(words) is not None:
+        return otherwise(short)
     for pattern, kind in _MEANINGS:
         if pattern.search(words):
             return kind(short)

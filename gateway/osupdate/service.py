@@ -20,7 +20,14 @@ from gateway.osupdate.journal import DIRECTORY, Journal
 from gateway.osupdate.levers import RequestedLevers
 from gateway.osupdate.rauc import RaucCli
 from gateway.osupdate.release import read_release
-from gateway.osupdate.surroundings import HEALTH_FILE, HEALTH_UNTIL_REBOOT, boot_id, missing_approval, read_health
+from gateway.osupdate.surroundings import (
+    HEALTH_FILE,
+    HEALTH_UNTIL_REBOOT,
+    boot_id,
+    missing_approval,
+    outgrown,
+    read_health,
+)
 from gateway.ota.fetch import Repository
 from gateway.ota.floor import open_floor
 from gateway.ota.ways_open import open_way
@@ -80,6 +87,7 @@ class OsUpdates:
                 window_open=lambda: windows.at(time.time_ns()).is_open,
                 counter=self._counter,
                 approval=self._approval,
+                outgrown=self._outgrown,
                 connects=parts.connects,
                 note=parts.note,
                 metrics=OsMetrics(parts.registry),
@@ -128,6 +136,10 @@ class OsUpdates:
     def _approval(self, slot: str, pcr11: str) -> str:
         vault = self._parts.config.vault
         return missing_approval(vault.policy_directory, slot, pcr11) if vault.level == "tpm" else ""
+
+    def _outgrown(self, slot: str) -> str:
+        vault = self._parts.config.vault
+        return outgrown(vault.policy_directory, slot, self._counter()) if vault.level == "tpm" else ""
 
 
 def _bundles(parts: Parts) -> RepositoryBundles | None:

@@ -54,6 +54,27 @@ def read_health(*files: Path) -> Health | None:
     return None
 
 
+def outgrown(directory: Path, slot: str, counter: int | None) -> str:
+    """Say why the image in a slot cannot open the vault any more; "" if it can, or nothing here says that it cannot.
+
+    Args:
+        directory: of approvals.
+        slot: its boot name; its image's approval is `SLOT.policy.json`.
+        counter: of the vault; None where there is none.
+    """
+    try:
+        file = directory / f"{slot}{POLICY_SUFFIX}"
+        approval = msgspec.json.decode(file.read_bytes(), type=SignedApproval).approval
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    if counter is None or not isinstance(approval, BootState) or counter <= approval.counter_at_most:
+        return ""
+    return (
+        f"the image in slot {slot} ({approval.name}) gets the vault's key up to counter {approval.counter_at_most}; "
+        f"this device is at {counter}"
+    )
+
+
 def missing_approval(directory: Path, slot: str, pcr11: str) -> str:
     """Say why the vault would not give its key to the image in a slot; "" if an approval for it is there.
 

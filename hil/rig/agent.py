@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hil.loopback.children import RigError
+from hil.rig.patience import patient
 
 PORT: Final = "org.sluice.rig.0"
 """The name of the virtio serial port."""
@@ -48,6 +49,7 @@ class Agent:
         Raises:
             AgentError: no answer in time; the connection is made anew for the next command.
         """
+        seconds = patient(seconds)
         answer = self._ask({"run": command, "seconds": seconds}, seconds + 15.0)
         return Answer(out=answer["out"], err=answer["err"], code=answer["code"])
 
@@ -57,12 +59,13 @@ class Agent:
         Raises:
             AgentError: it cannot be written.
         """
-        answer = self._ask({"put": path, "data": base64.b64encode(content).decode(), "mode": mode}, 120.0)
+        answer = self._ask({"put": path, "data": base64.b64encode(content).decode(), "mode": mode}, patient(120.0))
         if answer["code"]:
             raise AgentError(f"cannot write {path} in the guest: {answer['err']}")
 
     def answers(self, *, seconds: float = 3.0) -> bool:
         """Tell whether the guest answers at all."""
+        seconds = patient(seconds)
         try:
             return bool(self._ask({"run": "true", "seconds": seconds}, seconds)["code"] == 0)
         except AgentError:

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from hil.loopback.children import RigError
 from hil.rig.disk import flip_bit
+from hil.rig.patience import patient
 
 Kind = Literal["good", "unhealthy", "panicking", "silent", "below-floor", "foreign", "damaged"]
 _REPO: Final = Path(__file__).parents[2]
@@ -97,7 +98,7 @@ def bundle(kind: Kind, image: Path, variant: str) -> Path:
         words += ["--keys", str(_strange_keys(image.parent / f"{image.name}-bundles" / "strange-keys"))]
     command = [sys.executable, str(_REPO / "image" / "build"), image.name, "--bundle-only", "--offline"]
     command += [*(("--rig-only",) if variant == "rig" else ()), "--output", str(out), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_BUILD_SECONDS)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient(_BUILD_SECONDS))
     if done.returncode:
         raise RigError(f"the {kind} bundle cannot be built:\n{done.stderr[-3000:]}")
     stamp.write_text(of)

@@ -17,6 +17,7 @@ import yaml
 
 from hil.loopback.children import Child, RigError, is_listening
 from hil.rig.notes import Notes
+from hil.rig.patience import patient
 from hil.rig.relay import Quality, Relay
 
 TRUST_DOMAIN: Final = "rig.sluice.test"
@@ -171,12 +172,12 @@ class Cloud:
             if not child.running:
                 child.start()
             for port in wanted:
-                child.wait_until(partial(is_listening, port), f"{child.name} listens", 90.0)
+                child.wait_until(partial(is_listening, port), f"{child.name} listens", patient(90.0))
 
     def stop(self) -> None:
         """Stop both; everything they know is on the disk then."""
         for child in (self.bridge, self.broker):
-            child.stop(60.0)
+            child.stop(patient(60.0))
 
     def save(self, name: str) -> None:
         """Keep what the cloud knows under a name. It is stopped for that, and started again if it ran."""
@@ -213,12 +214,13 @@ class Cloud:
             RigError: it failed; its own words are told.
         """
         command = [sys.executable, "-m", "cloud_bridge", *words, "--config", str(self.file)]
+        seconds = patient(_COMMAND_SECONDS)
         try:
             done = subprocess.run(
-                command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_COMMAND_SECONDS
+                command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds
             )
         except subprocess.TimeoutExpired as error:
-            raise RigError(f"`{' '.join(words)}` took longer than {_COMMAND_SECONDS:.0f} s") from error
+            raise RigError(f"`{' '.join(words)}` took longer than {seconds:.0f} s") from error
         if done.returncode:
             raise RigError(f"`cloud-bridge {' '.join(words)}` failed:\n{done.stderr.strip() or done.stdout.strip()}")
         return done.stdout

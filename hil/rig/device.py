@@ -6,6 +6,7 @@ import time
 from typing import Any, Final
 
 from hil.loopback.children import RigError
+from hil.rig.patience import patient
 
 GATEWAY: Final = "/opt/sluice/bin/gateway"
 _STATUS: Final = """\
@@ -60,6 +61,7 @@ class Device:
         Raises:
             RigError: it does not in time; what it said last is told.
         """
+        seconds = patient(seconds)
         deadline = time.monotonic() + seconds
         while True:
             try:

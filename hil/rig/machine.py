@@ -20,6 +20,7 @@ from hil.loopback.children import Child, RigError, free_port
 from hil.loopback.tpm import SoftwareTpm
 from hil.rig import agent
 from hil.rig.guest import SENSOR_PORT
+from hil.rig.patience import patient
 from hil.rig.qmp import Qmp, QmpError
 
 _PLACES: Final = (Path("/usr/share/OVMF"), Path("/usr/share/AAVMF"), Path("/usr/share/qemu-efi-aarch64"))
@@ -179,10 +180,10 @@ class Machine:
             path.unlink()
         self.agent.close()
         self._tpm_child.start()
-        self._tpm_child.wait_until((self.sockets / "tpm").exists, "swtpm listens", 10.0)
+        self._tpm_child.wait_until((self.sockets / "tpm").exists, "swtpm listens", patient(10.0))
         self._child = Child("qemu", self.command(), self.directory / "qemu.log")
         self._child.start()
-        self._child.wait_until((self.sockets / "qmp").exists, "QEMU listens", 30.0)
+        self._child.wait_until((self.sockets / "qmp").exists, "QEMU listens", patient(30.0))
         self._qmp = Qmp(self.sockets / "qmp")
 
     def cut_power(self) -> None:
@@ -340,7 +341,7 @@ def boots(machine: Machine, *, seconds: float) -> float:
     Raises:
         RigError: it does not, with the end of the console's log.
     """
-    begin = time.monotonic()
+    begin, seconds = time.monotonic(), patient(seconds)
     while time.monotonic() < begin + seconds:
         with contextlib.suppress(agent.AgentError):
             if machine.agent.answers():

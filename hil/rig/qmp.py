@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hil.loopback.children import RigError
+from hil.rig.patience import patient
 
 
 class QmpError(RigError):
@@ -24,7 +25,7 @@ class Qmp:
             QmpError: nobody answers there in time.
         """
         self._path = path
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = timeout_seconds = patient(timeout_seconds)
         self._buffer = b""
         self.events: list[dict[str, Any]] = []
         deadline = time.monotonic() + timeout_seconds
@@ -46,7 +47,7 @@ class Qmp:
         request: dict[str, Any] = {"execute": name}
         if arguments:
             request["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
-        deadline = time.monotonic() + (self._timeout_seconds if seconds is None else seconds)
+        deadline = time.monotonic() + (self._timeout_seconds if seconds is None else patient(seconds))
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             while True:
@@ -72,6 +73,7 @@ class Qmp:
         Raises:
             QmpError: it does not come in time.
         """
+        seconds = patient(seconds)
         deadline = time.monotonic() + seconds
         while True:
             found = next((one for one in self.events if one["event"] == event), None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from hil.loopback.children import RigError
+from hil.rig.patience import factor
 
 if TYPE_CHECKING:
     from hil.rig.rig import Rig
@@ -198,3 +199,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if place and not hasattr(config, "workerinput"):
         environment = str(config.getoption("lg_env", None) or "")
         config.pluginmanager.register(Report(Path(place), environment), "sluice-rig-report")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test as much more time as the rig waits longer."""
+    if (times := factor()) == 1.0:
+        return
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        if limit is not None:
+            item.add_marker(pytest.mark.timeout(limit.args[0] * times), append=False)

@@ -10,6 +10,7 @@ from hil.loopback.children import RigError
 from hil.rig.cloud import Cloud
 from hil.rig.device import Device
 from hil.rig.machine import Machine
+from hil.rig.patience import patient
 from hil.rig.protocols import Role, Scene
 from hil.rig.relay import Quality
 from hil.rig.site import ASK_SECONDS, GATEWAY_ID, Site
@@ -150,7 +151,7 @@ class Rig:
         Raises:
             RigError: it does not happen in time.
         """
-        begin = time.monotonic()
+        begin, seconds = time.monotonic(), patient(seconds)
         while not condition():
             if time.monotonic() > begin + seconds:
                 raise RigError(f"{what}: did not happen within {seconds:.0f} s")

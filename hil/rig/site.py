@@ -17,6 +17,7 @@ from hil.rig.bundles import Kind
 from hil.rig.cloud import Cloud
 from hil.rig.device import Device
 from hil.rig.notes import place
+from hil.rig.patience import patient
 from hil.rig.sensor import RATE_HZ, SensorFeed
 
 GATEWAY_ID: Final = "rig-gateway"
@@ -190,7 +191,7 @@ class Site:
                 self.update_seconds[version] = time.monotonic() - begin
                 self.update_bytes[version] = (told.fetched_bytes, told.full_bytes)
                 return told
-            if time.monotonic() > begin + seconds:
+            if time.monotonic() > begin + patient(seconds):
                 raise RigError(f"the update to {version} came to no end; the device says {told}\n{self.cloud.log()}")
             time.sleep(ASK_SECONDS)
 

@@ -14,6 +14,7 @@ from pexpect import TIMEOUT
 from hil.loopback.children import RigError
 from hil.rig.cloud import Cloud
 from hil.rig.device import GATEWAY, Device
+from hil.rig.patience import patient
 from hil.rig.protocols import LinkProtocol, PlugProtocol, StorageProtocol
 from hil.rig.site import ASK_SECONDS, GATEWAY_ID, Site
 
@@ -195,7 +196,7 @@ class ApplianceStrategy(Strategy):
     def _to_running(self) -> None:
         device = self.device
         device.eventually("systemctl is-active -q gateway.service", "the gateway runs", seconds=_RUN_SECONDS)
-        deadline = time.monotonic() + _RUN_SECONDS
+        deadline = time.monotonic() + patient(_RUN_SECONDS)
         while not self._is_known() or not self._infers():
             if time.monotonic() > deadline:
                 raise RigError(

@@ -1,6 +1,5 @@
 """The virtual board as labgrid sees it: one resource, one driver for all that is done to it, one for commands."""
 
-import contextlib
 import select
 import shutil
 import socket
@@ -23,6 +22,7 @@ from hil.rig.disk import corrupt
 from hil.rig.machine import NIC, Board, Machine, boots
 from hil.rig.notes import Notes, place
 from hil.rig.protocols import LinkProtocol, PlugProtocol, Role, Scene, SnapshotProtocol, StorageProtocol
+from hil.rig.sensor import SensorLine
 
 BOOT_SECONDS: Final = 1800.0
 
@@ -65,7 +65,7 @@ class VirtualBoardDriver(
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self._console: socket.socket | None = None
-        self._sensor: socket.socket | None = None
+        self._sensor: SensorLine | None = None
         self._made: Machine | None = None
         self._plugged: set[str] = set()
         self._noted: Notes | None = None
@@ -198,12 +198,8 @@ class VirtualBoardDriver(
     @Driver.check_active
     def feed(self, line: bytes) -> None:
         if self._sensor is None:
-            self._sensor = socket.socket(socket.AF_UNIX)
-            self._sensor.settimeout(5.0)
-            self._sensor.connect(str(self.machine.sockets / "sensor"))
-        # Nobody reads in the guest: what a serial line does then is to lose it.
-        with contextlib.suppress(TimeoutError):
-            self._sensor.sendall(line + b"\n")
+            self._sensor = SensorLine(self.machine.sockets / "sensor")
+        self._sensor.say(line)
 
     # ---- network -----------------------------------------------------------------------------------
 
@@ -273,13 +269,9 @@ class VirtualBoardDriver(
             raise RigError(f"the rig's script failed in the guest: {answer.err.strip() or answer.out.strip()}")
         return answer.out
 
-    def _hang_up_sensor(self) -> None:
+    def _hang_up(self) -> None:
         if self._sensor is not None:
             self._sensor.close()
-            self._sensor = None
-
-    def _hang_up(self) -> None:
-        self._hang_up_sensor()
         self.close()
 
 

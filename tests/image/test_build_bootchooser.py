@@ -1,6 +1,8 @@
 """The boot-chooser back end against a boot loader that does what systemd-boot does with counters."""
 
+import os
 import re
+import subprocess
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -8,7 +10,11 @@ from types import ModuleType
 
 import pytest
 
+from image.builder import disk
+from image.builder.boards import load
+
 SCRIPT = Path(__file__).parents[2] / "image/overlay/usr/lib/sluice/bootchooser"
+UBOOT = Path(__file__).parents[2] / "image/boards/coral-devboard/overlay/usr/lib/sluice/bootchooser-board"
 
 
 def _module() -> ModuleType:
@@ -86,6 +92,37 @@ def test_an_installed_slot_is_booted_on_trial_and_stays_after_it_is_marked_good(
     assert [machine.boot() for _ in range(5)] == ["b"] * 5
 
 
+def test_a_slot_that_runs_is_called_good_only_after_it_was_marked(machine: Machine) -> None:
+    machine.install("b")
+    assert machine.run("get-state", "b") == (0, "good"), "it can be started"
+    machine.boot()
+    assert machine.run("get-state", "b") == (0, "bad")
+    assert machine.run("get-state", "a") == (0, "good")
+    assert machine.run("get-primary") == (0, "b"), "and is started again while it has tries"
+    machine.run("set-state", "b", "good")
+    assert machine.run("get-state", "b") == (0, "good")
+
+
+def test_the_entry_that_starts_the_device_is_not_written_anew_where_nothing_changes(machine: Machine) -> None:
+    entry = machine.folder / "sluice-a.conf"
+    machine.run("set-state", "a", "good")  # at each boot; the builder's may differ from the script's own
+    before = entry.stat()
+    machine.run("set-state", "a", "good")
+    assert entry.stat().st_ino == before.st_ino
+    entry.write_text("torn")
+    machine.run("set-state", "a", "good")
+    assert "efi /EFI/sluice/a.efi" in entry.read_text()
+
+
+def test_the_entry_of_a_new_device_is_what_the_script_would_write(machine: Machine, tmp_path: Path) -> None:
+    board = load(SCRIPT.parents[4], "uefi-amd64")
+    (tmp_path / "loader.efi").write_bytes(b"")
+    disk.esp_tree(tmp_path / "esp", board, tmp_path / "loader.efi", {}, 0)
+    made = (tmp_path / "esp/loader/entries/sluice-a.conf").read_text()
+    CHOOSER.Entries(machine.esp, 3).write("a", None, 1)
+    assert (machine.folder / "sluice-a.conf").read_text() == made
+
+
 def test_a_slot_that_never_proves_itself_is_left_after_three_boots(machine: Machine) -> None:
     machine.install("b")
     assert [machine.boot() for _ in range(5)] == ["b", "b", "b", "a", "a"]
@@ -128,6 +165,69 @@ def test_going_back_by_hand_needs_no_trial_of_what_was_good(machine: Machine) ->
     machine.run("set-primary", "a")
     assert machine.boot() == "a"
     assert machine.run("on-trial")[0] == 1
+
+
+# ---- U-Boot --------------------------------------------------------------------------------------------
+
+_PRINTENV = """#!/bin/sh
+[ "$1" = -n ] && sed -n "s/^$2=//p" @ | grep .
+"""
+_SETENV = """#!/bin/sh
+put() { sed -i "/^$1=/d" @; echo "$1=$2" >>@; }
+# As libubootenv 0.3 does: a line of a script that has no `=` is left out.
+if [ "$1" = -s ]; then while IFS= read -r line; do case $line in *=*) put "${line%%=*}" "${line#*=}" ;; esac; done
+else put "$1" "$2"; fi
+"""
+
+
+class UBoot:
+    """A board of which U-Boot has the environment, with the two programs that change it stood in for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.cmdline = folder / "environment", folder / "cmdline"
+        self.file.touch()
+        (folder / "bin").mkdir()
+        for name, text in (("fw_printenv", _PRINTENV), ("fw_setenv", _SETENV)):
+            (folder / "bin" / name).write_text(text.replace("@", str(self.file)))
+            (folder / "bin" / name).chmod(0o755)
+        self._environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLUICE_CMDLINE": str(self.cmdline)}
+        self.boot()
+
+    def run(self, *words: str) -> tuple[int, str]:
+        done = subprocess.run([UBOOT, *words], env=self._environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.strip()
+
+    def boot(self) -> str:
+        """Do what boot.cmd does with the environment."""
+        values = {"BOOT_ORDER": "a b", "BOOT_a_LEFT": "99", "BOOT_b_LEFT": "0"}
+        values |= dict(line.split("=", 1) for line in self.file.read_text().splitlines())
+        slot = next(each for each in values["BOOT_ORDER"].split() if int(values[f"BOOT_{each}_LEFT"]) > 0)
+        if values[f"BOOT_{slot}_LEFT"] != "99":
+            values[f"BOOT_{slot}_LEFT"] = str(int(values[f"BOOT_{slot}_LEFT"]) - 1)
+        self.file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+        self.cmdline.write_text(f"quiet rauc.slot={slot} ro\n")
+        return slot
+
+
+def test_on_a_board_with_u_boot_a_slot_is_tried_left_kept_and_chosen_again(tmp_path: Path) -> None:
+    board = UBoot(tmp_path)
+    assert board.run("get-current") == board.run("get-primary") == (0, "a")
+    assert board.run("on-trial")[0] == 1
+    board.run("set-state", "b", "bad")
+    board.run("set-primary", "b")
+    assert board.run("get-primary") == (0, "b")
+    assert [board.boot() for _ in range(4)] == ["b", "b", "b", "a"]
+    assert board.run("get-state", "b") == (0, "bad")
+    board.run("set-primary", "b")
+    assert board.boot() == "b"
+    assert board.run("on-trial")[0] == 0
+    assert board.run("get-state", "b") == (0, "bad"), "it runs, and was not marked yet"
+    board.run("set-state", "b", "good")
+    assert board.run("get-state", "b") == (0, "good")
+    assert [board.boot() for _ in range(5)] == ["b"] * 5
+    board.run("set-primary", "a")
+    assert board.boot() == "a"
+    assert board.run("on-trial")[0] == 1, "what was good needs no trial"
 
 
 @pytest.mark.parametrize("words", [(), ("get-state",), ("get-state", "c"), ("set-state", "a", "fine"), ("erase",)])

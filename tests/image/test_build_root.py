@@ -208,10 +208,11 @@ def test_a_bundle_says_what_devices_and_bridge_ask_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "taken"),
-    [("1.2.0", True), ("1.10.0", True), ("2.0", True), ("1.1.9", False), ("nonsense", False), (None, False)],
+    ("version", "status"),
+    [("1.2.0", 0), ("1.10.0", 0), ("2.0", 0), ("1.1.9", 20), ("nonsense", 21), (None, 21)],
 )
-def test_a_device_takes_no_bundle_below_its_floor(version: str | None, taken: bool, tmp_path: Path) -> None:
+def test_a_device_takes_no_bundle_below_its_floor(version: str | None, status: int, tmp_path: Path) -> None:
+    """RAUC passes the exit status on; what the gateway makes of it: tests/gateway/osupdate/test_rauc.py."""
     release = tmp_path / "release.json"
     release.write_text(json.dumps(RELEASE.document(BOARD)))
     script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
@@ -221,8 +222,24 @@ def test_a_device_takes_no_bundle_below_its_floor(version: str | None, taken: bo
     if version is not None:
         environment["RAUC_META_SLUICE_VERSION"] = version
     done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode == 0) == taken
-    assert taken or "not installed" in done.stderr
+    assert done.returncode == status, done.stderr
+    assert not status or "not installed" in done.stderr
+
+
+@pytest.mark.parametrize(("state", "status"), [("good", 0), ("bad", 22), ("", 0)])
+def test_nothing_is_installed_over_the_last_good_slot_while_the_running_one_is_on_trial(
+    state: str, status: int, tmp_path: Path
+) -> None:
+    release, chooser, own = tmp_path / "release.json", tmp_path / "bootchooser", tmp_path / "pre-install"
+    release.write_text(json.dumps(RELEASE.document(BOARD)))
+    chooser.write_text(f'#!/bin/sh\n[ "$*" = "get-state b" ] && echo {state}\n')
+    chooser.chmod(0o755)
+    script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
+    own.write_text(script.replace("/usr/lib/sluice/", f"{tmp_path}/"))
+    environment = {**os.environ, "RAUC_META_SLUICE_VERSION": "1.5.0", "RAUC_CURRENT_BOOTNAME": "b"}
+    done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert ("not been marked good" in done.stderr) is (status != 0)
 
 
 def test_a_script_for_u_boot_carries_both_checksums() -> None:

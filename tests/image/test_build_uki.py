@@ -2,12 +2,16 @@
 
 import hashlib
 import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from gateway.vault import policy
-from image.builder import uki
+from image.builder import initrd, uki
+from image.builder.chroot import Tree
 from image.builder.errors import BuildError
+from image.builder.progress import Progress
 
 
 def pe(contents: dict[str, bytes]) -> bytes:
@@ -59,6 +63,31 @@ def test_the_signatures_in_the_image_do_not_change_what_they_sign() -> None:
 
 def test_each_phase_has_a_register_of_its_own_so_a_shell_in_the_initrd_is_not_the_gateway() -> None:
     assert len({uki.pcr11(PARTS, phase) for phase in uki.PHASES}) == len(uki.PHASES)
+
+
+class Heard(Progress):
+    """Runs nothing, and keeps what would have been run."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(log)
+        self.commands: list[list[str]] = []
+
+    def run(self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        self.commands.append([str(word) for word in argv])
+
+
+def test_the_initrd_measures_its_own_phase_without_which_the_disk_opens_in_none(tmp_path: Path) -> None:
+    signed = {uki.pcr11(PARTS, phase) for phase in uki.PHASES}
+    unmeasured = (":".join(phase.split(":")[1:]) for phase in uki.PHASES if ":" in phase)
+    assert signed.isdisjoint(uki.pcr11(PARTS, phase) for phase in unmeasured), "the control"
+    modules = tmp_path / "root/usr/lib/dracut/modules.d"
+    for name in ("00systemd", "01systemd-pcrphase", "98systemd-cryptsetup"):
+        (modules / name).mkdir(parents=True)
+    heard = Heard(tmp_path / "log")
+    initrd.build(tmp_path / "root", "6.12", tmp_path / "initrd", 0, Tree(tmp_path / "tools", heard))
+    (dracut,) = [words for words in heard.commands if "dracut" in words]
+    assert "systemd-pcrphase" in dracut[dracut.index("--add") + 1].split()
+    assert "systemd-pcrphase" not in dracut[dracut.index("--omit") + 1].split()
 
 
 def test_the_policy_is_the_one_that_the_vault_computes() -> None:

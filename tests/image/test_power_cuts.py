@@ -19,6 +19,7 @@ from hil.loopback.children import RigError
 from hil.rig.device import Device
 from hil.rig.luks import Volume, decrypt, volume
 from hil.rig.machine import Machine, boots, tail
+from hil.rig.patience import patient
 from hil.rig.writes import VolatileDisk, written_operations
 from tests.chaos.storage.cuts import mounted
 from tests.image.conftest import BOOT_SECONDS, FirstBoot, device_of
@@ -72,7 +73,7 @@ def test_power_cuts_during_the_first_boot_leave_a_device_that_boots(
 
 def wait_for_writes(machine: Machine, moment: int) -> int:
     """Wait until the guest has written so often, or its boot is finished; returns how often it has."""
-    deadline = time.monotonic() + BOOT_SECONDS
+    deadline = time.monotonic() + patient(BOOT_SECONDS)
     looks = 0
     while (told := written_operations(machine)) < moment:
         looks += 1
@@ -182,7 +183,7 @@ def test_no_record_that_was_acknowledged_is_lost_with_the_power(
         produce(device, name)
     # What was promised first, then the length of the log: what was promised is on the disk within that length.
     moments: list[tuple[dict[str, Promises], int]] = []
-    deadline = time.monotonic() + BOOT_SECONDS
+    deadline = time.monotonic() + patient(BOOT_SECONDS)
     while not moments or any(len(each.records) < ENOUGH for each in moments[-1][0].values()):
         if time.monotonic() > deadline:
             raise RigError(f"nothing is stored: {device.journal('-u', 'rig-kept', '-u', 'rig-careless')}")

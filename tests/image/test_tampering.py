@@ -11,6 +11,7 @@ from hil.rig.device import Device
 from hil.rig.disk import find, middle_of, partitions
 from hil.rig.flips import flip_below
 from hil.rig.machine import Machine, boots, tail
+from hil.rig.patience import patient
 from tests.image.conftest import BOOT_SECONDS, DISK, device_of
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
@@ -46,6 +47,7 @@ def read(device: Device, block: int) -> bool:
 
 def said(machine: Machine, pattern: str, *, since: int, seconds: float) -> str:
     """Wait until the console says something; returns it. since: how much it had said before, in characters."""
+    seconds = patient(seconds)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         text = machine.console_log.read_text(errors="replace")[since:]

@@ -24,7 +24,9 @@ class Machine:
     """The device. Everything lies in `directory`, so that the program sees what the test sets.
 
     Knobs: `set(stream_fails=2)`: so many installations over HTTP fail as RAUC 1.13 does after a boot; `install_fails`;
-    `denied`: D-Bus refuses; `silent_seconds`: an installation says nothing for so long before it goes on; `busy`.
+    `denied`: D-Bus refuses; `silent_seconds`: an installation says nothing for so long before it goes on; `busy`;
+    `good_on_trial`: the boot loader calls a slot that runs good before it was marked, as back ends of others do;
+    `unreadable`: so many looks at a bundle find that the medium gives nothing; `refused_by_handler`: an exit status.
     """
 
     directory: Path
@@ -166,6 +168,7 @@ def _status(machine: Machine) -> dict[str, Any]:
     state = machine.state
     slots = []
     for number, (name, slot) in enumerate(state["slots"].items()):
+        on_trial = name == state["booted"] and not slot.get("blessed", True) and not state.get("good_on_trial")
         status: dict[str, Any] = {}
         if slot["recorded"]:
             status = {
@@ -184,7 +187,7 @@ def _status(machine: Machine) -> dict[str, Any]:
                     "state": "booted" if name == state["booted"] else "inactive",
                     "parent": None,
                     "mountpoint": "/" if name == state["booted"] else None,
-                    "boot_status": "good" if slot["good"] else "bad",
+                    "boot_status": "good" if slot["good"] and not on_trial else "bad",
                     "slot_status": status,
                 }
             }
@@ -204,7 +207,7 @@ def _read(source: str, machine: Machine, *, whole: bool) -> bytes:
         try:
             return Path(source).read_bytes()
         except OSError as error:
-            raise _FailedError(f"Failed to open bundle file {source}: {error.strerror}") from error
+            raise _FailedError(f"No such file: {source}") from error
     try:
         size = _part(source, "0-3")[1]
         tail = _part(source, f"{size - 8}-{size - 1}")[0]
@@ -238,6 +241,12 @@ def _part(url: str, span: str) -> tuple[bytes, int]:
 
 
 def _opened(source: str, machine: Machine, *, whole: bool) -> tuple[configparser.ConfigParser, bytes]:
+    if (left := machine.state.get("unreadable", 0)) > 0:
+        machine.set(unreadable=left - 1)
+        raise _FailedError(
+            "Invalid bundle format: Failed to read signature size from bundle: Error reading from file: "
+            "Input/output error"
+        )
     content = _read(source, machine, whole=whole)
     size = int.from_bytes(content[-8:], "big")
     if len(content) < 8 or not 0 < size < len(content) - 8:
@@ -290,6 +299,10 @@ def _install(source: str, machine: Machine) -> None:
         wrong = manifest["update"]["compatible"]
         raise _FailedError(
             f"LastError: Compatible mismatch: Expected '{state['compatible']}' but bundle manifest has '{wrong}'"
+        )
+    if state.get("refused_by_handler"):
+        raise _FailedError(
+            f"LastError: Pre-install handler error: Child process exited with code {state['refused_by_handler']}"
         )
     other = _other(state["booted"])
     slots = state["slots"]

@@ -59,7 +59,7 @@ class Vendor:
 
 @dataclass
 class Device:
-    """Knobs: `settings`, `window_open`, `flushed`, `counter`, `approval`, `restarts_work`, `way`."""
+    """Knobs: `settings`, `window_open`, `flushed`, `counter`, `approval`, `outgrown`, `restarts_work`, `way`."""
 
     directory: Path
     vendor: Vendor
@@ -70,6 +70,7 @@ class Device:
     flushed: bool = True
     counter: int | None = None
     approval: str = ""
+    outgrown: dict[str, str] = field(default_factory=dict)  # by slot
     restarts_work: bool = True
     way: Way | None = None
     meter: Spend = field(default_factory=Unmetered)
@@ -129,6 +130,7 @@ class Device:
                 window_open=lambda: self.window_open,
                 counter=lambda: self.counter,
                 approval=lambda _slot, _pcr11: self.approval,
+                outgrown=lambda slot: self.outgrown.get(slot, ""),
                 connects=lambda: 1,
                 note=lambda code, _severity, words: self.notes.append((code, words)),
                 metrics=OsMetrics(self.registry),

@@ -1,12 +1,17 @@
 """An update of the system from the wish to the last word, over a simulated RAUC and a real repository."""
 
+from collections.abc import Generator
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import pytest
 
 from gateway.config import Os
 from gateway.osupdate.errors import OsUpdateError
 from gateway.osupdate.journal import Stage, reach
+from gateway.ota.errors import UnreachableError
+from gateway.ota.ways import DirectoryWay
 from tests.gateway.osupdate.rig import COMPATIBLE, Device, Vendor
 from tests.simulators.os_bundle import Signer
 
@@ -39,6 +44,56 @@ def test_an_assigned_image_is_installed_started_and_kept_once_it_was_marked_good
     for _ in range(3):
         device.tick()
     assert device.told.fetched_bytes == cost, "what it has cost goes on being told"
+
+
+@pytest.mark.parametrize("good_on_trial", [False, True], ids=["as the appliance's boot chooser tells it", "control"])
+def test_a_system_that_was_found_healthy_and_not_marked_good_is_still_on_trial(
+    device: Device, vendor: Vendor, *, good_on_trial: bool
+) -> None:
+    """Marking may fail, and a slot without its mark is left by the boots to come. The control tells so too early."""
+    device.machine.set(good_on_trial=good_on_trial)
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.install()
+    device.restart()
+    device.tick()
+    device.machine.report(device.health_file)
+    for _ in range(5):
+        device.tick()
+    assert device.told is not None
+    assert device.phase == ("running" if good_on_trial else "trial")
+    if good_on_trial:
+        return
+    assert "not marked good" in device.told.reason
+    device.machine.bless()
+    device.tick()
+    assert device.phase == "running"
+
+
+@pytest.mark.parametrize("fate", ["kept", "left"])
+def test_another_image_that_is_wanted_during_a_trial_does_not_go_over_the_last_good_one(
+    device: Device, vendor: Vendor, fate: str
+) -> None:
+    vendor.publish("1.1.0")
+    vendor.publish("1.2.0")
+    device.want("1.1.0")
+    device.install()
+    device.restart()
+    device.tick()
+    assert device.phase == "trial"
+    device.want("1.2.0")
+    device.until(lambda: device.told is not None and device.told.code == "trial")
+    for _ in range(10):
+        device.tick()
+    assert device.machine.state["slots"]["a"]["version"] == "1.0.0"
+    if fate == "kept":
+        device.machine.bless(device.health_file)
+    else:
+        device.machine.give_up()
+        assert device.restart() == "a"
+    device.update()
+    assert device.machine.version == "1.2.0"
+    assert device.machine.state["slots"]["a" if fate == "kept" else "b"]["version"] == "1.2.0"
 
 
 def test_the_device_is_restarted_only_in_a_window_and_with_an_empty_outbox(device: Device, vendor: Vendor) -> None:
@@ -222,6 +277,29 @@ def test_an_image_whose_floor_is_above_the_old_one_stays_when_it_is_taken_back(d
     assert device.machine.version == "1.1.0"
 
 
+def test_an_image_stays_when_the_one_before_it_could_not_open_the_vault_any_more(
+    device: Device, vendor: Vendor
+) -> None:
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.update()
+    device.outgrown = {"a": "the image in slot a gets the vault's key up to counter 1; this device is at 2"}
+    device.want("1.0.0")
+    device.until(lambda: device.phase == "refused")
+    assert device.told is not None
+    assert device.told.code == "floor"
+    assert "counter 1" in device.told.reason
+    assert device.machine.version == "1.1.0"
+    # Where it can still open it, it is started: the control.
+    device.outgrown = {}
+    device.want("1.1.0")
+    device.update()
+    device.agent._journal.change(lambda book: msgspec.structs.replace(book, blocked=()))
+    device.want("1.0.0")
+    device.update()
+    assert device.machine.version == "1.0.0"
+
+
 def test_a_rollout_that_is_given_up_during_the_download_is_not_carried_on(device: Device, vendor: Vendor) -> None:
     device.want("1.1.0")  # not published: it waits
     device.tick()
@@ -232,6 +310,39 @@ def test_a_rollout_that_is_given_up_during_the_download_is_not_carried_on(device
     device.tick()
     assert device.book.job is None
     assert device.story[-1] == "withdrawn"
+
+
+class SilentWay(DirectoryWay):
+    """A repository that does not answer while it is told not to."""
+
+    is_silent = False
+
+    def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+        if self.is_silent:
+            raise UnreachableError("nobody answers")
+        return super().read(path, offset, limit)
+
+
+def test_a_release_that_is_newer_than_the_list_is_waited_for_and_not_refused_while_the_repository_is_silent(
+    device: Device, vendor: Vendor
+) -> None:
+    """Control: where the repository answers, and does not offer it, that is told (the test before)."""
+    way = SilentWay(Path(vendor.site.settings.url))
+    device.way = way
+    device.start()
+    vendor.publish("1.0.1")
+    device.want("1.0.1")
+    device.install()  # the device has a list
+    device.want(None)
+    device.tick()
+    way.is_silent = True
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.tick()
+    assert device.told is not None
+    assert (device.told.phase, device.told.code) == ("waiting", "unreachable")
+    way.is_silent = False
+    device.until(lambda: device.story.count("installed") == 2, seconds=100.0)
 
 
 def test_a_twin_that_is_handed_over_again_changes_nothing(device: Device, vendor: Vendor) -> None:
@@ -309,6 +420,107 @@ def test_a_bundle_on_a_stick_is_offered_or_installed_as_configured(tmp_path: Pat
     (media / "stick" / "image.raucb").unlink()
     device.tick()
     assert device.book.offered is None
+
+
+def with_stick(directory: Path, vendor: Vendor, what: Literal["offer", "install"]) -> tuple[Device, Path]:
+    """Return a device, and the folder of a stick that has a newer image."""
+    stick = directory / "media" / "stick"
+    stick.mkdir(parents=True)
+    device = Device(directory / "device", vendor, settings=Os(media=what, media_directories=[stick.parent]))
+    vendor.build("1.2.0").rename(stick / "image.raucb")
+    return device, stick
+
+
+def test_a_bundle_that_was_on_offer_before_it_was_allowed_is_installed_from_then_on(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, _ = with_stick(tmp_path, vendor, "offer")
+    device.tick()
+    assert device.book.offered is not None
+    assert device.book.job is None
+    device.settings = Os(media="install", media_directories=device.settings.media_directories)
+    device.start()
+    device.tick()
+    assert device.book.job is not None
+    assert device.book.job.origin == "medium"
+
+
+def test_a_bundle_on_a_stick_that_came_during_another_update_is_installed_after_it(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, _ = with_stick(tmp_path, vendor, "install")
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.tick()
+    assert device.book.offered is not None
+    assert device.book.job is not None
+    assert device.book.job.origin == "cloud"
+    device.want(None)
+    device.update()
+    device.update()
+    assert device.machine.version == "1.2.0"
+
+
+def test_a_stick_that_stays_plugged_in_does_not_undo_for_ever_what_the_bridge_wants(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, _ = with_stick(tmp_path, vendor, "install")
+    device.update()
+    assert device.machine.version == "1.2.0"
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    for _ in range(3):
+        device.update()
+    assert device.machine.version == "1.1.0"
+    assert device.book.offered is not None
+    assert device.story.count("started") == 2
+
+
+def test_what_a_person_has_taken_back_from_a_stick_is_not_begun_again_while_it_is_plugged_in(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, _ = with_stick(tmp_path, vendor, "install")
+    device.window_open = False
+    device.until(lambda: device.told is not None and device.told.code == "window")
+    device.agent.cancel()
+    device.until(lambda: device.book.job is None)
+    device.start()
+    for _ in range(5):
+        device.tick()
+    assert device.book.job is None
+    assert device.book.offered is not None, "a person may still have it installed"
+
+
+def test_a_stick_that_was_pulled_out_too_early_is_taken_when_it_is_back(tmp_path: Path, vendor: Vendor) -> None:
+    device, stick = with_stick(tmp_path, vendor, "install")
+    device.machine.set(busy=True)
+    device.until(lambda: device.told is not None and device.told.code == "busy")
+    away = (stick / "image.raucb").rename(tmp_path / "image.raucb")
+    device.machine.set(busy=False)
+    device.until(lambda: device.book.job is None, seconds=200.0)
+    assert device.story[-1] == "given-up"
+    away.rename(stick / "image.raucb")
+    device.update()
+    assert device.machine.version == "1.2.0"
+
+
+def test_a_stick_that_gives_nothing_at_first_is_looked_at_again(tmp_path: Path, vendor: Vendor) -> None:
+    device, _ = with_stick(tmp_path, vendor, "offer")
+    device.machine.set(unreadable=2)
+    device.tick()
+    assert device.book.offered is None
+    assert device.book.blocked == ()
+    device.until(lambda: device.book.offered is not None, most=5)
+
+
+def test_what_the_handler_of_the_image_refuses_is_refused_with_its_meaning(device: Device, vendor: Vendor) -> None:
+    file = vendor.build("1.1.0")
+    device.machine.set(refused_by_handler=20)
+    device.agent.install(str(file), COMPATIBLE, "1.1.0")
+    device.until(lambda: device.phase == "refused")
+    assert device.told is not None
+    assert device.told.code == "floor"
+    assert "journalctl -u rauc" in device.told.reason
 
 
 def test_an_approval_that_is_not_there_is_told(device: Device, vendor: Vendor) -> None:
@@ -407,6 +619,12 @@ def test_a_stick_that_is_pulled_before_it_was_installed_blocks_nothing(device: D
     device.until(lambda: device.book.job is None, seconds=60.0)
     assert device.story[-1] == "given-up"
     assert device.book.is_blocked(COMPATIBLE, "1.1.0") is None
+
+
+def test_a_bundle_where_the_service_does_not_see_it_is_given_up_with_the_remedy(device: Device) -> None:
+    device.agent.install("/root/image.raucb", COMPATIBLE, "1.1.0")
+    device.until(lambda: "given-up" in device.story, seconds=60.0)
+    assert "put it on a medium, or below /data" in dict(device.notes)["os_given_up"]
 
 
 def test_a_person_takes_back_what_a_person_has_installed(device: Device, vendor: Vendor) -> None:

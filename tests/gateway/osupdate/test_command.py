@@ -87,6 +87,20 @@ def test_a_bundle_that_must_not_be_installed_is_refused_with_the_reason(
     assert machine.state["primary"] == "a"
 
 
+def test_nothing_is_installed_over_the_last_good_slot_while_the_running_one_is_on_trial(
+    config: Path, machine: Machine, tmp_path: Path
+) -> None:
+    file = bundle(tmp_path / "b.raucb", SIGNER, version="1.1.0")
+    slots = machine.state["slots"]
+    machine.set(slots=slots | {"a": slots["a"] | {"blessed": False}})
+    refused = run(config, "install", str(file))
+    assert refused.exit_code == 1
+    assert "rauc status mark-good booted" in refused.output
+    assert machine.state["primary"] == "a"
+    machine.bless()
+    assert run(config, "install", str(file)).exit_code == 0
+
+
 def test_a_bundle_is_checked_without_being_installed(config: Path, machine: Machine, tmp_path: Path) -> None:
     file = bundle(tmp_path / "b.raucb", SIGNER, version="1.1.0")
     assert "can be installed" in run(config, "check", str(file)).output

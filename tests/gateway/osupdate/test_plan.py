@@ -44,6 +44,7 @@ def health(verdict: str, *reasons: str, boot: str = "2", version: str = "1.1.0",
         (at("wanted"), OLD, Bring()),
         (at("ready"), OLD, Install()),
         (at("installing"), OLD, Install()),
+        (at("ready"), replace(OLD, running=replace(A, good=None)), Install()),  # a boot loader that does not say
         (at("installing"), NEW, Started()),
         (at("installed"), NEW, Started()),
         (at("restarting"), NEW, Started()),
@@ -52,6 +53,13 @@ def health(verdict: str, *reasons: str, boot: str = "2", version: str = "1.1.0",
 )
 def test_each_stage_leads_to_the_next(job: Job, seen: Seen, expected: object) -> None:
     assert next_step(job, seen) == expected
+
+
+@pytest.mark.parametrize("stage", ["ready", "installing"])
+def test_nothing_goes_over_the_last_good_system_while_what_runs_is_on_trial(stage: str) -> None:
+    held = next_step(at(stage, version="1.2.0"), replace(OLD, running=replace(A, good=False)))
+    assert isinstance(held, Hold)
+    assert held.code == "trial"
 
 
 def test_a_restart_is_held_by_a_window_first_and_then_by_the_outbox() -> None:

@@ -19,9 +19,24 @@ REAL = shutil.which("rauc")
     [
         ("signature verification failed: Verify error: self-signed certificate", errors.BadSignatureError),
         ("LastError: Compatible mismatch: Expected 'a' but bundle manifest has 'b'", errors.IncompatibleError),
+        ("LastError: Pre-install handler error: Child process exited with code 20", errors.BelowFloorError),
+        ("LastError: Pre-install handler error: Child process exited with code 21", errors.NotAsAnnouncedError),
+        ("LastError: Pre-install handler error: Child process exited with code 22", errors.OnTrialError),
+        ("LastError: Pre-install handler error: Child process exited with code 1", errors.InstallFailedError),
         (
-            "sluice: not installed: version 0.9.0 is below the floor 1.0.0 of the running release",
+            "LastError: Version mismatch: Expected at least '1.0.0' but bundle manifest has '0.9.0'",
             errors.BelowFloorError,
+        ),
+        ("LastError: Invalid bundle format: Signature size is 0", errors.BadSignatureError),
+        (
+            "Invalid bundle format: Failed to read signature size from bundle: Error reading from file: "
+            "Input/output error",
+            errors.InstallFailedError,
+        ),
+        (
+            "Invalid bundle format: Failed to open bundle for reading: Error opening file /run/media/sda/signature size"
+            ".raucb: No such file or directory",
+            errors.InstallFailedError,
         ),
         (
             "Failed to load dm table: Argument list too long, verity: Hash device is too small",
@@ -36,9 +51,11 @@ REAL = shutil.which("rauc")
     ],
 )
 def test_words_of_rauc_become_the_error_that_says_who_can_act(words: str, kind: type[Exception]) -> None:
-    error = meaning_of(f"installing\n 20% Determining slot states\n{words}", errors.InstallFailedError)
+    noise = "rauc-Message: 01:28:23.658: Using system config file /etc/rauc/system.conf"
+    error = meaning_of(f"{noise}\ninstalling\n 20% Determining slot states\n{words}", errors.InstallFailedError)
     assert type(error) is kind
     assert "20%" not in str(error)
+    assert "system.conf" not in str(error)
 
 
 def test_an_answer_that_is_none_is_an_error_and_not_a_crash() -> None:
