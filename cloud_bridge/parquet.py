@@ -8,11 +8,13 @@ from typing import IO, Any, Final
 import msgspec
 
 from cloud_bridge.errors import TransferError
-from cloud_bridge.transfer import CHUNK_RECORDS
+from cloud_bridge.transfer import in_chunks
 
 _MAGIC: Final = b"PAR1"
 _NEEDED: Final = ("gateway", "epoch", "class", "seq", "kind", "recorded_at", "body")
 _OPTIONAL: Final = ("blob",)
+_AT_ONCE: Final = 50
+"""Rows that are unpacked at once; each may hold a picture."""
 
 
 def is_parquet(source: IO[bytes]) -> bool:
@@ -26,6 +28,10 @@ def parquet_lines(source: IO[bytes]) -> Iterator[list[bytes]]:
     Raises:
         TransferError: pyarrow is not installed, the file was cut short or damaged, or has other columns.
     """
+    return in_chunks(_lines_of(source))
+
+
+def _lines_of(source: IO[bytes]) -> Iterator[bytes]:
     try:
         import pyarrow as pa  # noqa: PLC0415  # large, and needed by Parquet alone
         import pyarrow.parquet as pq  # noqa: PLC0415
@@ -41,13 +47,11 @@ def parquet_lines(source: IO[bytes]) -> Iterator[list[bytes]]:
             if missing:
                 raise TransferError(f"{name}: no column {', '.join(missing)}; this is no file of records")
             columns = [column for column in (*_NEEDED, *_OPTIONAL) if column in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=CHUNK_RECORDS, columns=columns):
+            for batch in file.iter_batches(batch_size=_AT_ONCE, columns=columns):
                 times = batch.column("recorded_at").cast(pa.timestamp("ns", tz="UTC")).cast(pa.int64())
                 rows = batch.drop_columns(["recorded_at"]).to_pylist()
-                yield [
-                    encoder.encode(_line(row, at_ns)) + b"\n"
-                    for row, at_ns in zip(rows, times.to_pylist(), strict=True)
-                ]
+                for row, at_ns in zip(rows, times.to_pylist(), strict=True):
+                    yield encoder.encode(_line(row, at_ns)) + b"\n"
     except (pa.ArrowException, OSError) as error:
         raise TransferError(
             f"{name}: cannot be read to its end ({error}): the copy was cut short or damaged; copy it again from the "

@@ -1,7 +1,8 @@
 """Keeps the store in shape on schedule: rolls up, removes what is old, and measures.
 
 Everything goes in slices, so that ingest never waits long, and what a slice has done is committed with it: a bridge
-that is stopped or killed between two goes on where it was.
+that is stopped or killed between two goes on where it was. What is old goes by a time that a wrong clock does not reach
+at once; see `cloud_bridge.believing`.
 """
 
 import threading
@@ -13,6 +14,7 @@ from typing import Final
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from cloud_bridge.believing import Belief, believe
 from cloud_bridge.config import Retention as Settings
 from cloud_bridge.config import Rollups
 from cloud_bridge.errors import BridgeError
@@ -20,6 +22,7 @@ from cloud_bridge.metrics import Metrics
 from cloud_bridge.store.base import Limits, Rolled, Store, Swept
 from cloud_bridge.store.rolling import DAY_SECONDS, HOUR_SECONDS
 from cloud_bridge.values import Stream
+from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
 
@@ -41,12 +44,17 @@ class Retention:
         rollups: Rollups | None = None,
         *,
         wall_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._store = store
         self._settings = settings
         self._rollups = rollups or Rollups(enabled=False)
         self._metrics = metrics
         self._wall_ns = wall_ns
+        self._monotonic_ns = monotonic_ns
+        self._believed: Belief | None = None  # not asked for yet
+        self._believed_at_ns = 0  # monotonic
+        self._doubts = False
         self._stopping = threading.Event()
         self._failing: set[str] = set()
         self._scheduler = BackgroundScheduler(timezone="UTC")
@@ -76,8 +84,9 @@ class Retention:
         total = Swept()
         try:
             self._store.tidy()
+            limits = self._limits(self._due_ns())
             while not self._stopping.is_set():
-                swept = self._store.sweep(self._limits(), self._settings.slice_rows)
+                swept = self._store.sweep(limits, self._settings.slice_rows)
                 self._count(swept)
                 total += swept
                 if swept.total == 0:
@@ -144,9 +153,37 @@ class Retention:
                 self._metrics.mark_age.labels(name).set(max(0, now_ns - at_ns) / _NS_PER_SECOND)
             self._metrics.beyond_holes.labels(name).set(beyond[name])
 
-    def _limits(self) -> Limits:
-        now_ns = self._wall_ns()
+    def _due_ns(self) -> int:
+        """Return the time by which something is due, and keep it for the next start.
 
+        Raises:
+            StoreError: the store is away.
+        """
+        wall_ns, now_ns = self._wall_ns(), self._monotonic_ns()
+        if self._believed is None:
+            self._believed = believe(self._store.believed(), 0, wall_ns)
+        else:
+            self._believed = believe(self._believed, now_ns - self._believed_at_ns, wall_ns)
+        self._believed_at_ns = now_ns
+        self._store.keep_belief(self._believed)
+        self._tell_of_doubts(self._believed, wall_ns)
+        return self._believed.due_ns(wall_ns)
+
+    def _tell_of_doubts(self, believed: Belief, wall_ns: int) -> None:
+        doubts = believed.doubted_since_ns is not None
+        if doubts and not self._doubts:
+            log.warning(
+                "clock_not_believed",
+                clock=rfc3339(wall_ns),
+                expected=rfc3339(believed.at_ns),
+                consequence="what is old goes by the earlier of the two until the clock has stood for a day",
+                remedy="set the clock, if it is wrong",
+            )
+        elif self._doubts and not doubts:
+            log.info("clock_believed_again", clock=rfc3339(wall_ns))
+        self._doubts = doubts
+
+    def _limits(self, now_ns: int) -> Limits:
         def before_ns(days: float) -> int:
             return now_ns - int(days * _NS_PER_DAY)
 

@@ -7,7 +7,6 @@ them.
 """
 
 import binascii
-import itertools
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,8 +25,12 @@ from gateway.wire.messages import Epoch, Record, RecordClass
 from gateway.wire.plain import exact_json, plain_json
 
 CHUNK_RECORDS: Final = 500
+CHUNK_BYTES: Final = 8 * 1024 * 1024
+"""What is imported at once, in one question to a running bridge: pictures are large, and none has to be alone."""
 MAX_LINE_BYTES: Final = 32 * 1024 * 1024
-_PAGE: Final = 1000
+_PAGES: Final = (10, 500)
+"""Records that are read at once: the first time, and at most."""
+_PAGE_BYTES: Final = 8 * 1024 * 1024
 
 GatewayName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,63}$")]
 
@@ -92,13 +95,25 @@ def read_lines(lines: Iterable[bytes], gateway: str | None, *, first_line: int =
 
 
 def chunks(file: IO[bytes]) -> Iterator[list[bytes]]:
-    """Cut a file into lists of lines.
+    """Cut a file into lists of lines, as `in_chunks` does.
 
     Raises:
         TransferError: a line is longer than any record.
     """
-    lines = _lines(file)
-    while chunk := list(itertools.islice(lines, CHUNK_RECORDS)):
+    return in_chunks(_lines(file))
+
+
+def in_chunks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Gather lines: at most `CHUNK_RECORDS`, and `CHUNK_BYTES` unless one alone is more."""
+    chunk: list[bytes] = []
+    size = 0
+    for line in lines:
+        if chunk and (len(chunk) == CHUNK_RECORDS or size + len(line) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(line)
+        size += len(line)
+    if chunk:
         yield chunk
 
 
@@ -151,9 +166,13 @@ def as_line(record: StoredRecord) -> bytes:
 def everything(store: Reader, wanted: RecordFilter) -> Iterator[list[StoredRecord]]:
     """Read all records that are wanted, page by page, in the order of receipt."""
     after_id = wanted.after_id or 0
-    while page := store.records(replace(wanted, after_id=after_id), limit=_PAGE, with_blobs=True):
+    limit, most = _PAGES
+    while page := store.records(replace(wanted, after_id=after_id), limit=limit, with_blobs=True):
         yield page
         after_id = page[-1].id
+        # As many as fit into the memory of a small machine, if those that follow are like these.
+        size = sum(len(record.body) + len(record.blob) for record in page)
+        limit = max(1, min(most, 2 * len(page), _PAGE_BYTES * len(page) // max(size, 1)))
 
 
 def export_ndjson(store: Reader, wanted: RecordFilter, out: IO[bytes], *, at: str) -> int:

@@ -63,6 +63,7 @@ REASONS: Final = (
 class DeadLetter:
     """Something received that could not be used, kept for a person. `payload` may be the first part alone.
 
+    In a list it is a shorter part still, and `kept_bytes` says how much of it is in the store: payloads may be large.
     `sender` is the gateway and the class of a message of records of which nothing could be used. `retained`: a broker
     hands it over at each connection, so that it says nothing to come again.
     """
@@ -76,11 +77,13 @@ class DeadLetter:
     seq: int | None = None
     sender: tuple[str, str] | None = None
     retained: bool = field(default=False, compare=False)
+    kept_bytes: int | None = field(default=None, compare=False)
 
     @property
     def is_custody(self) -> bool:
         """Whether its sender may let the records in it go: they are in here, whole, and nowhere else."""
-        return self.sender is not None and len(self.payload) == self.payload_bytes
+        kept_bytes = len(self.payload) if self.kept_bytes is None else self.kept_bytes
+        return self.sender is not None and kept_bytes == self.payload_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from cloud_bridge.control import Question
 from cloud_bridge.cursors import cursor_of
 from cloud_bridge.values import REASONS, LetterPlace, StoredLetter
 
-_PAGE = 100  # payloads may be large
+_PAGE = 100
 
 
 @click.group()
@@ -55,11 +55,11 @@ def list_(
     """List dead letters, the latest first."""
     with Place(file, store_url).reader() as store:
         found = store.dead_letters(since_ns=since, until_ns=until, limit=limit + 1, **options)
-    for stored in found[:limit]:
-        if as_json:
-            put(letter_plain(stored))
-        else:
-            say_line(letter_line(stored))
+        for stored in found[:limit]:
+            if as_json:  # one after the other: payloads may be large
+                put(letter_plain(store.dead_letter(stored.id) or stored))
+            else:
+                say_line(letter_line(stored))
     if len(found) > limit:
         tell_more(cursor_of(found[limit - 1].place))
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypedDict, Unpack
 
+from cloud_bridge.believing import Belief
 from cloud_bridge.values import (
     Counts,
     Gap,
@@ -186,7 +187,7 @@ class ConsoleReader(Protocol):
         ...
 
     def dead_letters(self, *, limit: int = 100, **wanted: Unpack[LetterFilter]) -> list[StoredLetter]:
-        """Return dead letters, the latest first; page on with the `place` of the last one."""
+        """Return dead letters, the latest first, with the beginning of each payload; page on with the last `place`."""
         ...
 
     def rollups(self, wanted: RollupFilter, *, limit: int = 1000) -> list[Rollup]:
@@ -220,7 +221,7 @@ class Reader(ConsoleReader, Protocol):
         ...
 
     def dead_letter(self, letter_id: int) -> StoredLetter | None:
-        """Return one dead letter."""
+        """Return one dead letter, with all that is kept of its payload."""
         ...
 
     def rollup_backlog(self) -> int:
@@ -270,6 +271,14 @@ class Store(Reader, Protocol):
 
     def forget(self, gateway: str) -> bool:
         """Show a gateway no more until it is heard of again; its records stay. False if it is not shown."""
+        ...
+
+    def believed(self) -> Belief | None:
+        """Return the time that retention went by last, None if it never did."""
+        ...
+
+    def keep_belief(self, belief: Belief) -> None:
+        """Keep the time that retention goes by."""
         ...
 
     def sweep(self, limits: Limits, limit: int) -> Swept:

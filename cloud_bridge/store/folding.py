@@ -1,9 +1,10 @@
-"""The writing half that both databases share: rollups, from the records that are there."""
+"""What both databases write in the same way: rollups of the records that are there, and the time that is believed."""
 
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from cloud_bridge.believing import Belief
 from cloud_bridge.store import rolling
 from cloud_bridge.store.base import Rolled
 from cloud_bridge.store.reading import SqlReader
@@ -45,3 +46,18 @@ class Folding(SqlReader):
             return Rolled(max(len(rows), 1), len(buckets))
 
         return self._write(put)
+
+    def believed(self) -> Belief | None:
+        """See Store."""
+        rows = self._rows("SELECT at_ns, doubted_since_ns FROM believed_time")
+        return Belief(*rows[0]) if rows else None
+
+    def keep_belief(self, belief: Belief) -> None:
+        """See Store."""
+        self._write(
+            lambda tx: tx.change(
+                "INSERT INTO believed_time (one, at_ns, doubted_since_ns) VALUES (1, ?, ?) ON CONFLICT (one)"
+                " DO UPDATE SET at_ns = excluded.at_ns, doubted_since_ns = excluded.doubted_since_ns",
+                (belief.at_ns, belief.doubted_since_ns),
+            )
+        )

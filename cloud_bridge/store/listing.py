@@ -13,8 +13,11 @@ from cloud_bridge.store.ledger import QUARANTINE
 from cloud_bridge.store.lines import Condition, Rows, where
 from cloud_bridge.values import DeadLetter, Gap, GapPlace, Rollup, Spread, StoredLetter, StreamKey
 
+LISTED_BYTES: Final = 4096
+"""Of a payload in a list of dead letters: each may have 16 MiB, and a list has hundreds."""
+
 _LETTER: Final = (
-    "SELECT id, reason, topic, detail, payload, payload_bytes, gateway, epoch, class, seq, count,"
+    "SELECT id, reason, topic, detail, {}, length(payload), payload_bytes, gateway, epoch, class, seq, count,"
     " first_at_ns, last_at_ns FROM dead_letters"
 )
 _ROLLUP: Final = (
@@ -85,7 +88,10 @@ def _lost_stores(rows: Rows, wanted: GapFilter, limit: int) -> list[Gap]:
 
 
 def dead_letters(rows: Rows, wanted: LetterFilter, limit: int) -> list[StoredLetter]:
-    """Return dead letters, the latest first. One that comes again meanwhile moves to the front."""
+    """Return dead letters, the latest first, with the beginning of their payloads.
+
+    One that comes again meanwhile moves to the front.
+    """
     before = wanted.get("before")
     text, values = where(
         [
@@ -96,21 +102,23 @@ def dead_letters(rows: Rows, wanted: LetterFilter, limit: int) -> list[StoredLet
         ],
         *([("(last_at_ns, id) < (?, ?)", tuple(before))] if before else []),
     )
-    found = rows(f"{_LETTER}{text} ORDER BY last_at_ns DESC, id DESC LIMIT ?", (*values, limit))
+    select = _LETTER.format(f"substr(payload, 1, {LISTED_BYTES})")
+    found = rows(f"{select}{text} ORDER BY last_at_ns DESC, id DESC LIMIT ?", (*values, limit))
     return [_letter(row) for row in found]
 
 
 def dead_letter(rows: Rows, letter_id: int) -> StoredLetter | None:
-    """Return one dead letter."""
-    found = rows(f"{_LETTER} WHERE id = ?", (letter_id,))
+    """Return one dead letter, with all that is kept of its payload."""
+    found = rows(f"{_LETTER.format('payload')} WHERE id = ?", (letter_id,))
     return _letter(found[0]) if found else None
 
 
 def _letter(row: tuple[Any, ...]) -> StoredLetter:
-    number, reason, topic, detail, payload, size, gateway, epoch, record_class, seq, count, first_ns, last_ns = row
+    number, reason, topic, detail, payload, kept, size, gateway, epoch, record_class, seq, *times = row
+    count, first_ns, last_ns = times
     key = StreamKey(gateway, epoch, record_class) if epoch is not None else None
     sender = (gateway, record_class) if gateway is not None and epoch is None else None
-    letter = DeadLetter(reason, topic, detail, bytes(payload), size, key, seq, sender)
+    letter = DeadLetter(reason, topic, detail, bytes(payload or b""), size, key, seq, sender, kept_bytes=kept)
     return StoredLetter(number, letter, count, first_ns, last_ns)
 
 

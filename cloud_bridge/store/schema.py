@@ -285,8 +285,17 @@ _POSTGRES_3: Final = (
            || '-' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16)""",
 )
 
-SQLITE: Final[tuple[tuple[str, ...], ...]] = (_SQLITE_1, _SQLITE_2, _SQLITE_3, _SQLITE_4)
+
+def _believed_time(integer: str) -> tuple[str, ...]:
+    """Return the table of the time that retention goes by; see `cloud_bridge.believing`."""
+    return (
+        f"""CREATE TABLE believed_time (
+              one INTEGER PRIMARY KEY CHECK (one = 1), at_ns {integer} NOT NULL, doubted_since_ns {integer})""",
+    )
+
+
+SQLITE: Final[tuple[tuple[str, ...], ...]] = (_SQLITE_1, _SQLITE_2, _SQLITE_3, _SQLITE_4, _believed_time("INTEGER"))
 """Statements of each version of the schema, the first one first; never changed once released."""
 
-POSTGRES: Final[tuple[tuple[str, ...], ...]] = (_POSTGRES_1, _POSTGRES_2, _POSTGRES_3)
+POSTGRES: Final[tuple[tuple[str, ...], ...]] = (_POSTGRES_1, _POSTGRES_2, _POSTGRES_3, _believed_time("BIGINT"))
 """The same for PostgreSQL."""

@@ -118,7 +118,8 @@ def deep_check(
     """
     try:
         words = "&".join(f"{key}={value}" for key, value in {"mode": "ro", **(options or {})}.items())
-        db = sqlite3.connect(f"file:{file}?{words}", uri=True, isolation_level=None, check_same_thread=False)
+        uri = f"{file.absolute().as_uri()}?{words}"  # a name may hold what means something in a URI
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     except sqlite3.Error:
         return None  # gone or replaced meanwhile: whoever did that has checked what there is now
     try:

@@ -6,10 +6,11 @@ from typing import Literal
 Lane = Literal["unreachable", "busy", "refused"]
 """Why a connection is not there.
 
-* `unreachable`: nobody answers, most likely our own link, or nobody listens. Nobody is burdened by asking often, and a
-  short cap is what makes records flow again soon after the link heals or the broker runs again.
-* `busy`: the broker's machine is there, but closes or is overloaded. All its clients come back at
-  once, so the wait doubles up to the long cap.
+* `unreachable`: nobody answers, most likely our own link; nobody listens; or only something does that ends the
+  connection before a broker has said anything. Nobody is burdened by asking often, and a short cap is what makes
+  records flow again soon after the link heals or the broker runs again.
+* `busy`: the broker is there, but closes or is overloaded. All its clients come back at once, so the wait doubles up
+  to the long cap.
 * `refused`: the broker does not want us as we are (login, certificate, client id). Only a person changes that.
 """
 

@@ -227,7 +227,8 @@ class Pump:
                 await self._wake.wait()
         except TimeoutError:
             oldest = min(self._unanswered.values(), default=time.monotonic())
-            if time.monotonic() - oldest > UNANSWERED_SECONDS:
+            is_late = time.monotonic() - oldest > UNANSWERED_SECONDS
+            if is_late and not self._client.has_held_back(UNANSWERED_SECONDS):
                 self._client.reconnect("the broker leaves messages unanswered")
 
     def _send(self, item: Item) -> None:

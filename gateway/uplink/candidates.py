@@ -1,6 +1,7 @@
 """The brokers of a list: how each has behaved, and when it may be tried again."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -26,6 +27,8 @@ STABLE_SECONDS: Final = 10.0
 """A connection that lasts so long is a success; one that ends sooner counts as one more failure in a row."""
 SUSPICIOUS_LIVES: Final = 3
 _ANSWER_SECONDS: Final = 5.0
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
+"""A reason may say what time it is here; that it is later now makes it no other reason."""
 
 
 @dataclass(slots=True)
@@ -117,8 +120,9 @@ class Candidates:
             # What a broker does that gives no reason, as mosquitto 2.0 when a session is taken over.
             hint = f"{ending.reason}, again and again; does another client use the id {client_id!r}?"
             ending = replace(ending, reason=hint)
-        if candidate.told != (ending.lane, ending.reason):
-            candidate.told = ending.lane, ending.reason
+        sort = ending.lane, _TIME.sub("", ending.reason)
+        if candidate.told != sort:
+            candidate.told = sort
             log.warning("mqtt_not_connected", broker=str(candidate.endpoint), lane=ending.lane, reason=ending.reason)
         return ending
 

@@ -38,6 +38,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from gateway.config import Broker
 from gateway.errors import ConfigError, UplinkError
 from gateway.uplink.alerts import told_by_alert
+from gateway.uplink.backoff import Lane
 from gateway.uplink.endpoint import Access, CredentialsAwaitedError, Endpoint, distrust
 from gateway.uplink.exchange import (
     PACKET_TOO_LARGE,
@@ -119,6 +120,7 @@ class MqttConnection:
         self._finishing = False
         self._farewell = Ending("unreachable", "stopped")
         self._beat_ns = time.monotonic_ns()
+        self.held_back_ns = 0  # monotonic: when something was left unread on purpose last; 0: never
         self._waker = Waker()
         # Owned by the network thread.
         self._ending: Ending | None = None
@@ -238,11 +240,7 @@ class MqttConnection:
             ending = self._refused_by_tls(error) or Ending("unreachable", words_of(error), doubt=True)
         except (ConfigError, CredentialsAwaitedError) as error:
             ending = Ending("refused", str(error))
-        except ConnectionRefusedError as error:  # nobody listens: asking costs that machine a packet, not a handshake
-            ending = Ending("unreachable", words_of(error))
-        except ConnectionError as error:
-            ending = Ending("busy", words_of(error))
-        except OSError as error:  # names that do not resolve, time-outs, no route, broken TLS
+        except OSError as error:  # no such name, no route, no answer, nobody listens, ended within the handshake
             ending = Ending("unreachable", words_of(error))
         except Exception as error:  # this thread's supervisor: what broke it is told, and a new one made
             log.exception("mqtt_thread_failed", broker=str(self._endpoint))
@@ -281,7 +279,7 @@ class MqttConnection:
         """Move packets until the connection is over."""
         sock = client.socket()
         if sock is None:
-            return self._ending or Ending("busy", "closed before the first packet")
+            return self._ending or Ending("unreachable", "closed before the first packet")
         poller = select.poll()
         poller.register(self._waker, select.POLLIN)
         poller.register(sock, select.POLLIN)
@@ -305,14 +303,16 @@ class MqttConnection:
                     client.heard()
             if self._terms is not None or self._stop:
                 self._carry_out(client)
-            poller.modify(handle, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
-            buffered = sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
+            reads = not self._holds_back(client)
+            poller.modify(handle, (select.POLLIN if reads else 0) | (select.POLLOUT if client.want_write() else 0))
+            buffered = sock.pending() if reads and isinstance(sock, ssl.SSLSocket) else 0
+            heard_at = heard_at if reads else time.monotonic()
             ready = dict(poller.poll(0 if buffered else TICK_SECONDS * 1000))
             if self._waker.fileno() in ready:
                 self._waker.drain()
             events = ready.get(handle, 0)
-            if events & select.POLLERR and error_of(sock) in _NOBODY_ANSWERS:
-                return Ending("unreachable", f"nothing has answered for {UNANSWERED_SECONDS:g} s")
+            if (gone := _gone(sock, events, reads=reads)) is not None:
+                return gone
             code = MQTTErrorCode.MQTT_ERR_SUCCESS
             if buffered or events & ~select.POLLOUT:
                 heard_at = time.monotonic()
@@ -327,13 +327,32 @@ class MqttConnection:
                 # A CONNACK that cannot be read; paho also keeps code 1 of MQTT 3.1.1 (wrong version) to itself.
                 return Ending("refused", f"the broker does not answer in MQTT {self._broker.protocol}")
             if code or client.socket() is None:
-                return self._refused_by_tls(client.tls_error) or Ending(
-                    "busy", f"connection lost: {paho.error_string(code)}" if code else "connection closed"
-                )
+                words = f"connection lost: {paho.error_string(code)}" if code else "connection closed"
+                return self._refused_by_tls(client.tls_error) or Ending(self._lane_of_loss(client), words)
             if self._terms is not None:
                 patience = 1.5 * self._terms.keepalive_seconds or float("inf")
             if time.monotonic() - heard_at > patience:
                 return Ending("unreachable", f"the broker has been silent for {patience:g} s")
+
+    def _holds_back(self, client: CountedClient) -> bool:
+        """Tell whether nothing more is to be read for now, because enough messages are at hand.
+
+        Answers to pings come behind what is not read; that the peer is gone the kernel tells, who sends the pings on.
+        """
+        if self._receipts is None or not self._receipts.has_enough:
+            return False
+        self.held_back_ns = self._beat_ns
+        client.expects_no_answer()
+        return True
+
+    def _lane_of_loss(self, client: CountedClient) -> Lane:
+        """Tell who is away when the peer ends a connection without a word why.
+
+        Whoever takes a connection and ends it without having said anything has no broker behind it now: balancers,
+        port forwards and containers do. Asking again costs them what it costs a machine where nobody listens. After a
+        TLS handshake it was a broker, and the handshake is what a fleet must not ask of it all at once.
+        """
+        return "busy" if client.has_heard or self._endpoint.tls else "unreachable"
 
     def _refused_by_tls(self, error: ssl.SSLError | None) -> Ending | None:
         told = None if error is None else told_by_alert(error, by_identity=self._broker.identity)
@@ -464,6 +483,15 @@ class MqttConnection:
             self._drops.overflow += 1
             return
         self._post(partial(self._receive, Incoming(topic, payload, bool(message.retain), receipt)))
+
+
+def _gone(sock: object, events: int, *, reads: bool) -> Ending | None:
+    """Tell from what a poll has found that the connection is over; where something is read, reading tells the rest."""
+    if events & select.POLLERR and error_of(sock) in _NOBODY_ANSWERS:
+        return Ending("unreachable", f"nothing has answered for {UNANSWERED_SECONDS:g} s")
+    if not reads and events & (select.POLLERR | select.POLLHUP):
+        return Ending("busy", "connection closed")
+    return None
 
 
 def _resolve(future: "asyncio.Future[Any]", outcome: object) -> None:

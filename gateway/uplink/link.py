@@ -178,6 +178,13 @@ class MqttClient:
         connection = self._connection
         return self._network if connection is None else self._network.plus(connection.network)
 
+    def has_held_back(self, within_seconds: float) -> bool:
+        """Tell whether something was left unread of late because enough is at hand: the broker's answers wait there."""
+        connection = self._connection
+        if connection is None or not connection.held_back_ns:
+            return False
+        return time.monotonic_ns() - connection.held_back_ns < within_seconds * 1e9
+
     def publish(self, message: Outgoing) -> Publication:
         """Put a message in line; its future fails with `ConnectionLostError` if the connection ends first."""
         if self._connection is None or self._terms is None:

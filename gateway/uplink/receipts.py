@@ -27,6 +27,9 @@ log = structlog.get_logger()
 
 RECEIVE_MAXIMUM: Final = 1000
 """Announced with MQTT 5: so many messages may be unacknowledged."""
+MOST_UNACKNOWLEDGED: Final = 2 * RECEIVE_MAXIMUM
+"""Nothing more is read while so many are unacknowledged. Mosquitto 2.0 hands over whatever it has queued for a client
+that is slow, whatever Receive Maximum says; what is not read stays with it, and costs no memory here."""
 UNANNOUNCED_MAXIMUM: Final = 20
 """With MQTT 3.1.1 the broker decides; mosquitto's default is the lowest that is common."""
 FEW: Final = 5
@@ -99,6 +102,11 @@ class Receipts:
     def unacknowledged(self) -> int:
         """Messages of the present connection without a PUBACK."""
         return len(self._queue)
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether no more messages should be read before some of those at hand are dealt with."""
+        return len(self._queue) >= MOST_UNACKNOWLEDGED
 
     @property
     def behind(self) -> tuple[str, ...]:

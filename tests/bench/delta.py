@@ -7,6 +7,7 @@ beside the repository is there, a MobileNet v2 gets a head whose every weight is
 to a patch that is no kinder than a fine-tune.
 """
 
+import importlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -73,6 +74,25 @@ def _measured(base: bytes, content: bytes) -> dict[str, Any]:
     found["chosen_share"] = round(chosen / len(full), 4)
     found["bytes_saved"] = len(full) - chosen
     found["seconds_per_mib"] = round(seconds / (len(content) / MIB), 3)
+    return found | _beside(base, content)
+
+
+def _beside(base: bytes, content: bytes) -> dict[str, Any]:
+    """Measure HDiffPatch too where it is installed (`pip install hdiffpatch`); the registry does not use it."""
+    try:
+        hdiffpatch: Any = importlib.import_module("hdiffpatch")
+    except ModuleNotFoundError:
+        return {}
+    levels = {
+        "bzip2": hdiffpatch.BZip2Config(level=9),
+        "zstd": hdiffpatch.ZStdConfig(level=22),
+        "lzma2": hdiffpatch.Lzma2Config(level=9),
+    }
+    found: dict[str, Any] = {}
+    for name, compression in levels.items():
+        patch, took = _timed(partial(hdiffpatch.diff, base, content, compression=compression))
+        assert hdiffpatch.apply(base, patch) == content
+        found |= {f"hdiffpatch_{name}_bytes": len(patch), f"hdiffpatch_{name}_seconds": round(took, 3)}
     return found
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tests.bench.link import ProxyLink
-from tests.bench.peers.readings import fate, number_of, payload_of
+from tests.bench.peers.readings import Arrivals, fate, number_of, payload_of
 from tests.bench.peers.script import HOW_OFTEN, LENGTH_SECONDS, PAUSE_SECONDS, plan
 from tests.bench.recovery import CUT_SECONDS, cut_lengths
 from tests.bench.table import markdown, missed, row
@@ -38,16 +38,33 @@ def test_cuts_are_of_all_lengths_whatever_the_seed() -> None:
 def test_a_lost_reading_is_counted_by_when_it_was_lost() -> None:
     accepted = {1: 1.0, 2: 9.5, 3: 10.5, 4: 11.0, 5: 12.0, 6: 15.0, 7: 10.01}
     arrived = {5, 7}  # 7 was with the gateway before the kill, and answered for after it
-    counted = fate(accepted, arrived, doubles=3, outages=[(10.0, 11.2)])
-    assert (counted.accepted, counted.lost, counted.doubles) == (7, 5, 3)
+    counted = fate(accepted, arrived, [], [(10.0, 11.2)])
+    assert (counted.accepted, counted.lost, counted.doubles) == (7, 5, 0)
     assert counted.lost_while_down == 2  # 3 and 4: after the kill, before the first that came through again
     assert counted.lost_in_hand == 1  # 2: half a second before the kill
     assert counted.lost_otherwise == 2  # 1 and 6
 
 
 def test_nothing_lost_is_counted_as_nothing_lost() -> None:
-    counted = fate({1: 1.0, 2: 2.0}, {1, 2}, doubles=0, outages=[(1.2, 1.5)])
+    counted = fate({1: 1.0, 2: 2.0}, {1, 2}, [], [(1.2, 1.5)])
     assert counted.lost == counted.lost_while_down == counted.lost_in_hand == counted.lost_otherwise == 0
+
+
+def test_a_reading_that_arrives_again_is_counted_by_whether_a_kill_lies_between_its_copies() -> None:
+    arrivals = Arrivals()
+    arrivals.add([1, 2, 3], [9.9, 9.8, 5.0])
+    arrivals.add([1, 3, 2, 1], [11.5, 5.1, 12.0, 11.6])
+    assert sorted(arrivals.repeats()) == [(5.0, 5.1), (9.8, 12.0), (9.9, 11.5), (11.5, 11.6)]
+    counted = fate(dict.fromkeys((1, 2, 3), 1.0), arrivals.first(), arrivals.repeats(), [(10.0, 11.2)])
+    assert (counted.doubles, counted.doubles_over_kill) == (4, 2)
+
+
+def test_readings_of_which_only_the_arrival_is_known_count_from_there() -> None:
+    arrivals = Arrivals()
+    for _ in range(2):
+        arrivals.add([1])
+    (pair,) = arrivals.repeats()
+    assert pair[0] <= pair[1] <= time.monotonic()
 
 
 def test_a_reading_can_be_told_from_its_payload() -> None:

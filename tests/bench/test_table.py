@@ -60,8 +60,17 @@ def test_a_result_that_nothing_judges_is_named_so_that_silence_does_not_pass_for
 
 
 def test_the_comparison_judges_what_was_lost_of_ours_and_only_that() -> None:
-    ours = {"accepted": 10, "lost": 1, "lost_in_drain": 0, "doubles": 0}
-    assert [one["met"] for one in peers_rows(ours)] == [False, True, True]
+    ours = {
+        "accepted": 10,
+        "lost": 1,
+        "lost_in_drain": 0,
+        "stored_twice": 0,
+        "doubles": 2,
+        "doubles_over_kill": 2,
+        "first_after_seconds": 3.0,
+    }
+    assert [one["met"] for one in peers_rows(ours)] == [False, True, True, True, True]
+    assert [one["met"] for one in peers_rows({**ours, "doubles_over_kill": 1})] == [False, True, True, False, True]
     assert peers_rows({"skipped": "not installed"}) == []
 
 
@@ -72,7 +81,7 @@ def test_benchmarks_of_vault_identity_and_swaps_are_judged(monkeypatch: pytest.M
     for result, rows in (
         (vault.decryption(), 2),
         (vault.memory(), 1),
-        (identity.attestations(3), 2),
+        (identity.attestations(3), 3),
         (swap.gaps(3), 4),
     ):
         judged = [one["met"] for one in result["rows"]]

@@ -99,19 +99,46 @@ _reading_decoder = msgspec.json.Decoder(_Reading)
 
 def readings_after(database: Path, row: int) -> tuple[int, list[int]]:
     """Return the highest row id, and what the echo model answered in each event record after a row id, in order."""
+    row, found = records_after(database, row)
+    return row, [number for number, _ in found]
+
+
+def records_after(database: Path, row: int) -> tuple[int, list[tuple[int, int]]]:
+    """As `readings_after`, each answer with the time at which the gateway made the record, UTC in nanoseconds."""
     with closing(_reading(database)) as db:
         try:
             rows = db.execute(
-                "SELECT id, body FROM stream_records WHERE id > ? AND kind = 'event' ORDER BY id", (row,)
+                "SELECT id, recorded_at_ns, body FROM stream_records WHERE id > ? AND kind = 'event' ORDER BY id",
+                (row,),
             ).fetchall()
         except sqlite3.OperationalError:
             return row, []
     found = []
-    for _, body in rows:
+    for _, recorded_at_ns, body in rows:
         said = _reading_decoder.decode(bytes(body))
         if said.phase != "end" and said.raw_score is not None:
-            found.append(round(said.raw_score))
+            found.append((round(said.raw_score), recorded_at_ns))
     return (rows[-1][0] if rows else row), found
+
+
+def stored_twice(database: Path) -> int:
+    """Return how many records stand in the store beyond the first of their gateway, epoch, class and number."""
+    with closing(_reading(database)) as db:
+        (count,) = db.execute(
+            "SELECT coalesce(sum(times - 1), 0) FROM"
+            " (SELECT count(*) AS times FROM records GROUP BY gateway, epoch, class, seq)"
+        ).fetchone()
+    return int(count)
+
+
+def given_up(database: Path, record_class: RecordClass) -> int:
+    """Return how many records of a class the gateway has evicted, as it says itself."""
+    with closing(_reading(database)) as db:
+        (count,) = db.execute(
+            "SELECT coalesce(sum(last - first + 1), 0) FROM gaps WHERE source = 'eviction' AND class = ?",
+            (record_class,),
+        ).fetchone()
+    return int(count)
 
 
 def _reading(database: Path) -> sqlite3.Connection:

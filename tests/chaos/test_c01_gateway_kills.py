@@ -15,7 +15,7 @@ RECOVERY_SECONDS = 3.0
 
 
 def test_c01_a_gateway_killed_at_any_moment_loses_nothing_and_is_back_at_once(experiment: Experiment) -> None:
-    cycles = experiment.scaled(20, 1000)
+    cycles = experiment.scaled(12, 1000)
     recoveries = []
     with SiteStand(experiment) as stand:
         stand.start()
@@ -36,7 +36,7 @@ def test_c01_a_gateway_killed_at_any_moment_loses_nothing_and_is_back_at_once(ex
 
 
 def test_c01_a_producer_killed_under_load_keeps_every_promise(experiment: Experiment) -> None:
-    verdict = kill_producer(experiment, Options(rate=2000.0), experiment.scaled(20, 1000))
+    verdict = kill_producer(experiment, Options(rate=2000.0), experiment.scaled(12, 1000))
     verdict.check(least=1000)
 
 

@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import AsyncIterator
+import io
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,8 @@ from cloud_bridge.control import Answer, ControlServer, Question, RunningBridge,
 from cloud_bridge.errors import ControlError
 from cloud_bridge.store.base import Store
 from cloud_bridge.store.sqlite import SqliteStore
-from tests.cloud_bridge.test_transfer import line
+from cloud_bridge.transfer import chunks
+from tests.cloud_bridge.test_transfer import line, picture
 
 
 @pytest.fixture
@@ -47,6 +49,21 @@ async def test_a_running_bridge_answers(server: Path) -> None:
     imported, discarded = await asyncio.to_thread(ask)
     assert imported.inserted == 1
     assert not discarded.settled
+
+
+async def test_a_stick_full_of_pictures_is_imported_by_a_running_bridge(server: Path) -> None:
+    """Five hundred of them in one question would be more than the bridge takes."""
+    stick = io.BytesIO(b"".join(picture(n, 200_000) for n in range(1, 501)))
+
+    def ask(pieces: Iterable[list[bytes]]) -> int:
+        bridge = RunningBridge(server)
+        inserted = sum(bridge.ask(import_question(lines, 1, None)).inserted for lines in pieces)
+        bridge.close()
+        return inserted
+
+    assert await asyncio.to_thread(ask, chunks(stick)) == 500
+    with pytest.raises(ControlError):
+        await asyncio.to_thread(ask, [stick.getvalue().splitlines(keepends=True)])
 
 
 async def test_nonsense_is_answered_with_an_error_and_the_next_question_is_heard(server: Path) -> None:

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import structlog
 
 from cloud_bridge.config import Retention as Settings
@@ -67,6 +69,67 @@ def test_rollups_are_made_on_schedule_and_before_anything_is_removed(store: Stor
     assert metrics.registry.get_sample_value("bridge_records_rolled_up_total") == 50
     retention.measure()
     assert (metrics.registry.get_sample_value("bridge_mark_age_seconds", {"gateway": "dock"}) or 0) > 0
+
+
+class Clocks:
+    """A wall clock that can be set, and one that only runs."""
+
+    def __init__(self, day: float) -> None:
+        self.wall_ns = int(day * DAY)
+        self.monotonic_ns = 5
+
+    def run(self, days: float) -> None:
+        self.wall_ns += int(days * DAY)
+        self.monotonic_ns += int(days * DAY)
+
+    def retention(self, store: Store) -> Retention:
+        settings = Settings(event_days=30, critical_days=30)
+        return Retention(
+            store, settings, Metrics(), wall_ns=lambda: self.wall_ns, monotonic_ns=lambda: self.monotonic_ns
+        )
+
+
+def test_a_clock_that_jumps_ahead_removes_nothing_until_it_has_stood_for_a_day(store: Store) -> None:
+    fill(store, "event", 20, at_ns=20_000 * DAY)
+    clocks = Clocks(20_001)
+    retention = clocks.retention(store)
+    assert retention.sweep().records == 0
+    clocks.run(0.1)
+    clocks.wall_ns += 3650 * DAY
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(20):
+            assert retention.sweep().records == 0
+            clocks.run(0.05)
+        clocks.run(0.1)
+        assert retention.sweep().records == 20, "it must be right: it has stood for a day"
+        assert retention.sweep().records == 0
+    assert [line["event"] for line in logs] == ["clock_not_believed", "clock_believed_again", "retention_done"]
+
+
+def test_what_was_believed_outlives_a_restart_with_a_wrong_clock(make_store: Callable[[], Store]) -> None:
+    """As of a machine whose clock is wrong whenever it was switched on, until the network is there."""
+    store = make_store()
+    fill(store, "event", 20, at_ns=20_000 * DAY)
+    clocks = Clocks(20_001)
+    assert clocks.retention(store).sweep().records == 0
+    for wrong in (0.0, 23_651.0, 0.0):
+        store = make_store()
+        clocks = Clocks(wrong)
+        retention = clocks.retention(store)
+        assert retention.sweep().records == 0
+        clocks.wall_ns = int(20_001.5 * DAY)
+        assert retention.sweep().records == 0
+    store = make_store()
+    clocks = Clocks(20_031.5)  # it was off for a month
+    retention = clocks.retention(store)
+    assert retention.sweep().records == 0
+    clocks.run(1.1)
+    assert retention.sweep().records == 20
+
+
+def test_the_control_that_has_never_believed_anything_removes_all_at_such_a_start(store: Store) -> None:
+    fill(store, "event", 20, at_ns=20_000 * DAY)
+    assert Clocks(23_651).retention(store).sweep().records == 20
 
 
 def test_trouble_is_told_when_it_begins_and_when_it_ends(store: Store) -> None:

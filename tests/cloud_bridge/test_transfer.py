@@ -10,7 +10,16 @@ import pytest
 from cloud_bridge.errors import TransferError
 from cloud_bridge.seal import Seal
 from cloud_bridge.store.base import RecordFilter, Store
-from cloud_bridge.transfer import CHUNK_RECORDS, MAX_LINE_BYTES, chunks, export_ndjson, export_parquet, read_lines
+from cloud_bridge.transfer import (
+    CHUNK_BYTES,
+    CHUNK_RECORDS,
+    MAX_LINE_BYTES,
+    chunks,
+    everything,
+    export_ndjson,
+    export_parquet,
+    read_lines,
+)
 from cloud_bridge.values import StreamKey
 from gateway.wire.messages import encode
 from tests.simulators.samples import AT, EPOCH, event, evidence
@@ -122,3 +131,27 @@ def test_parquet_into_nowhere_is_an_error_with_its_place(store: Store, tmp_path:
 def test_an_endless_line_is_refused() -> None:
     with pytest.raises(TransferError, match="longer"):
         list(chunks(io.BytesIO(b"x" * (MAX_LINE_BYTES + 2))))
+
+
+def picture(seq: int, size_bytes: int) -> bytes:
+    """Make a line that holds a picture of so many bytes."""
+    body = json.loads(encode(evidence()))
+    blob = b64encode(bytes([seq % 256]) * size_bytes).decode()
+    return line(seq, kind="evidence", body=body, blob=blob, **{"class": "bulk"}) + b"\n"
+
+
+def test_pictures_come_in_a_few_at_a_time_and_one_that_is_larger_comes_alone() -> None:
+    lines = [picture(n, 1_000_000) for n in range(1, 20)] + [picture(20, 9_000_000)] + [line(21) + b"\n"]
+    found = list(chunks(io.BytesIO(b"".join(lines))))
+    assert [each for chunk in found for each in chunk] == lines
+    assert [len(chunk) for chunk in found] == [6, 6, 6, 1, 1, 1]
+    assert all(sum(map(len, chunk)) <= CHUNK_BYTES for chunk in found if len(chunk) > 1)
+
+
+def test_an_export_never_holds_many_pictures_at_once(store: Store) -> None:
+    store.ingest(read_lines([line(n) for n in range(1, 41)], None).intake(1))
+    store.ingest(read_lines([picture(n, 300_000) for n in range(1, 101)], None).intake(1))
+    pages = [[len(record.blob) for record in page] for page in everything(store, RecordFilter())]
+    assert sum(len(page) for page in pages) == 140
+    assert sum(sum(page) for page in pages) == 30_000_000
+    assert max(sum(page) for page in pages) <= 12_000_000

@@ -3,9 +3,10 @@
 import json
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, repeat
 from types import TracebackType
 from typing import Self
 
@@ -99,22 +100,26 @@ class Leaf:
             time.sleep(_TICK_SECONDS)
 
 
+Repeat = tuple[float, float]
+"""When one copy of a reading was made, and when the next one (monotonic, seconds)."""
+
+
 class Arrivals:
     """What has arrived at the far end: when first (monotonic, seconds), and how often."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._first: dict[int, float] = {}
-        self._counts: Counter[int] = Counter()
+        self._made: dict[int, list[float]] = {}
         self.latest = 0.0
 
-    def add(self, numbers: Iterable[int]) -> None:
-        """Note readings that are there now."""
+    def add(self, numbers: Iterable[int], made: Iterable[float] | None = None) -> None:
+        """Note readings that are there now; `made` is when the system made each copy, where that is known."""
         now = time.monotonic()
         with self._lock:
-            for number in numbers:
+            for number, at in zip(numbers, repeat(now) if made is None else made, strict=made is not None):
                 self._first.setdefault(number, now)
-                self._counts[number] += 1
+                self._made.setdefault(number, []).append(at)
                 self.latest = now
 
     def __len__(self) -> int:
@@ -125,11 +130,10 @@ class Arrivals:
         with self._lock:
             return dict(self._first)
 
-    @property
-    def doubles(self) -> int:
-        """How many arrived that were there already."""
+    def repeats(self) -> list[Repeat]:
+        """Return each copy of a reading that was there already, with the one before it."""
         with self._lock:
-            return self._counts.total() - len(self._counts)
+            return [pair for made in self._made.values() for pair in pairwise(sorted(made))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,10 @@ class Fate:
     started again, `lost_in_hand` within `IN_HAND_SECONDS` before a kill: it had taken them, and had not made them
     durable. The others among the lost, `lost_otherwise`, were lost by a gateway that was there all the time, or by one
     that had called them stored.
+
+    `doubles` are the copies beyond the first of each. Of `doubles_over_kill` one was made before a kill of the gateway
+    and one after it: it had the reading in hand and had not answered for it, so its sender, here the local broker,
+    hands it over once more (MQTT 5 §4.3.2, at least once). The others were made by one that was there all the time.
     """
 
     accepted: int
@@ -148,10 +156,14 @@ class Fate:
     lost_in_hand: int
     lost_otherwise: int
     doubles: int
+    doubles_over_kill: int
 
 
 def fate(
-    accepted: Mapping[int, float], arrived: Iterable[int], doubles: int, outages: Iterable[tuple[float, float]]
+    accepted: Mapping[int, float],
+    arrived: Iterable[int],
+    repeats: Sequence[Repeat],
+    outages: Sequence[tuple[float, float]],
 ) -> Fate:
     """Compare both ends; `outages` are the instants at which the gateway was killed and started again.
 
@@ -171,4 +183,7 @@ def fate(
         if number not in while_down and any(0 <= at - accepted[number] < IN_HAND_SECONDS for at, _ in down)
     }
     otherwise = len(lost) - len(while_down) - len(in_hand)
-    return Fate(len(accepted), len(lost), len(while_down), len(in_hand), otherwise, doubles)
+    over_kill = sum(
+        any(before <= started and killed <= after for killed, started in outages) for before, after in repeats
+    )
+    return Fate(len(accepted), len(lost), len(while_down), len(in_hand), otherwise, len(repeats), over_kill)

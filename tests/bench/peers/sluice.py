@@ -1,7 +1,9 @@
 """Sluice itself: the gateway with an MQTT leaf, and its cloud bridge with SQLite as the far end."""
 
 import threading
+import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import ClassVar
 
 from gateway.version import program_version
@@ -11,7 +13,7 @@ from tests.bench.echo import echo_pipeline, write_echo
 from tests.bench.peers.arena import Arena, resident_bytes
 from tests.bench.peers.readings import TOPIC
 from tests.bench.peers.systems import System
-from tests.bench.watching import readings_after
+from tests.bench.watching import given_up, records_after, stored_twice
 
 _LOOK_SECONDS = 0.02
 
@@ -60,12 +62,24 @@ class Sluice(System):
 
     def _watch(self) -> None:
         """Count what is committed in the bridge's store, as another process sees it."""
-        database = self._rig.directory / "bridge" / "bridge.db"
+        behind_ns = time.time_ns() - time.monotonic_ns()  # of the machine's clock: records carry its time
         row = 0
         while not self._stop.wait(_LOOK_SECONDS):
-            row, numbers = readings_after(database, row)
-            self.arrivals.add(numbers)
+            row, found = records_after(self._database, row)
+            self.arrivals.add([number for number, _ in found], [(at_ns - behind_ns) / 1e9 for _, at_ns in found])
+
+    @property
+    def _database(self) -> Path:
+        return self._rig.directory / "bridge" / "bridge.db"
 
     def cloud_bytes(self) -> int:
         """Return what the bridge has in memory now."""
         return resident_bytes(self._rig.bridge.pid)
+
+    def stored_twice(self) -> int:
+        """Return how many records the bridge has stored twice under one number."""
+        return stored_twice(self._database)
+
+    def given_up(self) -> int:
+        """Return how many events the gateway has evicted, and said so, as on a full disk."""
+        return given_up(self._database, "event")

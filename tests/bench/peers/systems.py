@@ -47,6 +47,14 @@ class System(ABC):
         """Return what its own far end has in memory now; None if it has none of its own."""
         return None
 
+    def stored_twice(self) -> int | None:
+        """Return how many records its own far end has stored twice; None if it has none of its own."""
+        return None
+
+    def given_up(self) -> int | None:
+        """Return how many of the lost readings it has given up on purpose, and named; None if it names none."""
+        return None
+
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.cloud(stack)

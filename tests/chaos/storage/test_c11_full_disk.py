@@ -81,7 +81,7 @@ def test_c11_on_a_full_disk_no_power_cut_loses_an_acknowledged_record(
                 victim.wait()
     disk.close()
     assert promises_of(DiskLog(disk.log).marks()).failures == 0, "a full disk is no I/O error"
-    outcome = cut_everywhere(experiment, disk, outbox_judge, experiment.scaled(60, 600))
+    outcome = cut_everywhere(experiment, disk, outbox_judge, experiment.scaled(30, 600))
     assert outcome.clean == outcome.points, outcome.first_fault
 
 

@@ -55,7 +55,7 @@ def test_c14_a_second_cut_while_the_store_recovers_from_the_first_loses_nothing(
     disk.close()
     log = DiskLog(disk.log)
     cut = PowerCut(disk.base, log)
-    for point in log.points(experiment.random, experiment.scaled(5, 40)):
+    for point in log.points(experiment.random, experiment.scaled(3, 40)):
         left = experiment.directory / "left.img"
         cut.image(point, left, experiment.random)
         said = tuple(log.marks(point))
@@ -78,7 +78,7 @@ def test_c14_no_power_cut_puts_a_mark_of_the_bridge_ahead_of_its_rows(
     disk = fuse_disk(size_mib=48)
     record(disk, "bridge_victim", "bridge/bridge.db", seed=experiment.seed, rounds=250, ends=("kill", "close", "kill"))
     disk.close()
-    outcome = cut_everywhere(experiment, disk, bridge_judge, experiment.scaled(120, 700))
+    outcome = cut_everywhere(experiment, disk, bridge_judge, experiment.scaled(60, 700))
     assert outcome.clean == outcome.points, outcome.first_fault
     assert outcome.slowest_open_seconds < OPENS_WITHIN_SECONDS
 

@@ -4,7 +4,8 @@ from cloud_bridge.ingest.decoding import intake_of, refused
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.letters import replay
 from cloud_bridge.store.base import Limits, Store
-from cloud_bridge.values import Intake
+from cloud_bridge.store.listing import LISTED_BYTES
+from cloud_bridge.values import DeadLetter, Intake
 from gateway.wire.batch import pack, payload_digest
 from gateway.wire.messages import Kept, RecordBatch
 from tests.simulators.samples import EPOCH, batch, record
@@ -73,6 +74,26 @@ def test_a_dead_letter_keeps_its_sender(store: Store) -> None:
     assert (stored.letter.sender, stored.letter.key) == (("dock", "event"), None)
     assert stored.letter.is_custody
     assert store.dead_letters(gateway="other") == []
+
+
+def test_a_list_of_dead_letters_holds_the_beginning_of_each_payload_and_one_alone_all_of_it(store: Store) -> None:
+    """A device may have the bridge keep many of 16 MiB, and a page shows hundreds."""
+    whole = bytes(range(256)) * 4096
+    sender = ("dock", "event")
+    for at in range(30):
+        payload = whole + bytes([at])
+        letter = DeadLetter("bad-payload", "t", "d", payload, len(payload), sender=sender)
+        cut = DeadLetter("bad-payload", "t", "d", payload[:-1], len(payload), sender=sender)
+        store.ingest(Intake(at, dead_letters=(letter, cut, DeadLetter("bad-topic", f"{at}", "", b"", 0))))
+    listed = store.dead_letters(limit=100)
+    assert len(listed) == 61  # those that were cut are the same
+    assert sum(len(one.letter.payload) for one in listed) == 31 * LISTED_BYTES
+    held = [one for one in listed if one.letter.is_custody]
+    assert len(held) == 30
+    alone = store.dead_letter(held[0].id)
+    assert alone is not None
+    assert alone.letter.payload == whole + bytes([29])
+    assert alone.letter.is_custody
 
 
 def test_retention_keeps_the_only_copy_of_records_as_long_as_the_records(store: Store) -> None:

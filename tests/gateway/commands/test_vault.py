@@ -147,5 +147,8 @@ def test_a_fleet_ciphertext_is_made_without_any_configuration(run: Run, tmp_path
     assert key.stat().st_mode & 0o777 == 0o600
     sealed = (out / "probe/1.0.0/model.tflite.sealed").read_bytes()
     assert b"canary" not in sealed
-    key.write_text("no key")
-    assert "64 hex digits" in run("encrypt", str(plain), "--key-file", str(key), "--out", str(out), code=1).output
+    key.write_bytes(bytes(range(32)))  # as `cloud-bridge identity grants key` writes it
+    run("encrypt", str(plain), "--key-file", str(key), "--out", str(out / "again"))
+    for wrong, why in ((b"no key", "64 hex digits"), (bytes(31), "64 hex digits"), (b"ab" * 16, "holds 16 bytes")):
+        key.write_bytes(wrong)
+        assert why in run("encrypt", str(plain), "--key-file", str(key), "--out", str(out), code=1).output

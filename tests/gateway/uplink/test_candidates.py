@@ -1,3 +1,5 @@
+import ssl
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -5,6 +7,7 @@ from gateway.config import Broker
 from gateway.errors import ConfigError
 from gateway.uplink.backoff import Backoff
 from gateway.uplink.candidates import STABLE_SECONDS, SUSPICIOUS_LIVES, Candidates
+from gateway.uplink.endpoint import distrust
 from gateway.uplink.exchange import Ending
 
 AWAY = Ending("unreachable", "Connection refused")
@@ -46,6 +49,17 @@ def test_why_a_broker_is_away_is_logged_once_for_each_reason() -> None:
         for ending in (AWAY, AWAY, Ending("refused", "not authorised"), Ending("refused", "not authorised"), AWAY):
             all_of_them.settle(all_of_them.first, ending, "me")
     assert [line["reason"] for line in logs] == ["Connection refused", "not authorised", "Connection refused"]
+
+
+def test_a_reason_that_says_what_time_it_is_here_is_not_logged_at_each_try() -> None:
+    all_of_them = candidates()
+    with capture_logs() as logs:
+        for at_ns in (1_800_000_000_000_000_000, 1_800_000_060_000_000_000):
+            error = ssl.SSLCertVerificationError()
+            error.verify_code, error.verify_message = 10, "certificate has expired"
+            all_of_them.settle(all_of_them.first, Ending("refused", distrust(error, at_ns)), "me")
+    (line,) = logs
+    assert "the clock here says 2027-01-15T08:00:00.000Z" in line["reason"]
 
 
 def test_a_broker_that_ends_connections_again_and_again_without_a_reason_is_suspected_of_a_second_client() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -443,6 +444,39 @@ async def test_a_port_where_nobody_listens_is_told_at_once_and_asked_again_soon(
         await Talk(broker).connection.opened
     assert refusal.value.ending.lane == "unreachable"  # `busy` waits for up to half a minute after a long outage
     assert "refused" in refusal.value.ending.reason.lower()
+
+
+@pytest.mark.parametrize(
+    ("says", "resets", "lane"),
+    [(b"", False, "unreachable"), (b"", True, "unreachable"), (b"\x20", False, "busy")],
+)
+async def test_whoever_ends_a_connection_without_a_word_has_no_broker_behind_it(
+    says: bytes, resets: bool, lane: str
+) -> None:
+    """A balancer or a forwarded port takes connections while the broker is away; a broker would have begun to speak."""
+
+    async def end(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(says)
+        await writer.drain()
+        if resets:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close()
+
+    server = await asyncio.start_server(end, "127.0.0.1", 0)
+    async with server:
+        url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        talk = Talk(ScriptedBroker(), url=url)
+        with pytest.raises(ConnectionRefusedByBrokerError):
+            await talk.connection.opened
+        assert (await talk.end()).lane == lane
+
+
+async def test_a_broker_that_ends_a_connection_it_has_answered_is_busy() -> None:
+    async with ScriptedBroker() as broker:
+        talk = Talk(broker)
+        await talk.connection.opened
+        broker.cut()
+        assert (await talk.end()).lane == "busy"
 
 
 # ---- TLS ---------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from gateway.config import Broker
 from gateway.uplink.announce import Announcer, Hold
 from gateway.uplink.exchange import ConnectOptions, Ending, Outgoing, Terms
 from gateway.uplink.link import MqttClient
+from gateway.uplink.receipts import MOST_UNACKNOWLEDGED
 from gateway.values import Done
 from tests.gateway.uplink.mosquitto import Mosquitto
 from tests.gateway.uplink.waiting import running, until
+from tests.simulators.scripted_broker import PINGREQ, ScriptedBroker
 
 pytestmark = pytest.mark.net
 
@@ -46,8 +48,16 @@ class Leaf:
 class Gateway:
     """Listens as a gateway does, and says when it is done."""
 
-    def __init__(self, broker: Mosquitto, protocol: str = "5", *, topic: str = "leaf/+", seconds: int = 3600) -> None:
-        settings = Broker(url=broker.url, protocol=protocol)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        broker: Mosquitto | ScriptedBroker,
+        protocol: str = "5",
+        *,
+        topic: str = "leaf/+",
+        seconds: int = 3600,
+        keepalive: int = 30,
+    ) -> None:
+        settings = Broker(url=broker.url, protocol=protocol, keepalive_seconds=keepalive)  # type: ignore[arg-type]
         self.announcer = Announcer(settings, "gw", "sluice", session_expiry_seconds=seconds)
         self.heard: list[bytes] = []
         self.done: list[Done] = []
@@ -148,3 +158,27 @@ async def test_a_topic_that_is_not_configured_any_more_is_taken_back(broker: Mos
             await until(lambda: after.heard == [b"2"])
             after.done[0]()
             await until(lambda: after.announcer._receipts.unacknowledged == 0)  # type: ignore[union-attr]
+
+
+async def test_of_a_broker_that_hands_over_all_it_has_no_more_is_read_than_is_dealt_with() -> None:
+    """As mosquitto 2.0 does with a gateway that is slower than its leaves: what is not read is not lost."""
+    payloads = [b"%06d" % number + bytes(500) for number in range(30_000)]
+    async with ScriptedBroker() as broker:
+        gateway = Gateway(broker, keepalive=5)
+        async with running(gateway.announcer.run()):
+            await gateway.up()
+            await until(lambda: broker.subscriptions)
+            for payload in payloads:
+                broker.send("leaf/a", payload, qos=1)
+            await until(lambda: len(gateway.heard) >= MOST_UNACKNOWLEDGED)
+            pings = broker.packets.count(PINGREQ)
+            # Longer than the broker may be silent: it is heard of no more, and the connection is kept.
+            await until(lambda: broker.packets.count(PINGREQ) >= pings + 2, 40.0)
+            assert len(gateway.heard) < 2 * MOST_UNACKNOWLEDGED
+            while len(gateway.heard) < len(payloads):
+                done, gateway.done = gateway.done, []
+                for each in done:
+                    each()
+                await until(lambda: gateway.done or len(gateway.heard) == len(payloads), 20.0)
+            assert gateway.heard == payloads
+            assert gateway.announcer._client.connects == 1
