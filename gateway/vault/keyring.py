@@ -138,6 +138,18 @@ class Keyring:
         for wrapped in self.wrapped_keys():
             self._opened(wrapped, vault_key)
 
+    def missing(self) -> list[str]:
+        """Say which of the files that `check` unseals cannot be read or are empty; what is in them is not looked at."""
+        problems = []
+        for name in (_VAULT_KEY, _RECIPIENT_KEY, _RECIPIENT_PUBLIC):
+            file = self._here() / name
+            try:
+                if not self._read(file):
+                    problems.append(f"{file} is empty: {_ANEW}")
+            except VaultError as error:
+                problems.append(str(error))
+        return problems
+
     def recipient(self) -> bytes:
         """Return the X25519 public key that grants must be addressed to; needs no unsealing."""
         return self._read(self._here() / _RECIPIENT_PUBLIC)

@@ -214,6 +214,7 @@ class Vault:
                 generation = self._keyring.generation
                 now_ns = effective_now_ns(self._now_ns(), self._floor_ns())
                 if generation is not None:
+                    problems += self._keyring.missing()
                     keys = [
                         KeyStatus(
                             key.release, key.label, key.lease_until_ns, remaining_seconds(key.lease_until_ns, now_ns)

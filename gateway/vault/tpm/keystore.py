@@ -118,7 +118,10 @@ class TpmKeyStore:
         try:
             sealed = msgspec.json.decode(blob, type=SealedBlob)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise KeyStoreError(f"the sealed key on disk is damaged: {error}") from error
+            raise KeyStoreError(
+                "the sealed key on disk is none that a TPM has sealed: it is damaged, or was made at another "
+                f"`vault.level` ({error}); `gateway vault init --anew` begins again"
+            ) from error
         pinned, approvals = self._pinned(), self._approvals()
 
         def work(tpm: Tpm) -> bytes:

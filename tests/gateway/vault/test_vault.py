@@ -496,6 +496,19 @@ def test_before_it_is_made_everything_says_so(tmp_path: Path) -> None:
     assert "run `gateway vault init`" in found.problems[0]
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"")], ids=["missing", "empty"])
+@pytest.mark.parametrize("name", ["vault.key", "recipient.key", "recipient.pub"])
+def test_status_does_not_promise_a_key_whose_file_is_gone(
+    vault: Vault, tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    assert vault.status().problems == (), "the control"
+    (file,) = (tmp_path / "device" / "vault" / "generations").glob(f"*/{name}")
+    damage(file)
+    (problem,) = vault.status().problems
+    assert str(file) in problem
+    assert "--anew" in problem
+
+
 def test_a_pointer_to_the_generation_that_is_lost_costs_no_key(vault: Vault, reopen: Opener, tmp_path: Path) -> None:
     plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"weights"})
     stored = vault.import_release(plain)
