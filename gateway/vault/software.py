@@ -64,8 +64,8 @@ class SoftwareKeyStore:
             return Aead(self._key()).decrypt(blob, _PURPOSE)
         except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError) as error:
             raise KeyStoreError(
-                f"the sealed key on disk is damaged, was made at another `vault.level`, or {self._file} is another one: "
-                "put the right one back, or `gateway vault init --anew` begins again"
+                f"the sealed key on disk is damaged, was made at another `vault.level`, or {self._file} is another "
+                "one: put the right one back, or `gateway vault init --anew` begins again"
             ) from error
 
     def status(self) -> KeyStoreStatus:
