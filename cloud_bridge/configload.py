@@ -1,6 +1,7 @@
 """Reads the configuration file, and tells every mistake in it with its place."""
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,20 @@ def _contradictions(config: Config, tree: yaml.Node | None) -> list[Problem]:
     if not config.store.url.startswith(("sqlite:///", "postgresql://", "postgres://")):
         message = "expected sqlite:///PATH or postgresql://HOST/DATABASE"
         problems.append(Problem(*_place(tree, ("store", "url")), "store.url", message))
+    registry = config.registry
+    if registry is not None:
+        if not registry.url:
+            message = "expected a directory, or what fsspec knows, as s3://bucket/prefix"
+            problems.append(Problem(*_place(tree, ("registry", "url")), "registry.url", message))
+        elif "://" not in registry.url and _is_within(registry.keys, Path(registry.url)):
+            message = f"private keys must not lie in what is served: choose a directory outside of {registry.url}"
+            problems.append(Problem(*_place(tree, ("registry", "keys")), "registry.keys", message))
     return problems
+
+
+def _is_within(place: Path, directory: Path) -> bool:
+    """Tell whether one place is in another, both beside the same file; links are left to whoever makes them."""
+    return Path(os.path.normpath(place)).is_relative_to(os.path.normpath(directory))
 
 
 def _doubled(tree: yaml.Node | None) -> list[Problem]:

@@ -74,6 +74,13 @@ def test_mistakes_say_what_to_do(text: str, part: str) -> None:
     assert "secret" not in found
 
 
+@pytest.mark.parametrize("keys", ["/x/reg/keys", "/x/reg", "/x/other/../reg/keys"])
+def test_private_keys_in_what_is_served_are_refused(keys: str) -> None:
+    with pytest.raises(InvalidConfigError, match="private keys must not lie in what is served"):
+        parse(f"registry: {{url: /x/reg, keys: {keys}}}")
+    parse("registry: {url: /x/reg, keys: /x/reg-keys}")  # the control
+
+
 def test_plaintext_over_a_network_must_be_wanted() -> None:
     config = parse("brokers: [{url: 'mqtt://broker.example', allow_plaintext: true}]")
     assert config.brokers[0].allow_plaintext
