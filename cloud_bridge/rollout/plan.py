@@ -192,11 +192,9 @@ def next_step(
         return Wait(f"{unsettled} of {len(stands)} devices have not come to an end")
     meant = [one for one in stands if one.code != NO_PIPELINE]
     if meant and (count["running"] + count["failing"]) / len(meant) < LEAST_REACHED:
-        away = [one.member.gateway for one in meant if one.standing in {"left", "pending"}]
-        others = " and others" if len(away) > 1 else ""
         return Wait(
-            f"only {count['running']} of {len(meant)} devices were reached, and {LEAST_REACHED:.0%} are needed: wait"
-            f" for {away[0]}{others}, or `cloud-bridge fleet forget` those that are gone",
+            f"only {count['running']} of {len(meant)} devices were reached, and {LEAST_REACHED:.0%} are needed: "
+            + _what_helps([one for one in meant if one.standing in {"left", "pending"}]),
             is_stuck=True,
         )
     if settled_ns is None:
@@ -205,6 +203,15 @@ def next_step(
     if left > 0:
         return Wait(f"soaks for another {left / _NS / 60:.0f} min")
     return Advance()
+
+
+def _what_helps(away: Sequence[Stand]) -> str:
+    pinned = [one.member.gateway for one in away if one.code == "pinned"]
+    if pinned:  # there, and asked: somebody at the device has to let it go
+        who = f"{pinned[0]} and others keep" if len(pinned) > 1 else f"{pinned[0]} keeps"
+        return f"{who} another release until `gateway ota unpin` there"
+    others = " and others" if len(away) > 1 else ""
+    return f"wait for {away[0].member.gateway}{others}, or `cloud-bridge fleet forget` those that are gone"
 
 
 def _failing_reason(failing: Sequence[Stand], judged: int) -> str:

@@ -122,3 +122,13 @@ def test_who_fails_after_its_wave_has_passed_counts_among_all() -> None:
 def test_a_failed_gate_halts_and_says_why() -> None:
     verdict = Verdict(3, (Finding("drift", "failed", 0.4, 0.1, 1e-9, "scores lower"),))
     assert step(stands(running=1), verdict=verdict) == Halt("drift", "scores lower")
+
+
+def test_nobody_is_told_to_forget_a_device_on_which_a_release_is_pinned() -> None:
+    pinned = next_step(PLAN, [Stand(MEMBER, "left", "pinned", "")], [], settled_ns=None, verdict=None, now_ns=MINUTE)
+    assert isinstance(pinned, Wait)
+    assert "gw keeps another release until `gateway ota unpin`" in pinned.reason
+    assert "forget" not in pinned.reason
+    gone = next_step(PLAN, [Stand(MEMBER, "left", "offline", "")], [], settled_ns=None, verdict=None, now_ns=MINUTE)
+    assert isinstance(gone, Wait)
+    assert "forget" in gone.reason  # the control
