@@ -68,6 +68,7 @@ class Reader:
         self._tail: bytes | None = None
         self._held, self._held_at = b"", 0  # what was read ahead, and its offset
         self._window = 0
+        self._lost: UnreachableError | None = None
         self.closed = False
 
     @property
@@ -100,8 +101,14 @@ class Reader:
             self._lock.release()
 
     def read(self, offset: int, length: int) -> Generator[bytes, None, None]:
-        """Yield a part of the bundle. Raises as `check`."""
+        """Yield a part of the bundle. Raises as `check`.
+
+        Once a part could not be had for all tries, nothing can: RAUC asks six times for each block, and then goes on
+        without what makes an update small. A new installation costs less than that, and begins when the link is back.
+        """
         assert self._tail is not None, "check() comes first"
+        if self._lost is not None:
+            raise self._lost
         begin = self._bundle.size_bytes - len(self._tail)
         body = max(0, min(length, begin - offset))
         with self._lock:
@@ -138,9 +145,11 @@ class Reader:
                 self._held += rest
                 if mine:
                     yield mine
-        except OtaError:
-            if length:
-                raise  # else nobody has missed anything yet
+        except OtaError as error:
+            if length:  # else nobody has missed anything yet
+                if isinstance(error, UnreachableError):
+                    self._lost = error
+                raise
 
     def _fetched(self, offset: int, length: int) -> Generator[bytes, None, None]:
         end, pauses = offset + length, iter(self._pauses)

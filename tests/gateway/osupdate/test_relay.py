@@ -127,6 +127,33 @@ def test_a_source_that_goes_away_ends_the_answer_short(tmp_path: Path) -> None:
     assert isinstance(seen.error, UnreachableError)
 
 
+def test_after_a_source_was_away_for_too_long_nothing_more_is_waited_for_nor_given(tmp_path: Path) -> None:
+    """RAUC 1.13 leaves adaptive mode when a block is missing, and would fetch the whole system from who is back."""
+
+    class AwayWay(CountingWay):
+        is_away = False
+
+        def read(self, path: str, offset: int, limit: int) -> Generator[bytes, None, None]:
+            if self.is_away:
+                self.reads += 1
+                raise UnreachableError("the bridge is away")
+            yield from super().read(path, offset, limit)
+
+    _, bundle = streamed(tmp_path)
+    seen, way = Relayed(), AwayWay(tmp_path)
+    with relay(way, Unmetered(), bundle, seen, pauses=(0.01, 0.01)) as address:
+        assert asked(address, f"0-{PART - 1}")[0] == 206
+        way.is_away, way.reads = True, 0
+        far = 20 * PART  # not read ahead
+        assert asked(address, f"{far}-{far + PART - 1}")[0] == 503
+        assert way.reads == 3, "it is tried again before it is given up"
+        assert asked(address, f"{far}-{far + PART - 1}")[0] == 503
+        assert way.reads == 3
+        way.is_away = False
+        assert asked(address, f"{far}-{far + PART - 1}")[0] == 503
+    assert isinstance(seen.error, UnreachableError)
+
+
 class BusyWay(DirectoryWay):
     """Refuses every second time."""
 
