@@ -167,6 +167,7 @@ class Bringing:
         except StoppedError:
             if not self._wants(pipeline, model):
                 self._forget_unwanted()
+                self._serving.collect()  # it may have been stored before that was known
         except _FINAL as error:
             self._refuse(pipeline, model, error.code, str(error))
         except OtaError as error:
@@ -197,6 +198,8 @@ class Bringing:
         if self._journal.book.slot(pipeline).active == model:
             self._serving.come_back(pipeline, bay, model, cost)
             return
+        if not self._wants(pipeline, model):
+            raise StoppedError(f"{model.label} is not wanted any more")
         self._telling.say(pipeline, "checking", model, cost=cost)
         self._installer.prove(plan, stored, bay.settings)
         loaded = bay.load(model.label)

@@ -311,11 +311,13 @@ def unpin(pipeline: str, at: str) -> Step:
     return step
 
 
-def tell(update: UpdateState) -> Step:
-    """Keep the last word about an update."""
+def tell(update: UpdateState, *, of: Installed | None = None) -> Step:
+    """Keep the last word about an update; `of`: only while this is wanted, for it may just have been withdrawn."""
 
     def step(book: Book) -> Book:
         slot = book.slot(update.pipeline)
+        if of is not None and (slot.wanted is None or slot.wanted.model != of):
+            return book
         return book.with_slot(update.pipeline, msgspec.structs.replace(slot, told=update))
 
     return step

@@ -1,6 +1,7 @@
 """What is said of updates: to the bridge in `twin/reported`, and of a journal that the disk does not take."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 import structlog
@@ -14,6 +15,9 @@ from gateway.wire.messages import ModelRef, UpdatePhase, UpdateState, encode
 from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
+
+_ON_THE_WAY: Final = ("fetching", "checking")
+"""Said while another thread may take the wish back, whose word is then the last one."""
 
 
 class Telling:
@@ -75,7 +79,7 @@ class Telling:
         )
         same = before is not None and msgspec.structs.replace(before, at=update.at, swap_gap_ms=None) == update
         if not same:
-            self._journal.insist(slots.tell(update))
+            self._journal.insist(slots.tell(update, of=model if phase in _ON_THE_WAY else None))
         self.write()
         self._wake()
 
