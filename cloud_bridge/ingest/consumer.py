@@ -91,6 +91,7 @@ class Consumer:
         self._connection = 0
         self._connected = False
         self._network: threading.Thread | None = None
+        self._overrun = False  # the broker sent more than it may, and was left
         self._stopping = False
         self._ending = threading.Event()
         self._marks: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()  # that the broker had retained
@@ -127,13 +128,19 @@ class Consumer:
         self._client.loop_start()
 
     def check(self) -> None:
-        """Check that the network thread lives, and that no other store takes the records.
+        """Check that the network thread lives, and that no other store takes the records; come back to a broker that
+        was left because it sent too much.
 
         Raises:
             BrokerError: an error has killed it; the consumer must be made anew.
             ForeignStoreError: a bridge with another store is there.
         """
         if self._network is not None and not self._network.is_alive() and not self._stopping:
+            if self._overrun:  # it has ended as it was told to
+                self._overrun, self._network = False, None
+                self._client.loop_stop()
+                self.start()
+                return
             raise BrokerError(f"the network thread of {self.name} to {self.address} has died")
         if self._claim is not None and self._connected:
             self._settle(self._claim)
@@ -301,6 +308,7 @@ class Consumer:
             self._inbox.put(incoming, timeout=self._link.broker.keepalive_seconds / 3)
         except queue.Full:
             log.warning("broker_overruns", link=self.name, receive_maximum=self._settings.receive_maximum)
+            self._overrun = True
             if self._version_5:
                 client.disconnect(ReasonCode(PacketTypes.DISCONNECT, "Receive maximum exceeded"))
             else:

@@ -1,5 +1,6 @@
 import asyncio
 import struct
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -177,15 +178,6 @@ async def test_a_broker_that_ignores_the_receive_maximum_is_left(broker: Broker5
     for packet_id in range(1, 6):
         broker.deliver(packet_id)
     await until(lambda: broker.goodbyes == 1)
-
-    def dead() -> bool:
-        try:
-            consumer.check()
-        except BrokerError:
-            return True
-        return False
-
-    await until(dead)
     assert len(await gathered(consumer, 3)) == 3
     await stopped(consumer)
 
@@ -203,3 +195,35 @@ def test_certificates_that_are_not_there_are_a_mistake_of_the_configuration() ->
     broker = Broker(url="mqtts://broker.example", ca_file="/nonexistent/ca.pem")  # type: ignore[arg-type]  # a path
     with pytest.raises(ConfigError, match="certificates"):
         Consumer(Link("bridge", broker, None, watches_fleet=True), Ingest(), Metrics())
+
+
+async def test_a_broker_that_sends_more_than_it_may_is_left_and_asked_again_when_there_is_room(broker: Broker5) -> None:
+    consumer = consumer_of(broker, Ingest(receive_maximum=2), keepalive_seconds=3)
+    consumer.start()
+    await until(lambda: len(broker.subscriptions) == 3)
+    for packet_id in (1, 2, 3):
+        broker.deliver(packet_id)
+    await until(lambda: not consumer.connected)
+    await gathered(consumer, 2)
+    await until(lambda: _connected_again(consumer))
+    assert len(broker.connects) == 2
+    broker.deliver(1)
+    (again,) = await gathered(consumer, 1)
+    assert again.connection == consumer.connection
+    await stopped(consumer)
+
+
+def _connected_again(consumer: Consumer) -> bool:
+    consumer.check()  # as the worker does on each of its rounds
+    return consumer.connected
+
+
+async def test_a_network_thread_that_an_error_has_ended_is_told(broker: Broker5) -> None:
+    consumer = consumer_of(broker)
+    consumer.check()  # the control: nothing has begun
+    ended = threading.Thread(target=int)
+    ended.start()
+    ended.join()
+    consumer._network = ended
+    with pytest.raises(BrokerError, match="has died"):
+        consumer.check()
