@@ -12,7 +12,7 @@ from gateway.wire.messages import RecordClass
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Days = Annotated[float, msgspec.Meta(gt=0, le=36_500)]
+Days = Annotated[float, msgspec.Meta(gt=0, le=100_000)]
 Pcr = Annotated[int, msgspec.Meta(ge=0, le=23)]
 
 MIB = 1024 * 1024

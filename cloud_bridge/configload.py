@@ -162,7 +162,8 @@ def _contradictions(config: Config, tree: yaml.Node | None) -> list[Problem]:
 
 def _is_within(place: Path, directory: Path) -> bool:
     """Tell whether one place is in another, both beside the same file; links are left to whoever makes them."""
-    return Path(os.path.normpath(place)).is_relative_to(os.path.normpath(directory))
+    here = Path.cwd()
+    return Path(os.path.normpath(here / place)).is_relative_to(os.path.normpath(here / directory))
 
 
 def _doubled(tree: yaml.Node | None) -> list[Problem]:

@@ -149,6 +149,9 @@ _HAS_SLICES = (
 )
 
 
+_RUNS_ANOTHER = "EXISTS (SELECT 1 FROM drift_slices s WHERE s.gateway = r.gateway AND s.pipeline = r.pipeline)"
+
+
 def references(tx: Transaction, since_s: int = 0) -> dict[Device, Reference]:
     """Return the references of the devices that have slices since then: of all others nothing is compared."""
     rows = tx.rows(
@@ -179,9 +182,12 @@ def put_reference(tx: Transaction, reference: Reference) -> None:
 
 
 def drop_references(tx: Transaction, before_ns: int) -> int:
-    """Forget references from before then of devices that have no slices any more, as of releases that nobody runs."""
+    """Forget references from before then of releases in whose place their pipeline runs another one now.
+
+    A device that is silent keeps what it is held against: it may only be switched off.
+    """
     return tx.change(
-        f"DELETE FROM drift_references AS r WHERE at_ns < ? AND NOT {_HAS_SLICES}",  # noqa: S608  # constants
+        f"DELETE FROM drift_references AS r WHERE at_ns < ? AND NOT {_HAS_SLICES} AND {_RUNS_ANOTHER}",  # noqa: S608  # constants
         (before_ns, 0),
     )
 

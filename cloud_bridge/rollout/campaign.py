@@ -225,7 +225,7 @@ class Campaign:
         """Give the wave out. Its devices are chosen now, so that those that came meanwhile are among them."""
         plan, now_ns = rollout.plan, self._wall_ns()
         gate, refusal = "release", self._refusal(plan)
-        if refusal is None:
+        if refusal is None and not self._has_given(rollout):
             gate, refusal = "wave", self._nobody_in(plan.waves[rollout.wave], fleet.meant(plan))
         if refusal is not None:
             with self._database.transaction() as tx:
@@ -292,6 +292,11 @@ class Campaign:
                 word = "was taken out of the registry" if state == "yanked" else "is not in the registry"
                 return f"release {release} {word}"
         return None
+
+    def _has_given(self, rollout: Rollout) -> bool:
+        """Whether some device has the release: then an empty wave, as of one that is gone, leaves nothing untried."""
+        with self._database.transaction(durable=False) as tx:
+            return any(not one.returned for one in list_members(tx, rollout.id))
 
     def _nobody_in(self, wave: Wave, meant: Mapping[str, Labels]) -> str | None:
         """Say what is wrong with labels that no device has: going on, a typing error would leave out the canaries."""

@@ -191,6 +191,12 @@ def next_step(
     if unsettled:
         return Wait(f"{unsettled} of {len(stands)} devices have not come to an end")
     meant = [one for one in stands if one.code != NO_PIPELINE]
+    if stands and not meant and stands[0].member.wave + 1 < len(plan.waves):
+        return Wait(
+            f"none of the {len(stands)} devices of this wave has the pipeline any more, so it proves nothing: "
+            "abort, and create the rollout anew",
+            is_stuck=True,
+        )
     if meant and (count["running"] + count["failing"]) / len(meant) < LEAST_REACHED:
         return Wait(
             f"only {count['running']} of {len(meant)} devices were reached, and {LEAST_REACHED:.0%} are needed: "

@@ -1,6 +1,5 @@
 """`gateway run`."""
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import structlog
 from gateway import logs, running
 from gateway.commands.options import config_option
 from gateway.configload import InvalidConfigError, read
-from gateway.owner import become_owner
 
 log = structlog.get_logger()
 
@@ -22,8 +20,6 @@ def command(config_file: Path) -> None:
     """Run the gateway until it gets SIGTERM or SIGINT; open events are ended and the outbox is drained first.
 
     SIGHUP has it read the configuration again, and begin anew if that is valid and has changed; not in a terminal.
-
-    Started by root in a state directory that belongs to somebody else, it runs as whom that belongs to.
     """
     reading = read(config_file)
     if reading.config is None:
@@ -34,9 +30,4 @@ def command(config_file: Path) -> None:
         log.warning(
             "config_questionable", place=place, path=problem.path, problem=problem.message, remedy=problem.remedy
         )
-    state = reading.config.gateway.state_directory
-    if os.geteuid() == 0 and state.is_dir():
-        become_owner(state)  # the next gateway there could not read what root leaves
-        if os.geteuid() != 0:
-            log.warning("root_given_up", user=os.geteuid(), state_directory=str(state))
     sys.exit(running.run(reading.config, partial(read, config_file)))

@@ -95,9 +95,9 @@ class Bringing:
             with self._bundles.streamed(bundle, seen) as address:
                 self._rauc.install(address, progress)
         except InstallFailedError as error:
-            self._journal.change(steps.amend(streams=job.streams + 1))
             if seen.error is not None:
-                raise seen.error from error  # why the relay had nothing to give
+                raise seen.error from error  # why the relay had nothing to give: no fault of streaming
+            self._journal.change(steps.amend(streams=job.streams + 1))
             raise StreamingFailedError(str(error)) from error
         finally:
             self._around.metrics.fetched(seen.bytes)

@@ -6,6 +6,7 @@ taken; where the disk does not take that, nothing new is tried.
 
 import math
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -18,7 +19,7 @@ from gateway.intake import same_source
 from gateway.ota import slots
 from gateway.ota.around import Means
 from gateway.ota.bay import Bay
-from gateway.ota.canary import CanaryError
+from gateway.ota.canary import CanaryError, CanaryStarvedError
 from gateway.ota.errors import BudgetError, FloorError, NoRootError, OtaError, StoppedError, TrustError
 from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
@@ -40,6 +41,10 @@ KEY_RETRY_SECONDS: Final = 5.0
 
 _FINAL: Final = (CanaryError, NothingForUsError, DamagedReleaseError)
 """The same release would fail again: it is blocked."""
+
+
+MOST_STARVED: Final = 8
+"""So often a release may find no room to be tried in before it is refused: hours, with the pauses between."""
 
 
 @dataclass(slots=True)
@@ -69,6 +74,7 @@ class Bringing:
         self._serving = serving
         self._stopping = stopping
         self._pauses: dict[str, _Pause] = {}
+        self._starved: Counter[tuple[str, str]] = Counter()  # by pipeline and release
         self._refresh_at = -math.inf  # on the monotonic clock
         self._refresh_failures = 0
         self._repository_problem = ""
@@ -170,6 +176,13 @@ class Bringing:
                 self._serving.collect()  # it may have been stored before that was known
         except _FINAL as error:
             self._refuse(pipeline, model, error.code, str(error))
+        except CanaryStarvedError as error:
+            # The machine's fault, once or twice; what never fits is the release's, and each try may take others down.
+            self._starved[pipeline, model.label] += 1
+            if self._starved[pipeline, model.label] >= MOST_STARVED:
+                self._refuse(pipeline, model, error.code, f"{error}; {MOST_STARVED} times in a row")
+            else:
+                self._postpone(pipeline, model, error)
         except OtaError as error:
             if isinstance(error, TrustError):
                 self._repository_failed(error)

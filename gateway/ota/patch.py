@@ -107,7 +107,9 @@ def _run(recipe: Recipe, packed_fd: int, base_fd: int | None, memory: PlaintextM
     finally:
         os.close(output)
     if done.returncode == -signal.SIGKILL:  # a patch that takes too much is ended by a limit, and otherwise
-        raise VaultError(f"{recipe.label}: its process was killed, as the kernel does where memory runs out")
+        # The full file takes less memory than a patch; of that one itself nothing is known yet.
+        kind = VaultError if base_fd is None else PatchError
+        raise kind(f"{recipe.label}: its process was killed, as the kernel does where memory runs out")
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = words[-1] if words else f"its process ended with status {done.returncode}"

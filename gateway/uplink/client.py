@@ -339,7 +339,8 @@ class MqttConnection:
 
         Answers to pings come behind what is not read; that the peer is gone the kernel tells, who sends the pings on.
         """
-        if self._receipts is None or not self._receipts.has_enough:
+        # What the receipts hold before the broker has accepted this connection is another one's.
+        if self._terms is None or self._receipts is None or not self._receipts.has_enough:
             return False
         self.held_back_ns = self._beat_ns
         client.expects_no_answer()

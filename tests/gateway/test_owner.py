@@ -26,7 +26,6 @@ from gateway.vault.vault import Vault
 from tests.gateway.appliance.claims import CODE
 from tests.simulators.os_bundle import Signer, bundle
 from tests.simulators.rauc import Machine
-from tests.simulators.waiting import wait_for
 
 NOBODY = 65534
 NEVER = Path("/nonexistent")
@@ -75,7 +74,6 @@ def config(folder: Path, state: Path, machine: Machine) -> Path:
         "vault": {"level": "software"},
         "identity": {"url": "https://bridge.test:8443"},
         "ota": {"url": "https://bridge.test:8444", "root_file": str(folder / "root.json")},
-        "metrics": {"port": 0},
         "os": {"rauc": [*machine.command], "release_file": str(machine.release_file)},
     }
     file = folder / "gateway.yaml"
@@ -237,17 +235,3 @@ def test_asking_as_root_leaves_nothing_of_roots(config: Path, state: Path) -> No
     for words in (("ota", "status"), ("vault", "status"), ("os", "status")):
         run(config, *words)
     assert set(owners(state).values()) <= {NOBODY}, owners(state)
-
-
-def test_a_gateway_that_root_starts_runs_as_the_owner(config: Path, state: Path) -> None:
-    executable, environment = python(state)
-    command = [executable, "-m", "gateway", "run", "--config", str(config)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        try:
-            wait_for((state / "outbox.db").exists, seconds=60, what="it has begun")
-            status = Path(f"/proc/{running.pid}/status").read_text()
-        finally:
-            running.terminate()
-    (users,) = (line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))
-    assert users == [str(NOBODY)] * 4
-    assert set(owners(state).values()) == {NOBODY}, owners(state)

@@ -489,6 +489,15 @@ def test_a_wave_whose_labels_no_device_has_halts_instead_of_leaving_out_the_cana
     assert len(stage.running(NEW)) == 6
 
 
+def test_a_later_wave_that_nobody_is_in_any_more_is_passed_over(stage: Stage) -> None:
+    stage.add(6)
+    made = stage.desk.create(stage.plan("1, site=gone, rest", soak_seconds=0))
+    for _ in range(20):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    assert "wave-empty" in kinds(stage, made.id)
+
+
 def test_the_devices_of_a_wave_are_told_one_after_the_other(stage: Stage) -> None:
     stage.add(40)
     stage.desk.create(stage.plan("rest", spread_seconds=600.0))

@@ -1,5 +1,7 @@
 """Where devices stand, and what happens next."""
 
+from dataclasses import replace
+
 import pytest
 
 from cloud_bridge.config import Rollout as Defaults
@@ -105,7 +107,17 @@ def test_who_does_not_have_the_pipeline_any_more_neither_fails_nor_holds_a_wave_
     renamed = [Stand(MEMBER, "left", "unknown-pipeline")] * 10
     assert isinstance(step([*stands(running=2), *renamed]), Settle)
     assert isinstance(step([*stands(running=2, left=10)]), Wait), "the control: others that are not reached do"
-    assert isinstance(step(renamed), Settle)
+    assert isinstance(step(renamed), Settle), "nobody is left to whom it could be given"
+
+
+def test_a_canary_that_has_not_the_pipeline_proves_nothing() -> None:
+    plan = plan_from(Defaults(), pipeline="p", release=NEW, waves=waves_of("1, rest"), soak_seconds=60)
+    stand = [Stand(MEMBER, "left", "unknown-pipeline")]
+    waits = next_step(plan, stand, [], settled_ns=None, verdict=None, now_ns=MINUTE)
+    assert isinstance(waits, Wait)
+    assert waits.is_stuck
+    last = [Stand(replace(MEMBER, wave=1), "left", "unknown-pipeline")]
+    assert isinstance(next_step(plan, last, [], settled_ns=None, verdict=None, now_ns=MINUTE), Settle), "the control"
 
 
 def test_who_is_offline_holds_up_no_wave_that_has_reached_enough() -> None:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from gateway.ota.patch import BSDIFF, MAX_RATIO, ZSTD, PatchError, Recipe, make
 from gateway.ota.patch_child import BadPatchError, Output, apply_bsdiff, sum_of_bytes
-from gateway.vault.errors import VaultError
 from gateway.vault.memory import PlaintextMemory
 from tests.simulators.release_repository import difference
 
@@ -141,7 +140,7 @@ def slow_patch() -> bytes:
     return struct.pack("<8sqqq", b"BSDIFF40", len(control), len(diff), 1 << 20) + control + diff + extra
 
 
-def test_a_child_that_is_killed_for_the_memory_of_the_machine_says_nothing_of_the_patch() -> None:
+def test_a_patch_whose_child_is_killed_for_memory_makes_room_for_the_full_file() -> None:
     me, stopped = threading.get_native_id(), threading.Event()
 
     def kill() -> None:
@@ -152,7 +151,7 @@ def test_a_child_that_is_killed_for_the_memory_of_the_machine_says_nothing_of_th
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        with pytest.raises(VaultError, match="was killed"):
+        with pytest.raises(PatchError, match="was killed"):
             make(Recipe("slow", BSDIFF, 1 << 20, "0" * 64), memory(slow_patch()), memory(OLD))
     finally:
         stopped.set()
