@@ -33,6 +33,11 @@ def depth(rig: Rig, name: str) -> int:
     return found
 
 
+def metrics_of(rig: Rig) -> str:
+    with urllib.request.urlopen(status_of(rig)["metrics_url"], timeout=10) as answer:
+        return str(answer.read().decode())
+
+
 def test_a_month_budget_holds_over_kills_while_critical_records_flow(site: Site) -> None:
     rig = metered(site, **LIMITS)
     rig.start()
@@ -52,10 +57,8 @@ def test_a_month_budget_holds_over_kills_while_critical_records_flow(site: Site)
     assert "budget used up until" in shown
     assert "critical flows" in shown
     assert "window closed until" in shown
-    with urllib.request.urlopen(status_of(rig)["metrics_url"], timeout=10) as answer:
-        metrics = answer.read().decode()
-    assert 'sluice_link_bytes_total{direction="out",feature="records"}' in metrics
-    assert 'sluice_link_held{class="measure"} 1.0' in metrics
+    assert 'sluice_link_bytes_total{direction="out",feature="records"}' in metrics_of(rig)
+    eventually(lambda: 'sluice_link_held{class="measure"} 1.0' in metrics_of(rig), "the metric says that it is held")
 
     # A stop does not wait for what is held, and what is told afterwards comes from the file.
     assert rig.gateway.stop() == 0
