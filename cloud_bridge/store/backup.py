@@ -12,11 +12,13 @@ from typing import Final
 
 from cloud_bridge.errors import StoreError, TransferError
 from cloud_bridge.identity.errors import IdentityError
-from cloud_bridge.identity.files import own_like_directory
+from cloud_bridge.identity.files import own_like_directory, sync_directory
 from cloud_bridge.store import schema
+from cloud_bridge.store.displaced import RESCUED, SIDES
 from cloud_bridge.store.sqlite import take_lock
 
-_SIDES: Final = ("", "-wal", "-shm")
+_REPLACED: Final = (*SIDES, RESCUED)
+"""What goes with a store; one that was written out, and not put back yet, must not come back over the copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,11 @@ def back_up(source: Path, target: Path) -> int:
         with part.open("rb+") as copied:
             os.fsync(copied.fileno())
         part.rename(target)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
     except OSError as error:
         raise TransferError(f"{target}: {error.strerror or error}") from error
     finally:
-        for suffix in _SIDES:
+        for suffix in SIDES:
             Path(f"{part}{suffix}").unlink(missing_ok=True)
     return target.stat().st_size
 
@@ -114,12 +116,12 @@ def _put(copy: Path, file: Path, stamp: int) -> None:
     own_like_directory(part)  # put back by root, it must be the bridge's all the same
     with part.open("rb+") as copied:
         os.fsync(copied.fileno())
-    for suffix in _SIDES:
+    for suffix in _REPLACED:
         present = Path(f"{file}{suffix}")
         if present.exists():
             present.rename(f"{file}.before-restore-{stamp}{suffix}")
     part.rename(file)
-    _sync_directory(file.parent)
+    sync_directory(file.parent)
 
 
 def _check_copy(backup: Path) -> None:
@@ -147,11 +149,3 @@ def _check_beside(one: Beside) -> None:
         raise TransferError(f"{one.copy} is damaged: {answer[0]}; take another copy")
     if one.table not in tables:
         raise TransferError(f"{one.copy} is no copy of {one.file.name}: it has no table {one.table}")
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,8 @@ read-only connections of their own and never wait for the writer.
 
 Commits are durable: WAL with synchronous=FULL. After an I/O error the connection is closed and opened again, never
 trusted further. A file that is no database, or a damaged one, is set aside, and a new one begins: devices say with
-their next batch which numbers it will never see.
+their next batch which numbers it will never see. A file that somebody deletes or replaces is written out again
+(`displaced`) before anything else is acknowledged.
 """
 
 import fcntl
@@ -21,7 +22,7 @@ from typing import Final, TypeVar
 import structlog
 
 from cloud_bridge.errors import StoreError, StoreInUseError, StoreRefusedError
-from cloud_bridge.store import schema, sweeping, writing
+from cloud_bridge.store import displaced, schema, sweeping, writing
 from cloud_bridge.store.base import Limits, Swept
 from cloud_bridge.store.folding import Folding
 from cloud_bridge.store.sqlitereading import BUSY_SECONDS, SqliteReader, is_damage, translated
@@ -57,6 +58,8 @@ class SqliteStore(SqliteReader, Folding):
         self._wall_ns = wall_ns
         self._lock = take_lock(path)
         self._connection: sqlite3.Connection | None = None
+        self._place: displaced.Identities = ()  # of what the connection has open
+        self._displaced = False
         self._streams: dict[StreamKey, int] = {}
         self._dirty_pages = 0  # an estimate of what the next checkpoint has to move
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
@@ -93,7 +96,7 @@ class SqliteStore(SqliteReader, Folding):
         """See Store."""
         if not self._closed:
             super().close()
-            self._writer.submit(self._close_connection).result()
+            self._writer.submit(self._close_in_place).result()
             self._writer.shutdown()
             os.close(self._lock)
 
@@ -167,6 +170,8 @@ class SqliteStore(SqliteReader, Folding):
         return Path(f"{self.path}.suspect")
 
     def _opened(self) -> sqlite3.Connection:
+        if self._connection is not None and not self._in_place():
+            self._rescue(self._connection)
         if self._connection is None:
             try:
                 self._connection = self._open_checked()
@@ -177,7 +182,38 @@ class SqliteStore(SqliteReader, Folding):
                 self._connection = self._open_checked()
         return self._connection
 
+    def _in_place(self) -> bool:
+        """Tell whether what is open still has its names. Asked before each commit: four calls of stat."""
+        return displaced.identities(self.path) == self._place and _same(self._lock, lock_file(self.path))
+
+    def _rescue(self, connection: sqlite3.Connection) -> None:
+        """Write out what somebody has deleted or replaced, and let go of it; the next opening puts it back.
+
+        Raises:
+            StoreError: there is no room, or another bridge has begun a store there; the open file is kept until then.
+        """
+        if not self._displaced:
+            log.error("store_displaced", path=str(self.path), reason="deleted or replaced while the bridge has it open")
+            self._displaced = True
+        try:
+            if not _same(self._lock, lock_file(self.path)):
+                fresh = take_lock(self.path)
+                os.close(self._lock)
+                self._lock = fresh
+            displaced.write_out(connection, self.path)
+            aside = displaced.clear(self.path, self._wall_ns(), self._place)
+        except StoreInUseError as error:
+            raise StoreError(f"{self.path} was taken away, and {error}") from error
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error}") from error
+        if aside is not None:
+            log.error("store_set_aside", path=str(self.path), now=str(aside), error="it had replaced the one in use")
+        self._close_connection()
+        self._drop_idle()
+
     def _open_checked(self) -> sqlite3.Connection:
+        displaced.put_back(self.path, self._wall_ns())
+        self._displaced = False
         forget(self.path)
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
         try:
@@ -200,6 +236,7 @@ class SqliteStore(SqliteReader, Folding):
                     return self._open_checked()
                 self._suspect.unlink()
             _migrate(connection, self.path)
+            self._place = displaced.identities(self.path)
         except BaseException:
             connection.close()
             raise
@@ -228,6 +265,27 @@ class SqliteStore(SqliteReader, Folding):
         if witness is not None:
             witness.close()
 
+    def _close_in_place(self) -> None:
+        """Close for good; what was taken away since the last commit is written out first."""
+        if self._connection is not None and not self._in_place():
+            try:
+                self._rescue(self._connection)
+                displaced.put_back(self.path, self._wall_ns())
+            except (StoreError, OSError) as error:
+                self._leave_beside(self._connection, error)
+        self._close_connection()
+
+    def _leave_beside(self, connection: sqlite3.Connection, reason: Exception) -> None:
+        """Write a store out whose place another one has now, under a name of its own, for a person to look at."""
+        beside = Path(f"{self.path}.displaced-{self._wall_ns()}")
+        try:
+            displaced.write_out(connection, beside)
+        except StoreError as error:
+            log.error("store_lost", path=str(self.path), reason=str(reason), error=str(error))
+        else:
+            file = f"{beside}{displaced.RESCUED}"
+            log.error("store_not_put_back", path=str(self.path), reason=str(reason), kept_as=file)
+
     def _close_connection(self) -> None:
         self._streams.clear()
         if self._connection is not None:
@@ -241,6 +299,16 @@ class SqliteStore(SqliteReader, Folding):
             raise translated(error, self.path) from error
 
 
+def lock_file(path: Path) -> Path:
+    """Return the file whose lock says that a process writes a store."""
+    return Path(f"{path}.lock")
+
+
+def _same(descriptor: int, file: Path) -> bool:
+    found = os.fstat(descriptor)
+    return displaced.identity_of(file) == (found.st_dev, found.st_ino)
+
+
 def take_lock(path: Path) -> int:
     """Keep other processes from writing a store, for as long as the descriptor is open.
 
@@ -248,7 +316,7 @@ def take_lock(path: Path) -> int:
         StoreInUseError: another process has it.
         StoreError: its directory cannot be used.
     """
-    file = Path(f"{path}.lock")
+    file = lock_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, LifoQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cloud_bridge.errors import StoreError, StoreRefusedError
 from cloud_bridge.store import checking, schema
+from cloud_bridge.store.displaced import Identity, identity_of
 from cloud_bridge.store.keys import RunKeys
 from cloud_bridge.store.lines import Condition, Line, Rows, bucketed_record_ids
 from cloud_bridge.store.reading import SqlReader
@@ -36,15 +37,24 @@ def translated(error: sqlite3.Error, path: Path) -> StoreError | StoreRefusedErr
     return StoreError(f"{path}: {error}")
 
 
+class _Reading(NamedTuple):
+    """A connection that reads, and which file of that name it has open."""
+
+    connection: sqlite3.Connection
+    of: Identity | None
+
+
 class SqliteReader(SqlReader):
-    """Reads a store file, whoever writes it."""
+    """Reads a store file, whoever writes it, and also when another one has taken its place."""
 
     _keys = RunKeys()
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._idle: LifoQueue[sqlite3.Connection] = LifoQueue()
-        self._version: sqlite3.Connection | None = None
+        self._idle: LifoQueue[_Reading] = LifoQueue()
+        self._version: _Reading | None = None
+        self._changes = 0  # when the present file took the name
+        self._changed = 0
         self._version_lock = threading.Lock()
         self._in_use = threading.Condition()
         self._borrowed = 0
@@ -67,24 +77,33 @@ class SqliteReader(SqlReader):
         with self._in_use:
             self._borrowed += 1
         try:
+            reading = self._taken()
             try:
-                connection = self._idle.get_nowait()
-            except Empty:
-                connection = self._open_reading()
-            try:
-                yield connection
+                yield reading.connection
             except sqlite3.Error:
-                connection.close()  # it may belong to a file that was set aside
+                reading.connection.close()  # it may be the file's fault
                 raise
             with self._in_use:
                 if not self._closed:
-                    self._idle.put(connection)
+                    self._idle.put(reading)
                     return
-            connection.close()
+            reading.connection.close()
         finally:
             with self._in_use:
                 self._borrowed -= 1
                 self._in_use.notify_all()
+
+    def _taken(self) -> _Reading:
+        """Return a connection that nobody uses, of the file that has the name now."""
+        present = identity_of(self.path)
+        while True:
+            try:
+                reading = self._idle.get_nowait()
+            except Empty:
+                return _Reading(self._open_reading(), present)
+            if reading.of == present:
+                return reading
+            reading.connection.close()
 
     @contextmanager
     def _snapshot(self) -> Iterator[Rows]:
@@ -112,15 +131,21 @@ class SqliteReader(SqlReader):
         return connection
 
     def change_counter(self) -> int:
-        """See Reader. SQLite's own counter, which sees the commits of every process."""
+        """See Reader. SQLite's own counter, which sees the commits of every process; it goes on in another file."""
         with self._version_lock:
             try:
+                present = identity_of(self.path)
+                if self._version is not None and self._version.of != present:
+                    self._version.connection.close()
+                    self._version = None
+                    self._changes = self._changed
                 if self._version is None:
-                    self._version = self._open_reading()
-                ((version,),) = self._version.execute("PRAGMA data_version").fetchall()
+                    self._version = _Reading(self._open_reading(), present)
+                ((version,),) = self._version.connection.execute("PRAGMA data_version").fetchall()
             except sqlite3.Error as error:
                 raise translated(error, self.path) from error
-            return int(version)
+            self._changed = self._changes + int(version)
+            return self._changed
 
     def check(self) -> list[Violation]:
         """See Reader."""
@@ -154,7 +179,7 @@ class SqliteReader(SqlReader):
             self._closed = True
         with self._version_lock:
             if self._version is not None:
-                self._version.close()
+                self._version.connection.close()
                 self._version = None
         self._drop_idle()
         with self._in_use:
@@ -163,6 +188,6 @@ class SqliteReader(SqlReader):
     def _drop_idle(self) -> None:
         while True:
             try:
-                self._idle.get_nowait().close()
+                self._idle.get_nowait().connection.close()
             except Empty:
                 return
