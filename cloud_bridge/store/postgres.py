@@ -91,7 +91,12 @@ class PostgresStore(Folding):
             max_size=connections,
             open=False,
             timeout=_CONNECT_SECONDS,
-            kwargs={"connect_timeout": _CONNECT_SECONDS, "application_name": "cloud-bridge", **extra},
+            kwargs={
+                "connect_timeout": _CONNECT_SECONDS,
+                "application_name": "cloud-bridge",
+                "client_encoding": "utf8",  # whatever PGCLIENTENCODING says
+                **extra,
+            },
             configure=_configure,
             check=ConnectionPool.check_connection,
             name="store",
@@ -235,6 +240,7 @@ class PostgresStore(Folding):
                 return
             self._pool.open()
             with self._pool.connection() as connection:
+                _check_encoding(connection)
                 _migrate(connection)
                 partitions.make(connection, partitions.ahead(self._wall_ns()))
                 self._parts.update(partitions.present(connection))
@@ -251,6 +257,18 @@ def _configure(connection: psycopg.Connection[SqlRow]) -> None:
     connection.execute("SET synchronous_commit TO on")
     connection.execute("SET idle_in_transaction_session_timeout TO '60s'")
     connection.commit()
+
+
+def _check_encoding(connection: psycopg.Connection[SqlRow]) -> None:
+    """Refuse a database that cannot hold every name and label: it would turn good records into dead letters."""
+    ((encoding,),) = connection.execute("SHOW server_encoding").fetchall()
+    if isinstance(encoding, bytes):
+        encoding = encoding.decode("ascii", "replace")  # what psycopg gives of a database in SQL_ASCII
+    if encoding != "UTF8":
+        raise StoreError(
+            f"the database has the encoding {encoding}, and a store needs UTF8: make another one with"
+            " `createdb --encoding=UTF8 --template=template0 NAME`, and name it in store.url"
+        )
 
 
 def _migrate(connection: psycopg.Connection[SqlRow]) -> None:

@@ -68,6 +68,32 @@ def test_the_key_keeps_records_single_even_if_the_spans_were_lost(postgres: Post
     store.close()
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_every_name_is_refused_with_the_remedy(
+    postgres: PostgresServer, encoding: str
+) -> None:
+    name = f"in_{encoding.lower()}"
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    store = PostgresStore(postgres.url(name))
+    with pytest.raises(StoreError, match=rf"{encoding}.*createdb --encoding=UTF8"):
+        store.ingest(rows(1, 3))
+    store.close()
+
+
+def test_the_environment_does_not_choose_in_which_encoding_it_is_spoken_to(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    store = PostgresStore(postgres.make("spoken"))
+    label = Intake(1, (Arrival(KEY, 1, (Row(1, "notice", "門", 1, b"{}"),)),))
+    assert store.ingest(label).marks == {KEY: 1}
+    assert store._rows("SELECT pipeline FROM records") == [("門",)]
+    store.close()
+
+
 def test_an_address_that_cannot_be_read_is_an_error() -> None:
     with pytest.raises(StoreError, match="cannot be read"):
         PostgresStore("postgresql://[half")
