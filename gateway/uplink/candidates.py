@@ -26,6 +26,7 @@ log = structlog.get_logger()
 STABLE_SECONDS: Final = 10.0
 """A connection that lasts so long is a success; one that ends sooner counts as one more failure in a row."""
 SUSPICIOUS_LIVES: Final = 3
+MAX_PASSED_OVER_DOUBLINGS: Final = 4
 _ANSWER_SECONDS: Final = 5.0
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 """A reason may say what time it is here; that it is later now makes it no other reason."""
@@ -42,6 +43,8 @@ class Candidate:
     lane: Lane = "unreachable"
     distrusted: bool = False
     not_before: float = 0.0
+    passed_over: int = 0  # times in a row that it was left because no bridge answered there
+    no_return_before: float = 0.0  # while another one will do
     awaiting: bool = False  # there is no certificate to show to it
     told: tuple[Lane, str] | None = None  # why it is away, as it was logged last; None: it was connected since
 
@@ -50,6 +53,11 @@ class Candidate:
         self.short_lives += 1
         if seconds >= STABLE_SECONDS:
             self.forgive()
+
+    def heard(self) -> None:
+        """Take note that a bridge answers there."""
+        self.passed_over = 0
+        self.no_return_before = 0.0
 
     def forgive(self) -> None:
         """Forget what went wrong with it."""
@@ -90,6 +98,25 @@ class Candidates:
         """The one that is preferred."""
         return self._all[0]
 
+    def to_try(self, ready: Sequence[Candidate], now: float) -> Candidate | None:
+        """Return which of these is tried now: the first of the list, those without a bridge behind all others."""
+        due = [candidate for candidate in ready if candidate.not_before <= now]
+        return min(due, key=lambda each: max(each.no_return_before - now, 0.0), default=None)
+
+    async def another(self, present: Candidate, access: Access) -> bool:
+        """Tell whether there is another one that takes connections."""
+        for candidate in self._all:
+            if candidate is not present and candidate.lane != "refused" and await _answers(candidate, access):
+                candidate.not_before = 0.0
+                return True
+        return False
+
+    def pass_over(self, candidate: Candidate, fail_back_seconds: float) -> None:
+        """Put one behind the others for a while, longer each time: no bridge answers there."""
+        pause = fail_back_seconds * 2.0 ** min(candidate.passed_over, MAX_PASSED_OVER_DOUBLINGS)
+        candidate.passed_over += 1
+        candidate.no_return_before = self._monotonic() + pause
+
     def certificate_came(self) -> None:
         """Let those be tried at once that are shown a certificate: there is a new one."""
         for candidate in self._all:
@@ -98,7 +125,10 @@ class Candidates:
 
     async def back_above(self, present: Candidate, access: Access) -> Candidate | None:
         """Return one further up the list that takes connections again, to be tried at once; None: there is none."""
+        now = self._monotonic()
         for better in self._all[: self._all.index(present)]:
+            if better.no_return_before > now:
+                continue
             # One that refused us is there all the time: leaving for it would only interrupt what works. Whether a
             # certificate is believed by now, though, the try itself tells.
             if (better.lane != "refused" or better.distrusted) and await _answers(better, access):

@@ -366,6 +366,16 @@ class Delivery:
         """Whether records go out and no ack comes back, or the broker refuses them."""
         return any(stream.timeouts or stream.rejections or stream.unheard for stream in self._streams.values())
 
+    @property
+    def is_unheard(self) -> bool:
+        """Whether the broker says that nobody takes what goes out."""
+        return any(stream.unheard for stream in self._streams.values())
+
+    @property
+    def confirmed(self) -> int:
+        """How many numbers of this epoch are confirmed, in all classes together."""
+        return sum(stream.confirmed for stream in self._streams.values())
+
     def progress(self) -> dict[RecordClass, ClassProgress]:
         """Return how far each class is."""
         return {

@@ -204,6 +204,21 @@ class MqttClient:
         if self._connection is not None:
             self._connection.abandon(Ending("busy", reason))
 
+    async def pass_over(self, reason: str) -> bool:
+        """Leave the present broker for another one of the list, if one takes connections; tell whether it was left."""
+        present, connection = self._present, self._connection
+        if present is None or connection is None or not await self._candidates.another(present, self._access):
+            return False
+        if connection is self._connection:
+            self._candidates.pass_over(present, self._fail_back_seconds)
+            connection.abandon(Ending("busy", reason))
+        return True
+
+    def heard(self) -> None:
+        """A bridge answers behind the present broker."""
+        if self._present is not None:
+            self._present.heard()
+
     def renewed(self) -> None:
         """A new certificate is there: try at once where one was missing, and show it where the old one is in use.
 
@@ -239,10 +254,9 @@ class MqttClient:
             now = self._monotonic()
             self._woken.clear()
             ready = [candidate for candidate in self._candidates if not self._awaits(candidate)]
-            if len(self._left_behind) < MAX_THREADS_LEFT_BEHIND:
-                for candidate in ready:
-                    if candidate.not_before <= now:
-                        return candidate
+            chosen = self._candidates.to_try(ready, now)
+            if chosen is not None and len(self._left_behind) < MAX_THREADS_LEFT_BEHIND:
+                return chosen
             wait = min((candidate.not_before - now for candidate in ready), default=AWAITING_SECONDS)
             if len(ready) < len(self._candidates):
                 wait = min(wait, AWAITING_SECONDS)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -32,7 +33,7 @@ from gateway.uplink.exchange import (
     Terms,
 )
 from gateway.uplink.gate import Gate, LinkMeter
-from gateway.uplink.link import MqttClient
+from gateway.uplink.link import LinkState, MqttClient
 from gateway.uplink.marks import Marks, RecordStore, StoreWatch
 from gateway.uplink.packetlimit import PacketLimit
 from gateway.uplink.packing import Load
@@ -40,6 +41,7 @@ from gateway.uplink.parts import PartExchange
 from gateway.uplink.presence import GatewayPresence
 from gateway.uplink.status import ClassStatus, Partition, UplinkStatus
 from gateway.uplink.subscriptions import Handler
+from gateway.uplink.unanswered import Unanswered, reason_of
 from gateway.uplink.withholding import NotKeptError, Withholding
 from gateway.wire.batch import CONTENT_FRAMED
 from gateway.wire.messages import CLASSES, Event, Measure, PipelineStatus, RecordClass
@@ -140,6 +142,7 @@ class Uplink:
         )
         self._packet_limit = PacketLimit()
         self._unanswered: dict[int, int] = {}  # payload bytes by ticket
+        self._bridge = Unanswered()
 
     # ---- from any thread -----------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class Uplink:
         """Return how the way to the cloud is."""
         shown = self._bulletin.drops if self._bulletin is not None else BulletinDrops()
         return UplinkStatus(
-            link=self._client.state,
+            link=self._link_state(),
             partition=self.partition,
             classes={
                 name: ClassStatus(
@@ -246,12 +249,19 @@ class Uplink:
         waits = self._delivery.is_degraded or self._blocked or self._unkept
         return Partition.DEGRADED if waits else Partition.HEALTHY
 
+    def _link_state(self) -> LinkState:
+        state = self._client.state
+        if state.state == "connected" and not state.reason:
+            return replace(state, reason=reason_of(self._delivery))
+        return state
+
     # ---- told by the client --------------------------------------------------------------------------
 
     def link_up(self, terms: Terms) -> None:
         """Called by the client: everything unconfirmed is sent again."""
         self._gate.link_up(self._client.broker, terms.maximum_qos)
         self._delivery.link_up(terms.receive_maximum, self._monotonic_ns())
+        self._bridge.begin()
         self._packet_limit.begin(self._client.state.broker)
         self._blocked.clear()
         self._marks.link_up()
@@ -292,12 +302,24 @@ class Uplink:
                 if self._delivery.is_stuck(now):
                     self._client.reconnect("the broker leaves messages unanswered")
                     break
+                if await self._is_forsaken(now):
+                    break
                 self._held = self._gate.held() | frozenset(self._marks.unproven)
                 want = self._delivery.next_want(now, self._held)
                 if want is None:
                     await self._sleep(now)
                 else:
                     await self._send(want)
+
+    async def _is_forsaken(self, now_ns: int) -> bool:
+        """Leave a broker behind which no bridge answers, if there is another one; tell whether it was left."""
+        if self._bridge.hears(self._delivery.confirmed):
+            self._client.heard()
+        reason = reason_of(self._delivery)
+        if not self._bridge.is_over(now_ns, reason):
+            return False
+        self._bridge.left()  # also where there is no other: that is not looked for all the time
+        return await self._client.pass_over(reason)
 
     async def _look(self) -> None:
         """Ask the store what it holds, now and then."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hil.loopback.children import free_port
+
 BINARY = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 LIMIT_SECONDS = 10.0
 
@@ -25,9 +27,7 @@ class Mosquitto:
 
     def __init__(self, directory: Path, *lines: str) -> None:
         require()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._config = directory / f"mosquitto-{self.port}.conf"
         self._config.write_text(
             "\n".join([f"listener {self.port} 127.0.0.1", "allow_anonymous true", "persistence false", *lines, ""])

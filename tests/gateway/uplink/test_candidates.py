@@ -79,3 +79,19 @@ def test_a_new_certificate_lets_only_those_be_tried_at_once_that_are_shown_it() 
         all_of_them.settle(candidate, AWAY, "me")
     all_of_them.certificate_came()
     assert [candidate.not_before > 0 for candidate in all_of_them] == [False, True]
+
+
+def test_one_without_a_bridge_comes_behind_the_others_longer_each_time() -> None:
+    all_of_them = candidates("mqtt://127.0.0.1:1", "mqtt://127.0.0.1:2", "mqtt://127.0.0.1:3")
+    first, second, third = all_of_them
+    assert all_of_them.to_try([first, second, third], Clock.now) is first
+    all_of_them.pass_over(first, 300.0)
+    assert all_of_them.to_try([first, second, third], Clock.now) is second
+    assert all_of_them.to_try([first], Clock.now) is first, "better than none"
+    all_of_them.pass_over(second, 600.0)
+    assert all_of_them.to_try([first, second, third], Clock.now) is third
+    assert all_of_them.to_try([first, second], Clock.now) is first, "the one whose time is over first"
+    all_of_them.pass_over(first, 300.0)
+    assert first.no_return_before == Clock.now + 600.0
+    first.heard()
+    assert all_of_them.to_try([first, second, third], Clock.now) is first

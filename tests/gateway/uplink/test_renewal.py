@@ -1,7 +1,6 @@
 """A certificate of an hour: waited for, shown, and changed for the next one without losing or repeating anything."""
 
 import asyncio
-import socket
 import ssl
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from gateway.uplink.exchange import ConnectionLostError, ConnectOptions, Ending,
 from gateway.uplink.link import MqttClient
 from gateway.uplink.uplink import Uplink
 from gateway.wire.messages import RecordClass
+from hil.loopback.children import free_port
 from tests.gateway.uplink.mosquitto import Mosquitto
 from tests.gateway.uplink.peer import Peer
 from tests.gateway.uplink.waiting import running, until
@@ -74,9 +74,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     authority = Authority(tmp_path / "authority", "fleet")
     server = tmp_path / "server.pem"
     authority.issue(server)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     broker = Mosquitto(
         tmp_path,
         f"listener {port} 127.0.0.1",

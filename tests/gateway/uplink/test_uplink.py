@@ -720,6 +720,45 @@ async def test_the_next_broker_is_used_while_the_first_is_away_and_the_first_aga
     await first.stop()
 
 
+@pytest.mark.parametrize("without", [Script(puback=0x10), Script(is_bridge=True, withhold_acks=True)])
+async def test_a_broker_behind_which_no_bridge_answers_is_left_for_the_next(
+    monkeypatch: pytest.MonkeyPatch, without: Script
+) -> None:
+    monkeypatch.setattr("gateway.uplink.unanswered.NOBODY_SECONDS", 1.0)
+    monkeypatch.setattr("gateway.uplink.unanswered.SILENT_SECONDS", 1.0)
+    store = MemoryStore()
+    store.put("event", 50)
+    async with ScriptedBroker(without) as first, bridge() as second:
+        uplink = uplink_for(store, first, second, ack_timeout_seconds=0.2, fail_back_seconds=2.0)
+        async with running(uplink.run()):
+            await until(lambda: uplink.partition is Partition.DEGRADED)
+            assert uplink.status().link.reason
+            await until(lambda: store.empty)
+            assert uplink.status().link.broker == second.url
+            assert committed(second, "event") == list(range(1, 51))
+            first.script.puback, first.script.is_bridge, first.script.withhold_acks = 0, True, False
+            await until(lambda: uplink.status().link.broker == first.url, 20.0)
+            store.put("event", 50)
+            uplink.notify(["event"])
+            await until(lambda: store.empty, 20.0)
+
+
+async def test_without_another_broker_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.uplink.unanswered.NOBODY_SECONDS", 0.1)
+    store = MemoryStore()
+    store.put("event", 50)
+    away = bridge()
+    await away.start()
+    await away.stop()
+    async with ScriptedBroker(Script(puback=0x10)) as first:
+        uplink = uplink_for(store, first, away)
+        async with running(uplink.run()):
+            await until(lambda: uplink.partition is Partition.DEGRADED)
+            await asyncio.sleep(2.0)
+            assert len(first.connects) == 1
+            assert "nobody who takes records" in uplink.status().link.reason
+
+
 # ---- configuration -----------------------------------------------------------------------------------
 
 
