@@ -1,12 +1,18 @@
 """Child processes of the loopback rig: started, watched, stopped, killed, and never left behind."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+_PORTS_GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT = 10_000
+_TRIES = 100
+_chance = random.SystemRandom()  # of its own: tests set the seed of the common one
 
 
 class RigError(Exception):
@@ -103,11 +109,21 @@ class Child:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of the loopback address that was free a moment ago.
+
+    It is none that the kernel gives to connections that go out: while a broker is away for half a minute, one of those
+    would take its port.
+    """
+    first = int(_PORTS_GIVEN_OUT.read_text().split()[0])
+    for _ in range(_TRIES):
+        port = _chance.randrange(_LOWEST_PORT, first) if first > 2 * _LOWEST_PORT else 0
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise RigError(f"no free TCP port in {_TRIES} tries")
 
 
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:

@@ -60,7 +60,7 @@ class Placement:
         return {"url": f"mqtt://{self.broker_host}:{port}"}
 
     def prefix(self, process: str) -> list[str]:
-        """Return what stands before the command of `broker`, `bridge` or `gateway`, e.g. `ip netns exec …`."""
+        """Return what stands before the command of `broker`, `bridge` or `gateway`, e.g. `nsenter --net=…`."""
         del process
         return []
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from gateway.errors import ConfigError, GatewayError
 from gateway.vault.tpm.connection import Connection, Tpm
-from hil.loopback.children import Child, RigError
+from hil.loopback.children import Child, RigError, free_port
 
 PLACES: Final = "/usr/bin:/usr/local/bin:/usr/sbin:/usr/share/swtpm"
 _SECONDS: Final = 10.0
@@ -136,9 +136,9 @@ def _two_free_ports() -> int:
     """Return a port that is free together with the next one, where the control channel is looked for."""
     for _ in range(100):
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
+            port = free_port()
             with contextlib.suppress(OSError, OverflowError):
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
                 return port
     raise RigError("no two neighbouring ports of loopback are free")

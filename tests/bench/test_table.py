@@ -71,7 +71,8 @@ def test_the_comparison_judges_what_was_lost_of_ours_and_only_that() -> None:
     }
     assert [one["met"] for one in peers_rows(ours)] == [False, True, True, True, True]
     assert [one["met"] for one in peers_rows({**ours, "doubles_over_kill": 1})] == [False, True, True, False, True]
-    assert peers_rows({"skipped": "not installed"}) == []
+    assert [one["met"] for one in peers_rows({"skipped": "the broker ended"})] == [False], "that is no success"
+    assert peers_rows({}) == [], "it was not asked for"
 
 
 @pytest.mark.slow

@@ -16,13 +16,12 @@ from structlog.testing import capture_logs
 from cloud_bridge.errors import BridgeError
 from cloud_bridge.listening import Sides
 from cloud_bridge.serving import HttpServer
+from hil.loopback.children import free_port
 
 
 async def test_an_application_is_served_until_stopped() -> None:
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("here"))])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = HttpServer("test", app, "127.0.0.1", port)
 
     def ask() -> bytes:
@@ -49,9 +48,7 @@ async def test_an_address_in_use_is_an_error_with_its_place() -> None:
 
 async def test_connections_without_a_request_do_not_keep_others_out() -> None:
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("here"))])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = HttpServer("test", app, "127.0.0.1", port, request_seconds=1.0, most_of_a_side=1000)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.run())
@@ -84,9 +81,7 @@ async def login(request: Request) -> PlainTextResponse:
 
 def server_at(**settings: float) -> tuple[HttpServer, int]:
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("here")), Route("/login", login, methods=["POST"])])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return HttpServer("test", app, "127.0.0.1", port, **settings), port  # type: ignore[arg-type]  # int or float
 
 
@@ -188,9 +183,7 @@ async def test_an_answer_of_two_parts_is_not_held_back_until_the_first_is_acknow
         found.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         await PlainTextResponse("here")(scope, _receive, send)
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = HttpServer("test", app, "127.0.0.1", port)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.run())

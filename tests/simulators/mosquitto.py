@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from hil.loopback.children import free_port
 from tests.simulators.waiting import wait_for
 
 BINARY = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
@@ -16,9 +17,7 @@ class Mosquitto:
     """Knobs: `settings` are lines of its configuration; `persistence` keeps queued messages over a clean restart."""
 
     def __init__(self, directory: Path, *settings: str, persistence: bool = False) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.log = directory / "mosquitto.log"
         self._file = directory / "mosquitto.conf"
         self._file.write_text(

@@ -100,7 +100,9 @@ def compare(seed: int, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _rows(ours: dict[str, Any]) -> list[Row]:
     """Judge our own share: the others are measured, and nothing is aimed at for them."""
-    if "lost" not in ours:
+    if "skipped" in ours:
+        return [at_most(f"systems that could not be measured: {ours['skipped'].splitlines()[0]}", 1, 0)]
+    if not ours:
         return []
     return [
         at_most(f"readings lost in the kill script, of {ours['accepted']:,}", ours["lost"], 0),

@@ -15,6 +15,7 @@ from cloud_bridge.config import Broker
 from cloud_bridge.identity.broker import BrokerFiles, BrokerPlan
 from cloud_bridge.identity.database import SqliteDatabase
 from cloud_bridge.identity.issuer import Issued, Issuer, Life, LocalCa, key_pem, new_key
+from hil.loopback.children import free_port
 from tests.simulators.mosquitto import BINARY
 from tests.simulators.raw_mqtt import Credentials, RawMqtt
 from tests.simulators.waiting import wait_for
@@ -133,10 +134,7 @@ def secured_broker(
     now = datetime.now(UTC)
     ca = LocalCa.open(directory / "ca", "sluice.test", now)
     files = BrokerFiles(directory, ca, issuer or ca, server_seconds=30 * 86_400)
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = first.getsockname()[1], second.getsockname()[1]
+    ports = free_port(), free_port()
     plan = BrokerPlan(
         directory=directory,
         names=("localhost", "127.0.0.1"),

@@ -29,15 +29,14 @@ from cloud_bridge.identity.issuer import key_pem, new_key, utc
 from cloud_bridge.identity.states import BootState
 from gateway.wire.identity import PATH_TRUST, Trust
 from gateway.wire.messages import decode
+from hil.loopback.children import free_port
 from tests.cloud_bridge.identity.kit import Clock
 from tests.simulators.attested_device import AttestedDevice, SoftTpm
 from tests.simulators.waiting import wait_for
 
 
 def config_at(directory: Path, **knobs: object) -> Config:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     identity = Identity(trust_domain="sluice.test", directory=directory / "id", port=port)
     return Config(
         store=Store(url=f"sqlite:///{directory}/bridge.db"), identity=msgspec.structs.replace(identity, **knobs)

@@ -15,6 +15,7 @@ import pytest
 
 from cloud_bridge.identity.issuer import key_pem
 from gateway.wire.identity import Granted, claim_code
+from hil.loopback.children import free_port
 from tests.simulators.attested_device import AttestedDevice, RefusedByBridgeError, SoftTpm
 from tests.simulators.mosquitto import BINARY
 from tests.simulators.raw_mqtt import Credentials, RawMqtt, RefusedByBrokerError
@@ -29,14 +30,10 @@ BRIDGE = [sys.executable, "-m", "cloud_bridge"]
 
 
 def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 def listens(port: int) -> bool:
