@@ -166,6 +166,7 @@ class Daemon:
             outbox_file(self._config.outbox.file, self._state_directory),
             self._config.outbox,
             on_commit=self._committed,
+            gateway=self._id,
             patient=True,  # a full disk is no reason not to watch: `_keep` opens it again
         )
 

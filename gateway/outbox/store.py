@@ -13,10 +13,11 @@ from typing import Final
 import structlog
 
 from gateway.config import Outbox as OutboxSettings
-from gateway.errors import OutboxError
+from gateway.errors import ConfigError, OutboxError
 from gateway.outbox.ages import Clocks
 from gateway.outbox.aside import Aside
 from gateway.outbox.ballast import Ballast
+from gateway.outbox.belonging import settle_owner
 from gateway.outbox.damage import side
 from gateway.outbox.evictions import row_of
 from gateway.outbox.faults import DamagedStoreError, StoreClosedError, may_pass
@@ -73,9 +74,11 @@ class Outbox:
         on_failed: OnFailed | None,
         lock: int,
         patient: bool,
+        gateway: str | None,
     ) -> None:
         """Use `open`, which prepares the directory and takes the lock."""
         self._file = file
+        self._gateway = gateway
         self._clocks = clocks
         self._on_notice = on_notice
         self._on_failed = on_failed
@@ -124,15 +127,17 @@ class Outbox:
         on_commit: OnCommit | None = None,
         on_failed: OnFailed | None = None,
         patient: bool = False,
+        gateway: str | None = None,
     ) -> "Outbox":
         """Open the store and start its writer; takes no longer for a long backlog.
 
         `on_commit` is told after each commit for which classes there are new rows. `clocks` replaces all the clocks,
         `clock_ns` the wall clock alone. A `patient` one that finds no room for a store, or a disk that fails, begins as
-        `failed`, for `reopen` to try again: whoever uses it can work meanwhile.
+        `failed`, for `reopen` to try again: whoever uses it can work meanwhile. With `gateway` the store is that one's.
 
         Raises:
-            ConfigError: what is there under that name never was an outbox; it is left alone.
+            ConfigError: what is there under that name never was an outbox, or has records of another gateway in it; it
+                is left alone.
             OutboxError: the directory or the disk does not allow it, or another process has the store.
         """
         refuse_stranger(file)
@@ -148,8 +153,9 @@ class Outbox:
                 on_failed=on_failed,
                 lock=lock,
                 patient=patient,
+                gateway=gateway,
             )
-        except OutboxError:
+        except (ConfigError, OutboxError):
             os.close(lock)
             raise
 
@@ -403,10 +409,16 @@ class Outbox:
     # ---- the writer thread -----------------------------------------------------------------------
 
     def _open_file(self) -> Opened:
-        return open_store(self._file, self._page_limit, self._clocks, self._ballast)
+        return self._owned(open_store(self._file, self._page_limit, self._clocks, self._ballast))
 
     def _replacement(self, reason: str) -> Opened:
+        return self._owned(self._begin_anew(reason))
+
+    def _begin_anew(self, reason: str) -> Opened:
         return replace_store(self._file, reason, self._page_limit, self._clocks, self._ballast)
+
+    def _owned(self, opened: Opened) -> Opened:
+        return opened if self._gateway is None else settle_owner(opened, self._gateway, self._begin_anew)
 
     def _begin(self, opened: Opened) -> Generation:
         """Take an open store into use and tell what happened to the last one."""
