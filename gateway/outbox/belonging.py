@@ -37,8 +37,8 @@ def settle_owner(opened: Opened, gateway: str, begin_anew: Callable[[str], Opene
     if waiting:
         raise ConfigError(
             f"gateway.id {gateway!r}: {database.file} holds {waiting} records of gateway {owner!r}, which the bridge"
-            f" would store a second time under another name: set gateway.id back to {owner!r} until they are delivered, or"
-            " export them (gateway outbox export) and give the new name a gateway.state_directory of its own"
+            f" would store a second time under another name: set gateway.id back to {owner!r} until they are delivered,"
+            " or export them (gateway outbox export) and give the new name a gateway.state_directory of its own"
         )
     return _claimed(begin_anew(f"it belonged to gateway {owner!r}, and was empty"), gateway)
 
