@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from gateway.config import Gateway
-from gateway.errors import ControlError, GatewayError
+from gateway.errors import ControlError, GatewayError, RequestRefusedError
 
 log = structlog.get_logger()
 
@@ -129,7 +129,8 @@ def ask(
     """Send a request to the daemon behind a socket, and return its answer.
 
     Raises:
-        ControlError: no gateway is running there, it does not answer in time, or it refuses.
+        ControlError: no gateway is running there, or it does not answer in time.
+        RequestRefusedError: it does not do that; the reason is in the text.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, _reachable(path) as address:
@@ -150,7 +151,7 @@ def ask(
     except msgspec.DecodeError as error:
         raise ControlError(f"the gateway at {path} gave no proper answer: {error}") from error
     if reply.error is not None or not isinstance(reply.result, dict):
-        raise ControlError(f"the gateway at {path} refused: {reply.error or 'it gave no result'}")
+        raise RequestRefusedError(f"the gateway at {path} refused: {reply.error or 'it gave no result'}")
     return reply.result
 
 

@@ -57,5 +57,9 @@ class ControlError(GatewayError):
     """A running daemon could not be asked."""
 
 
+class RequestRefusedError(ControlError):
+    """A running daemon was asked, and does not do it."""
+
+
 class GaveUpError(GatewayError):
     """A component failed too often."""

@@ -162,6 +162,7 @@ class Updates:
         """Return what may be told over the control socket."""
         return {
             "ota-refresh": self._refresh,
+            "ota-install": self._install,
             "ota-pin": self._pin,
             "ota-unpin": self._unpin,
             "ota-rollback": self._rollback,
@@ -175,6 +176,10 @@ class Updates:
 
     def _pin(self, arguments: Mapping[str, str]) -> dict[str, Any]:
         self._agent.pin(_pipeline(arguments), installed_from(arguments.get("model", "")))
+        return {}
+
+    def _install(self, arguments: Mapping[str, str]) -> dict[str, Any]:
+        self._agent.install(_pipeline(arguments), installed_from(arguments.get("model", "")))
         return {}
 
     def _unpin(self, arguments: Mapping[str, str]) -> dict[str, Any]:

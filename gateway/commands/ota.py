@@ -18,14 +18,15 @@ from gateway.doctor.models import sealed_directory
 from gateway.errors import ControlError
 from gateway.inference.bundle import ReleaseStore
 from gateway.ota import slots
-from gateway.ota.agent import OtaStatus, check_pin, check_rollback
+from gateway.ota.agent import OtaStatus, check_install, check_pin, check_rollback
 from gateway.ota.errors import OtaError
 from gateway.ota.floor import floor_for
 from gateway.ota.floor_file import FloorStatus
-from gateway.ota.journal import Journal, Slot, installed_from, look
+from gateway.ota.journal import Installed, Journal, Slot, installed_from, look
 from gateway.owner import become_owner
 from gateway.statedir import locked_state
 from gateway.vault.errors import VaultError
+from gateway.wire.messages import ModelRef, UpdateState
 from gateway.wire.times import rfc3339
 
 _CARRIED_OUT_SECONDS: Final = 30.0
@@ -47,9 +48,10 @@ def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
         return
     if not answer.running:
         say("no gateway is running; this is what its journal says")
-    for problem in (answer.damage, answer.repository_problem and f"repository: {answer.repository_problem}"):
-        if problem:
-            say(problem)
+    if answer.damage:
+        say(answer.damage)
+    if answer.repository_problem:
+        say(f"repository: {answer.repository_problem}: {answer.repository_words}")
     if answer.stale_since is not None:
         say(f"no fresh metadata since {answer.stale_since}")
     say(_floor(answer.floor))
@@ -91,6 +93,54 @@ def rollback(pipeline: str | None, config_file: Path) -> None:
 
     before = _status(config).pipelines.get(name, Slot()).active
     _carry_out(config, "ota-rollback", {"pipeline": name}, offline=offline, done=lambda slot: slot.active != before)
+
+
+@command.command("install")
+@click.argument("pipeline")
+@click.argument("model")
+@click.option("--wait", "seconds", type=click.FloatRange(0), default=600.0, show_default=True, help="At most so long.")
+@config_option
+def install(pipeline: str, model: str, seconds: float, config_file: Path) -> None:
+    """Have a PIPELINE try a MODEL@VERSION of the signed list, as if the bridge had assigned it.
+
+    For a device without a cloud, after `gateway ota import`. It is proved and taken back like any other; what the
+    bridge assigns next counts again.
+    """
+    config = _config(config_file)
+    wanted = installed_from(model)
+    _known_pipeline(config, pipeline)
+    if not _is_running(config):
+        become_owner(config.gateway.state_directory)
+        with locked_state(config.gateway.state_directory):
+            journal = Journal(config.gateway.state_directory)
+            check_install(journal.book.slot(pipeline), pipeline, wanted)
+            token = journal.book.fencing_token
+            journal.change(slots.accept(pipeline, wanted, token, _now(), by_hand=True))
+        say("no gateway is running: its next start begins with that")
+        return
+    before = _status(config).pipelines.get(pipeline, Slot()).told
+    ask(socket_path(config.gateway), "ota-install", {"pipeline": pipeline, "model": model})
+    _follow(config, pipeline, wanted, before, seconds)
+
+
+def _follow(config: Config, pipeline: str, wanted: Installed, before: UpdateState | None, seconds: float) -> None:
+    """Say how an update goes on until it has ended."""
+    said = before
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        slot = _status(config).pipelines.get(pipeline, Slot())
+        told = slot.told
+        if told is not None and told != said and _installed_of(told.model) == wanted:
+            said = told
+            say(f"{wanted.label}: {told.phase}{f', {told.reason}' if told.reason else ''}")
+        ends = slot.active == wanted and slot.trial is None
+        if ends:
+            say(f"pipeline {pipeline} runs {wanted.label}")
+            return
+        if (blocked := slot.is_blocked(wanted)) is not None:
+            raise OtaError(f"{wanted.label} was given up: {blocked.reason}")
+        time.sleep(0.2)
+    raise OtaError(f"{wanted.label} does not run after {seconds:g} s; it goes on: see `gateway ota status`")
 
 
 @command.command("pin")
@@ -137,8 +187,7 @@ def _carry_out(
 ) -> None:
     """Have the running gateway do something and wait until it has; without one, write it down for its next start."""
     pipeline = arguments["pipeline"]
-    if pipeline not in config.pipelines:
-        raise OtaError(f"there is no pipeline {pipeline!r}; there is {', '.join(config.pipelines)}")
+    _known_pipeline(config, pipeline)
     path = socket_path(config.gateway)
     if not _is_running(config):
         become_owner(config.gateway.state_directory)  # a journal of root's the next gateway could not read
@@ -159,11 +208,26 @@ def _carry_out(
     raise OtaError(f"not carried out within {_CARRIED_OUT_SECONDS:g} s: see `gateway ota status`")
 
 
+def _known_pipeline(config: Config, pipeline: str) -> None:
+    """Make sure that a pipeline is configured. Raises OtaError if it is not."""
+    if pipeline not in config.pipelines:
+        raise OtaError(f"there is no pipeline {pipeline!r}; there is {', '.join(config.pipelines)}")
+
+
+def _installed_of(ref: ModelRef) -> Installed:
+    """Return the release that is meant, without its digest."""
+    return Installed(name=ref.name, version=ref.version)
+
+
 def _row(name: str, slot: Slot, answer: OtaStatus) -> tuple[str, ...]:
     told = slot.told
     serving = answer.serving.get(name)
-    runs = f"{serving.name}@{serving.version}" if serving is not None else slot.active.label if slot.active else "-"
-    state = "pinned" if slot.pinned else "trial" if slot.trial else told.phase if told is not None else "configured"
+    runs = f"{serving.name}@{serving.version}" if serving is not None else "-"
+    state: str = "pinned" if slot.pinned else "trial" if slot.trial else told.phase if told else "configured"
+    if serving is None and answer.running:
+        state = "stands still"  # `gateway status` says why
+    elif serving is None and slot.active is not None:
+        runs = slot.active.label
     return (
         runs,
         state,

@@ -53,7 +53,8 @@ class OtaStatus(msgspec.Struct, frozen=True, kw_only=True):
     pipelines: dict[str, Slot] = {}
     serving: dict[str, ModelRef | None] = {}
     stale_since: str | None = None
-    repository_problem: str = ""
+    repository_problem: str = ""  # a code, for programs
+    repository_words: str = ""
     journal_problem: str = ""
     damage: str = ""
     floor: FloorStatus = FloorStatus()
@@ -127,6 +128,7 @@ class OtaAgent:
             serving=self._telling.serving(),
             stale_since=rfc3339(stale) if stale is not None else None,
             repository_problem=self._bringing.repository_problem,
+            repository_words=self._bringing.repository_words,
             journal_problem=self._telling.journal_problem,
             damage=self._journal.damage,
             floor=self._floor.status,
@@ -146,6 +148,18 @@ class OtaAgent:
         self._require(pipeline)
         check_pin(model, self._around.there())
         self._ask(lambda: self._by_hand(pipeline, slots.pin(pipeline, model, self._telling.at()), "pinned"))
+
+    def install(self, pipeline: str, model: Installed) -> None:
+        """Bring a release of the signed list and try it, as if the bridge had assigned it; carried out soon.
+
+        What the bridge assigns next counts again.
+
+        Raises:
+            OtaError: there is no such pipeline, a release is pinned there, or this one was given up there.
+        """
+        self._require(pipeline)
+        check_install(self._journal.book.slot(pipeline), pipeline, model)
+        self._ask(lambda: self._want(pipeline, model))
 
     def unpin(self, pipeline: str) -> None:
         """Let assignments count again; carried out soon. Raises OtaError if there is no such pipeline."""
@@ -315,13 +329,25 @@ class OtaAgent:
 
     def _by_hand(self, pipeline: str, step: slots.Step, phase: UpdatePhase) -> None:
         bay = self._bays[pipeline]
+        goes_on = slots.run_goes_on(pipeline, self._around.boot_id)
         with bay.lock:
-            slot = self._journal.change(step).slot(pipeline)
+            runs = bay.serving is not None  # else its next run says that it begins
+            slot = self._journal.change(lambda book: goes_on(step(book)) if runs else step(book)).slot(pipeline)
+            self._serving.begins(pipeline)  # the time in which another was pinned is none of a trial
             self._serving.serve(pipeline, bay)
         model = slots.running(slot) or _installed(bay.serving)
         log.info("model_by_hand", pipeline=pipeline, phase=phase, model=model.label if model else "")
         if model is not None:
             self._telling.say(pipeline, phase, model, code="pinned" if phase == "pinned" else "")
+        self._fetch_wake.set()
+
+    def _want(self, pipeline: str, model: Installed) -> None:
+        if self._journal.book.slot(pipeline).active == model:
+            return
+        token = self._journal.book.fencing_token
+        self._journal.change(slots.accept(pipeline, model, token, self._telling.at(), by_hand=True))
+        self._bringing.forget_pauses()
+        log.info("model_wanted_by_hand", pipeline=pipeline, model=model.label)
         self._fetch_wake.set()
 
     def _roll_back(self, pipeline: str) -> None:
@@ -352,6 +378,14 @@ def check_pin(model: Installed, there: list[tuple[str, str]]) -> None:
     if (model.name, model.version) not in there:
         known = ", ".join(f"{name}@{version}" for name, version in there) or "none"
         raise OtaError(f"{model.label} is not on this device; there is {known}")
+
+
+def check_install(slot: Slot, pipeline: str, model: Installed) -> None:
+    """Make sure that a release may be tried. Raises OtaError if another is pinned, or if it was given up there."""
+    if slot.pinned is not None:
+        raise OtaError(f"pipeline {pipeline} keeps {slot.pinned.label}: `gateway ota unpin {pipeline}` first")
+    if (blocked := slot.is_blocked(model)) is not None:
+        raise OtaError(f"{model.label} was given up on pipeline {pipeline}: {blocked.reason}; publish it anew, mended")
 
 
 def check_rollback(book: Book, pipeline: str) -> None:

@@ -20,7 +20,15 @@ from gateway.ota import slots
 from gateway.ota.around import Means
 from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError, CanaryStarvedError
-from gateway.ota.errors import BudgetError, FloorError, NoRootError, OtaError, StoppedError, TrustError
+from gateway.ota.errors import (
+    BudgetError,
+    FloorError,
+    NoRootError,
+    OtaError,
+    StoppedError,
+    TrustError,
+    UnreachableError,
+)
 from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
 from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
@@ -78,6 +86,7 @@ class Bringing:
         self._refresh_at = -math.inf  # on the monotonic clock
         self._refresh_failures = 0
         self._repository_problem = ""
+        self.repository_words = ""  # the same for people
         self._stale_told = False
 
     @property
@@ -137,7 +146,7 @@ class Bringing:
         self._refresh_at = self._around.monotonic() + every
         if self._repository_problem:
             log.info("ota_repository_again")
-        self._repository_problem = ""
+        self._repository_problem = self.repository_words = ""
 
     def _repository_failed(self, error: OtaError) -> None:
         # What is wrong with the floor is told by whoever looks at it.
@@ -149,7 +158,7 @@ class Bringing:
                 log.warning("ota_repository_fails", code=error.code, error=str(error))
             if isinstance(error, TrustError):
                 self._around.note("ota_untrusted", "error", str(error))
-        self._repository_problem = error.code
+        self._repository_problem, self.repository_words = error.code, str(error)
 
     def watch_repository(self) -> None:
         """Say when the metadata of the repository become stale, and when they are fresh again."""
@@ -193,7 +202,14 @@ class Bringing:
             self._postpone(pipeline, model, _Later(str(error)))
 
     def _bring(self, pipeline: str, bay: Bay, model: Installed) -> None:
-        self._refresh()
+        try:
+            self._refresh()
+        except UnreachableError as error:
+            # A person on a site without a cloud means what was imported; the list that is kept is verified anew.
+            wanted = self._journal.book.slot(pipeline).wanted
+            if wanted is None or not wanted.by_hand:
+                raise
+            self._repository_failed(error)
         offer = self._repository.offer(model.name, model.version)
         plan = self._installer.plan(offer, bay.settings)
         self._require_same_source(bay, offer.manifest)
@@ -276,8 +292,9 @@ class Bringing:
     ) -> None:
         with bay.lock:
             slot = self._journal.book.slot(pipeline)
-            now = bay.serving
             still = slot.wanted is not None and slot.wanted.model == model and slot.pinned is None
+            # A pipeline that waits for the key of what it has would never run, and the update would wait for it.
+            now = bay.serving or self._serving.stands_still(pipeline)
             if not still or now is None or self._stopping.is_set():
                 loaded.close()
                 if now is None and still:

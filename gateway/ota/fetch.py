@@ -183,7 +183,14 @@ class Repository:
         return since if now >= since else now if self._held_back else None
 
     def _begin(self) -> Trust:
-        return Trust(self._anchor(), self._floors, self._clock.now_ns())
+        try:
+            return Trust(self._anchor(), self._floors, self._clock.now_ns())
+        except TrustError as error:
+            self._kept_anchor = None  # another file may be put there
+            raise type(error)(
+                f"ota.root_file {self._settings.root_file} is no root to begin with ({error}); there are no updates "
+                "until it is: copy the first root.json of the repository there"
+            ) from error
 
     def _anchor(self) -> bytes:
         """Read the first root; a medium that comes later, or a file that is put there, counts from then on."""

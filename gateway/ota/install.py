@@ -33,7 +33,7 @@ from gateway.vault.errors import (
     WrongKeyError,
 )
 from gateway.vault.files import remove_directory, write_durably
-from gateway.vault.store import ReleaseDirectory
+from gateway.vault.store import ReleaseDirectory, read_release
 from gateway.vault.vault import Vault
 from gateway.vault.weights import SealedWeights
 from gateway.wire.manifest import MANIFEST_FILE, OVER_THE_AIR_FILE, Artefact
@@ -305,6 +305,15 @@ class Installer:
         if damage:
             self._vault.put_aside(directory, damage)
         return damage
+
+    def withholds(self, name: str, version: str) -> bool:
+        """Tell whether a release is here and cannot be opened, because its content key is over or gone."""
+        directory = self._vault.releases.directory / name / version
+        try:
+            return (directory / MANIFEST_FILE).exists() and self._vault.withholds(read_release(directory))
+        except VaultError as error:
+            log.debug("ota_key_not_looked_at", model=f"{name} {version}", error=str(error))
+            return False
 
     def remove(self, name: str, version: str) -> None:
         """Remove a release from the store. Raises VaultError if the disk refuses."""

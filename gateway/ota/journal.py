@@ -126,11 +126,12 @@ class Blocked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the last twin gives to a pipeline and it does not run yet."""
+    """What the last twin, or a person, gives to a pipeline and it does not run yet."""
 
     model: Installed
     token: int
     attempt: int = 0
+    by_hand: bool = False
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):

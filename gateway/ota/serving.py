@@ -24,6 +24,7 @@ from gateway.ota.telling import Telling
 from gateway.ota.trial import Proven, Seen, TakeBack
 from gateway.ota.trial import judge as judge_trial
 from gateway.vault.errors import VaultError
+from gateway.wire.messages import UpdatePhase
 
 log = structlog.get_logger()
 
@@ -63,7 +64,10 @@ class Serving:
             elif slot.trial is not None and before is not None and before.running and not counted:
                 self.take_back(pipeline, "crash-loop", "a run under it ended badly, and the disk takes no count of it")
             self.begins(pipeline)
-            return self.label(pipeline)
+            label = self.label(pipeline)
+            if slot.trial is not None and slot.active is not None and label != slot.active.label:
+                self.run_ended(pipeline)  # another serves in this run, however that ends
+            return label
 
     def run_ended(self, pipeline: str) -> None:
         """Note that a run of a pipeline ended for a reason that is not the model's."""
@@ -72,16 +76,49 @@ class Serving:
 
     def label(self, pipeline: str) -> str:
         """Return the `name@version` that a pipeline is to run; tells when that is another than it should be."""
-        bay = self._bays[pipeline]
-        label = slots.model_for(self._journal.book, pipeline, bay.settings.model, self._around.there())
-        chosen = slots.running(self._journal.book.slot(pipeline))
+        wished, label = self._wished(pipeline)
+        slot = self._journal.book.slot(pipeline)
+        chosen = slots.running(slot)
         missing = chosen.label if chosen is not None and chosen.label != label else ""
         before, self._missing[pipeline] = self._missing.get(pipeline, ""), missing
-        if missing and missing != before:
-            log.error("ota_release_missing", pipeline=pipeline, model=missing, instead=label)
+        if missing and missing != before and chosen is not None:
+            if wished == missing:
+                log.error("ota_release_withheld", pipeline=pipeline, model=missing, instead=label)
+                reason = f"its content key is over or gone; {label} serves until it is here again"
+                self._telling.say(pipeline, "waiting", chosen, code="key", reason=reason)
+            else:
+                log.error("ota_release_missing", pipeline=pipeline, model=missing, instead=label)
         elif before and not missing:
             log.info("ota_release_missing_no_more", pipeline=pipeline, model=before, runs=label)
+            if chosen is not None and slot.told is not None and slot.told.code == "key":
+                phase: UpdatePhase = "pinned" if slot.pinned else "trial" if slot.trial is not None else "running"
+                self._telling.say(pipeline, phase, chosen)
         return label
+
+    def _wished(self, pipeline: str) -> tuple[str, str]:
+        """Return what the pipeline should run, and what it can: weights whose key is over are none while others are."""
+        book, configured, there = self._journal.book, self._bays[pipeline].settings.model, self._around.there()
+        wished = slots.model_for(book, pipeline, configured, there)
+        if not self._withholds(wished):
+            return wished, wished
+        wanted = book.slot(pipeline).wanted  # it has to prove itself first
+        proved = [each for each in there if wanted is None or each != (wanted.model.name, wanted.model.version)]
+        usable = [each for each in proved if not self._installer.withholds(*each)]
+        other = slots.model_for(book, pipeline, configured, usable)
+        name, _, version = other.partition("@")
+        return wished, other if (name, version) in usable else wished
+
+    def _withholds(self, label: str) -> bool:
+        name, _, version = label.partition("@")
+        return bool(version) and self._installer.withholds(name, version)
+
+    def stands_still(self, pipeline: str) -> Installed | None:
+        """Return the release whose key a pipeline without a model waits for, where nothing else can run; else None."""
+        if self._bays[pipeline].serving is not None:
+            return None
+        _, label = self._wished(pipeline)
+        name, _, version = label.partition("@")
+        return Installed(name=name, version=version) if self._withholds(label) else None
 
     def serve(self, pipeline: str, bay: Bay) -> None:
         """Let the pipeline run what the journal says; one that does not run begins with it."""

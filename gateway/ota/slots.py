@@ -48,12 +48,14 @@ def model_for(book: Book, pipeline: str, configured: str, there: Iterable[tuple[
     return f"{name}@{usable[-1][1]}" if usable else configured
 
 
-def accept(pipeline: str, model: Installed, token: int, at: str) -> Step:
-    """Note that a twin gives a release to a pipeline."""
+def accept(pipeline: str, model: Installed, token: int, at: str, *, by_hand: bool = False) -> Step:
+    """Note that a twin, or a person on the device, gives a release to a pipeline."""
 
     def step(book: Book) -> Book:
-        slot = msgspec.structs.replace(book.slot(pipeline), wanted=Wanted(model=model, token=token))
-        return book.with_slot(pipeline, slot, Event(at=at, pipeline=pipeline, what="accepted", model=model.label))
+        slot = msgspec.structs.replace(book.slot(pipeline), wanted=Wanted(model=model, token=token, by_hand=by_hand))
+        code = "by-hand" if by_hand else ""
+        event = Event(at=at, pipeline=pipeline, what="accepted", model=model.label, code=code)
+        return book.with_slot(pipeline, slot, event)
 
     return step
 
@@ -216,6 +218,20 @@ def run_ended(pipeline: str) -> Step:
         if slot.trial is None or not slot.trial.running:
             return book
         trial = msgspec.structs.replace(slot.trial, running=False)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=trial))
+
+    return step
+
+
+def run_goes_on(pipeline: str, boot_id: str) -> Step:
+    """Note whether the run that is under way is one of the release on trial: another may be pinned, or not any more."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.trial is None:
+            return book
+        is_of_it = slot.pinned in (None, slot.active)
+        trial = msgspec.structs.replace(slot.trial, running=is_of_it, boot_id=boot_id)
         return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=trial))
 
     return step

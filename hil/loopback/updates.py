@@ -92,6 +92,16 @@ class Updates:
         Raises:
             RigError: it is refused.
         """
+        self.offer(rig, version)
+        what = ("--model", f"{MODEL}@{version}", "--pipeline", PIPELINE, "--waves", "rest")
+        self._in_cloud(rig, "rollout", "create", *what)
+
+    def offer(self, rig: Rig, version: str) -> None:
+        """Publish a release, and roll it out to nobody.
+
+        Raises:
+            RigError: it is refused.
+        """
         release = self.directory / "releases" / version
         shutil.copytree(_SHIPPED, release, dirs_exist_ok=True)
         manifest = json.loads((_SHIPPED / MANIFEST_FILE).read_bytes())
@@ -100,8 +110,6 @@ class Updates:
         manifest["output"]["threshold"] = round(manifest["output"]["threshold"] * _FACTORS.get(version, 1.0), 4)
         (release / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2))
         self._in_cloud(rig, "model", "publish", str(release))
-        what = ("--model", f"{MODEL}@{version}", "--pipeline", PIPELINE, "--waves", "rest")
-        self._in_cloud(rig, "rollout", "create", *what)
 
     def run(self, rig: Rig, stopping: Callable[[], bool], say: Callable[[str], None], *, seconds: float = 60.0) -> None:
         """Give out the better release, then the bad one, and wait each time until device and rollout have ended.

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.cli import Commands, exit_status, main
-from gateway.errors import ConfigAwayError, ConfigError, ControlError, GatewayError, ModelError
+from gateway.errors import ConfigAwayError, ConfigError, ControlError, GatewayError, ModelError, RequestRefusedError
 from gateway.version import program_version
 
 
@@ -35,7 +35,14 @@ def test_wrong_usage_has_status_2() -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ConfigError(), 4), (ConfigAwayError(), 1), (ControlError(), 3), (ModelError(), 1), (GatewayError(), 1)],
+    [
+        (ConfigError(), 4),
+        (ConfigAwayError(), 1),
+        (ControlError(), 3),
+        (RequestRefusedError(), 1),
+        (ModelError(), 1),
+        (GatewayError(), 1),
+    ],
 )
 def test_errors_have_their_status(error: GatewayError, status: int) -> None:
     assert exit_status(error) == status

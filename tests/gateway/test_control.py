@@ -13,7 +13,7 @@ import pytest
 
 from gateway.config import Gateway
 from gateway.control import MAX_REQUEST_BYTES, ControlServer, Handler, ask, socket_path
-from gateway.errors import ControlError, OutboxError
+from gateway.errors import ControlError, OutboxError, RequestRefusedError
 
 
 class Answer(msgspec.Struct):
@@ -79,7 +79,7 @@ async def test_nobody_but_the_owner_may_ask(tmp_path: Path) -> None:
 
 async def test_an_error_of_a_handler_is_told_and_the_server_goes_on(tmp_path: Path) -> None:
     async with serving(tmp_path / "s"):
-        with pytest.raises(ControlError, match="the disk is gone"):
+        with pytest.raises(RequestRefusedError, match="the disk is gone"):
             await asyncio.to_thread(ask, tmp_path / "s", "failing")
         assert await asyncio.to_thread(ask, tmp_path / "s", "plain") == {"n": 1}
 

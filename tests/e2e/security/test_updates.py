@@ -1,15 +1,17 @@
 """Models over the air, whole: registry, rollout, broker and gateway are real, and so is what a bad release does."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hil.loopback.children import RigError
+from hil.loopback.children import RigError, free_port
 from hil.loopback.rig import Rig
 from hil.loopback.updates import BAD, BETTER, MODEL, PIPELINE, Updates
-from tests.e2e.flow import settle
+from tests.e2e.flow import eventually, settle
 from tests.e2e.security.conftest import Secured
 
 
@@ -75,6 +77,40 @@ def test_a_root_that_signed_nothing_of_it_lets_no_release_in(tmp_path: Path, sec
         updates.run(rig, lambda: False, print, seconds=12.0)
     assert serving(rig) == "1.0.0"
     assert (rig.gateway_updates() or {})["repository_problem"]
+
+
+def on_the_device(rig: Rig, *words: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gateway", "ota", *words, "--config", str(rig.gateway_file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_release_from_a_stick_runs_where_a_person_says_so_though_the_registry_is_out_of_reach(
+    tmp_path: Path, secured: Secured
+) -> None:
+    updates = Updates(tmp_path / "updates")
+    rig = site_with_updates(tmp_path, secured, updates)
+    rig.gateway_settings["ota"]["url"] = f"https://127.0.0.1:{free_port()}"
+    rig.write()
+    rig.start(before=updates.prepare)
+    updates.offer(rig, BETTER)
+    assert rig.site is not None
+    stick = tmp_path / "stick"
+    rig.site.in_cloud("registry", "export", str(stick))
+    eventually(lambda: serving(rig) == "1.0.0", "what was shipped runs")
+
+    too_early = on_the_device(rig, "install", PIPELINE, f"{MODEL}@{BETTER}", "--wait", "1")
+    assert too_early.returncode == 1
+    assert "does not run after 1 s" in too_early.stderr
+    brought = on_the_device(rig, "import", str(stick), f"{MODEL}@{BETTER}")
+    assert brought.returncode == 0, brought.stderr
+    assert "[debug" not in brought.stdout + brought.stderr
+    done = on_the_device(rig, "install", PIPELINE, f"{MODEL}@{BETTER}")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert f"pipeline {PIPELINE} runs {MODEL}@{BETTER}" in done.stdout
+    assert serving(rig) == BETTER
+
+    no = on_the_device(rig, "install", "cellar", f"{MODEL}@{BETTER}")
+    assert (no.returncode, "there is no pipeline 'cellar'" in no.stderr) == (1, True)
 
 
 def serving(rig: Rig) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.config import Trial
 from gateway.ota import agent as ota_agent
-from gateway.ota.errors import NoRootError, UnreachableError
+from gateway.ota.errors import NoRootError, OtaError, UnreachableError
 from gateway.wire.histogram import Histogram
 from gateway.wire.manifest import Baseline, Plain
 from gateway.wire.messages import Assignment, ModelRef, Twin, encode
@@ -292,6 +292,61 @@ def test_people_pin_go_back_and_unpin(device: Device) -> None:
     device.agent.rollback("motor")
     device.reaches("reverted", "2.0.0", "by-hand")
     wait_for(lambda: device.serving == "1.0.0")
+
+
+def test_a_person_may_have_a_release_of_the_list_tried_without_a_bridge(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.agent.install("motor", installed("2.0.0"))
+    device.reaches("trial", "2.0.0")
+    device.reaches("running", "2.0.0")
+    device.desire("1.0.0", token=1)
+    device.reaches("running", "1.0.0")
+    assert device.serving == "1.0.0", "and the bridge decides again"
+
+
+def test_what_a_person_wants_needs_no_repository_that_answers_and_what_a_twin_wants_does(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.agent.refresh_soon()
+    wait_for(lambda: device.repository.refreshes > 0)
+    device.repository.failing = UnreachableError("nobody answers")
+    device.desire("2.0.0", token=1)
+    device.reaches("waiting", "2.0.0", "unreachable")
+    device.agent.install("motor", installed("2.0.0"))
+    device.reaches("running", "2.0.0")
+
+
+def test_a_person_is_told_why_a_release_cannot_be_tried(device: Device) -> None:
+    publish(device, "2.0.0", not_a_number(4), golden=None)
+    device.start()
+    with pytest.raises(OtaError, match="no pipeline 'other'"):
+        device.agent.install("other", installed("2.0.0"))
+    device.agent.install("motor", installed("2.0.0"))
+    device.reaches("reverted", "2.0.0", "not-a-number", seconds=60)
+    with pytest.raises(OtaError, match=r"probe@2\.0\.0 was given up on pipeline motor: .*publish it anew"):
+        device.agent.install("motor", installed("2.0.0"))
+    device.agent.pin("motor", installed("1.0.0"))
+    device.reaches("pinned", "1.0.0", "pinned")
+    with pytest.raises(OtaError, match=r"keeps probe@1\.0\.0: `gateway ota unpin motor` first"):
+        device.agent.install("motor", installed("3.0.0"))
+
+
+def test_how_the_present_run_ends_is_counted_for_what_serves_in_it(device: Device) -> None:
+    device.trial = Trial(seconds=600.0)
+    device._make()
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("trial", "2.0.0")
+    device.agent.pin("motor", installed("1.0.0"))
+    wait_for(lambda: device.serving == "1.0.0")
+    assert device.slot.trial is not None
+    assert not device.slot.trial.running, "a crash now is none of the release on trial"
+    device.agent.unpin("motor")
+    wait_for(lambda: device.serving == "2.0.0")
+    assert device.slot.trial is not None
+    assert device.slot.trial.running, "and now it is"
 
 
 def test_going_back_twice_at_once_goes_back_once(device: Device) -> None:

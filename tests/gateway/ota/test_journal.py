@@ -199,6 +199,28 @@ def test_what_ends_badly_while_another_release_is_pinned_is_not_counted_against_
     assert judged.crashes == 2, "the control: what it does itself is counted"
 
 
+def crashes_after(book: Book) -> int:
+    judged = slots.run_begins("p", "now", "boot")(book).slot("p").trial
+    assert judged is not None
+    return judged.crashes
+
+
+def test_a_release_on_trial_that_serves_again_after_a_pin_is_counted_from_its_first_bad_end() -> None:
+    goes_on = slots.run_goes_on("p", "boot")
+    pinned = goes_on(slots.run_begins("p", "now", "boot")(slots.pin("p", ONE, "now")(trial(Book()))))
+    unpinned = slots.unpin("p", "now")(pinned)
+    assert crashes_after(goes_on(unpinned)) == 1
+    assert crashes_after(unpinned) == 0, "the control: without a word of the run the first one is lost"
+
+
+def test_a_run_under_a_pinned_release_that_ended_badly_is_not_counted_once_it_is_unpinned() -> None:
+    pinned = slots.pin("p", ONE, "now")(trial(Book()))
+    assert crashes_after(slots.unpin("p", "now")(slots.run_goes_on("p", "boot")(pinned))) == 0
+    assert crashes_after(slots.unpin("p", "now")(pinned)) == 1, "the control"
+    same = slots.pin("p", TWO, "now")(trial(Book()))
+    assert crashes_after(slots.run_goes_on("p", "boot")(same)) == 1, "the one on trial itself was pinned"
+
+
 def test_going_back_blocks_what_was_tried_and_keeps_what_is_needed() -> None:
     book = slots.take_back("p", "latency", "slow", "now")(trial(Book(installed=(TWO,))))
     slot = book.slot("p")

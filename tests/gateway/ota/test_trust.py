@@ -75,9 +75,15 @@ def test_unsigned_initial_root(device: Device) -> None:
 
 
 def test_invalid_initial_root(device: Device) -> None:
+    anchor = device.root_file.read_bytes()
+    device.served.save(device.stick)
     device.root_file.write_text("{}")
-    with pytest.raises(MalformedMetadataError):
-        device.refresh()
+    repository = device.repository()
+    with pytest.raises(MalformedMetadataError) as refused:
+        repository.refresh()
+    assert f"ota.root_file {device.root_file} is no root to begin with" in str(refused.value)
+    device.root_file.write_bytes(anchor)
+    repository.refresh()  # what is put there counts from the next refresh on
 
 
 def test_without_its_root_file_nothing_is_believed_until_it_is_there(device: Device) -> None:
