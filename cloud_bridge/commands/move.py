@@ -10,6 +10,7 @@ import click
 from cloud_bridge.analysis import export_rollups
 from cloud_bridge.commands.options import NOT_ALL, Place, filtered, placed, put, say, wanted
 from cloud_bridge.commands.rollups import GRAINS
+from cloud_bridge.commands.wholefile import whole_file
 from cloud_bridge.control import import_question
 from cloud_bridge.errors import TransferError
 from cloud_bridge.parquet import is_parquet, parquet_lines
@@ -63,14 +64,12 @@ def export(
             export_ndjson(store, wanted(options), sys.stdout.buffer, at=_now())
             sys.stdout.buffer.flush()
             return
-        if form == "parquet":
-            count = export_parquet(store, wanted(options), output)
-        else:
-            try:
-                with output.open("wb") as out:
+        with whole_file(output) as part:
+            if form == "parquet":
+                count = export_parquet(store, wanted(options), part)
+            else:
+                with part.open("wb") as out:
                     count = export_ndjson(store, wanted(options), out, at=_now())
-            except OSError as error:
-                raise TransferError(f"{output}: {error.strerror or error}") from error
     if as_json:
         put({"records": count, "file": str(output)})
     else:
@@ -100,8 +99,8 @@ def _export_rollups(place: Place, by: str, output: Path | None, options: dict[st
         since_s=None if options["since"] is None else options["since"] // _NS_PER_SECOND,
         until_s=None if options["until"] is None else options["until"] // _NS_PER_SECOND,
     )
-    with place.reader() as store:
-        count = export_rollups(store, wanted, output)
+    with place.reader() as store, whole_file(output) as part:
+        count = export_rollups(store, wanted, part)
     if as_json:
         put({"rollups": count, "file": str(output)})
     else:

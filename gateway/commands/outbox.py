@@ -26,6 +26,7 @@ from gateway.metering.ledger import ReadOnlyLedger
 from gateway.metering.meter import Meter
 from gateway.metering.telling import report_of
 from gateway.outbox import inspect
+from gateway.outbox.damage import HEADER
 from gateway.outbox.export import Exported, NdjsonFile, ParquetFile
 from gateway.outbox.export import export as export_to
 from gateway.outbox.stats import OutboxStats
@@ -226,6 +227,7 @@ def _export_to(
     target: Path, records: Callable[[], Iterator[inspect.Chunk]], gateway: str, progress: Callable[[int], None]
 ) -> Exported:
     """Write beside the target and rename, so that a stick pulled out early holds no half export under that name."""
+    _refuse_database(target)
     part = target.with_name(target.name + ".part")
     try:
         if target.suffix == ".parquet":
@@ -241,6 +243,19 @@ def _export_to(
             part.unlink()
         raise OutboxError(f"{target}: {error.strerror or error}; make room there, or choose another place") from error
     return done
+
+
+def _refuse_database(target: Path) -> None:
+    """Keep an export from taking the place of an outbox, its own or another one, through a slip of the name."""
+    if not target.is_file():
+        return
+    try:
+        with target.open("rb") as present:
+            is_database = present.read(len(HEADER)) == HEADER
+    except OSError as error:
+        raise OutboxError(f"{target}: {error.strerror or error}; choose another place") from error
+    if is_database:
+        raise OutboxError(f"{target} is a database, which an export would replace; give another name")
 
 
 @contextmanager

@@ -116,6 +116,29 @@ def test_an_export_is_imported_elsewhere_without_loss(path: Path, tmp_path: Path
     assert "line 7: " in result.stderr
 
 
+@pytest.mark.parametrize("name", ["out.ndjson", "out.parquet"])
+def test_an_export_that_does_not_come_about_leaves_the_one_before_as_it_was(
+    path: Path, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    assert call(path, "export", "--output", str(file)).exit_code == 0
+    before = file.read_bytes()
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(path.read_bytes()[:5000])
+    assert call(broken, "export", "--output", str(file)).exit_code != 0
+    assert file.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir() if each.name.endswith(".part")] == []
+
+
+@pytest.mark.parametrize("options", [["--format", "ndjson"], ["--format", "parquet"], ["--rollups"]])
+def test_an_export_never_takes_the_place_of_a_store(path: Path, options: list[str]) -> None:
+    before = path.read_bytes()
+    result = call(path, "export", *options, "--output", str(path))
+    assert result.exit_code == 1
+    assert "is a database, which an export would replace" in result.stderr
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("keep", [slice(0, 3), slice(0, -1), slice(2, None)])
 def test_an_export_that_was_cut_is_refused_whole_unless_a_part_is_wished(
     path: Path, tmp_path: Path, keep: slice

@@ -186,3 +186,12 @@ def test_a_dash_is_standard_output(config_file: Path, tmp_path: Path, monkeypatc
     assert run.exit_code == 0
     assert run.stdout.startswith("{")
     assert not (tmp_path / "-").exists()
+
+
+def test_an_export_never_takes_the_place_of_an_outbox(config_file: Path) -> None:
+    store = config_file.with_name("outbox.db")
+    before = store.read_bytes()
+    run = CliRunner().invoke(main, ["outbox", "export", "--config", str(config_file), str(store)])
+    assert run.exit_code == 1
+    assert "is a database, which an export would replace" in run.output
+    assert store.read_bytes() == before
