@@ -7,14 +7,14 @@ at once; see `cloud_bridge.believing`.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from cloud_bridge.believing import Belief, believe
+from cloud_bridge.believing import Belief, Step, before_ns, believe
 from cloud_bridge.config import Retention as Settings
 from cloud_bridge.config import Rollups
 from cloud_bridge.errors import BridgeError
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 _NS_PER_SECOND: Final = 1_000_000_000
 _NS_PER_DAY: Final = 86_400 * _NS_PER_SECOND
 _MEASURE_SECONDS: Final = 15
+_KEEP_NS: Final = 300 * _NS_PER_SECOND
+"""So much of a run may be missing from what is kept of it: a doubt ends by a day of running, in however many runs."""
 _REST_SECONDS: Final = 0.05
 """Between two slices: ingest goes first."""
 
@@ -52,8 +54,10 @@ class Retention:
         self._metrics = metrics
         self._wall_ns = wall_ns
         self._monotonic_ns = monotonic_ns
+        self._clock = threading.Lock()  # guards the four below: jobs have threads of their own
         self._believed: Belief | None = None  # not asked for yet
         self._believed_at_ns = 0  # monotonic
+        self._kept_at_ns: int | None = None  # monotonic
         self._doubts = False
         self._stopping = threading.Event()
         self._failing: set[str] = set()
@@ -78,13 +82,20 @@ class Retention:
         self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
+        if self._believed is None:
+            return
+        try:
+            self._due_ns()
+        except BridgeError as error:
+            log.debug("time_not_kept", error=str(error), consequence="a doubt of the clock lasts a little longer")
 
     def sweep(self) -> Swept:
         """Remove everything that is due. A store that is away is left alone until the next time."""
         total = Swept()
         try:
             self._store.tidy()
-            limits = self._limits(self._due_ns())
+            due_ns = self._due_ns()
+            limits = self._limits(due_ns, self._believed.steps if self._believed is not None else ())
             while not self._stopping.is_set():
                 swept = self._store.sweep(limits, self._settings.slice_rows)
                 self._count(swept)
@@ -127,6 +138,7 @@ class Retention:
     def measure(self) -> None:
         """Look how large the store is, what waits in it, and how far each gateway has come."""
         try:
+            self._due_ns(keep=False)
             self._metrics.store_bytes.set(self._store.size_bytes())
             counts, streams = self._store.counts(), self._store.streams()
             backlog = self._store.rollup_backlog() if self._rollups.enabled else 0
@@ -153,21 +165,24 @@ class Retention:
                 self._metrics.mark_age.labels(name).set(max(0, now_ns - at_ns) / _NS_PER_SECOND)
             self._metrics.beyond_holes.labels(name).set(beyond[name])
 
-    def _due_ns(self) -> int:
-        """Return the time by which something is due, and keep it for the next start.
+    def _due_ns(self, *, keep: bool = True) -> int:
+        """Return the time by which something is due, and keep it for the next start: at once, or every few minutes.
 
         Raises:
             StoreError: the store is away.
         """
-        wall_ns, now_ns = self._wall_ns(), self._monotonic_ns()
-        if self._believed is None:
-            self._believed = believe(self._store.believed(), 0, wall_ns)
-        else:
-            self._believed = believe(self._believed, now_ns - self._believed_at_ns, wall_ns)
-        self._believed_at_ns = now_ns
-        self._store.keep_belief(self._believed)
-        self._tell_of_doubts(self._believed, wall_ns)
-        return self._believed.due_ns(wall_ns)
+        with self._clock:
+            wall_ns, now_ns = self._wall_ns(), self._monotonic_ns()
+            if self._believed is None:
+                self._believed = believe(self._store.believed(), None, wall_ns)
+            else:
+                self._believed = believe(self._believed, now_ns - self._believed_at_ns, wall_ns)
+            self._believed_at_ns = now_ns
+            self._tell_of_doubts(self._believed, wall_ns)
+            if keep or self._kept_at_ns is None or now_ns - self._kept_at_ns >= _KEEP_NS:
+                self._store.keep_belief(self._believed)
+                self._kept_at_ns = now_ns
+            return self._believed.due_ns(wall_ns)
 
     def _tell_of_doubts(self, believed: Belief, wall_ns: int) -> None:
         doubts = believed.doubted_since_ns is not None
@@ -183,17 +198,17 @@ class Retention:
             log.info("clock_believed_again", clock=rfc3339(wall_ns))
         self._doubts = doubts
 
-    def _limits(self, now_ns: int) -> Limits:
-        def before_ns(days: float) -> int:
-            return now_ns - int(days * _NS_PER_DAY)
+    def _limits(self, now_ns: int, steps: Sequence[Step]) -> Limits:
+        def before(days: float) -> int:
+            return before_ns(now_ns, int(days * _NS_PER_DAY), steps)
 
         rollup_days = {HOUR_SECONDS: self._settings.rollup_hourly_days, DAY_SECONDS: self._settings.rollup_daily_days}
         letters = self._settings.dead_letter_days
         return Limits(
-            before_ns={name: before_ns(days) for name, days in self._settings.days().items() if days is not None},
-            dead_letters_before_ns=before_ns(letters) if letters is not None else 0,
+            before_ns={name: before(days) for name, days in self._settings.days().items() if days is not None},
+            dead_letters_before_ns=before(letters) if letters is not None else 0,
             rollups_before_s={
-                grain: before_ns(days) // _NS_PER_SECOND for grain, days in rollup_days.items() if days is not None
+                grain: before(days) // _NS_PER_SECOND for grain, days in rollup_days.items() if days is not None
             },
             only_rolled=self._rollups.enabled,
         )

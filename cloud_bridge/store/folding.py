@@ -4,7 +4,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from cloud_bridge.believing import Belief
+import msgspec
+
+from cloud_bridge.believing import Belief, Step
 from cloud_bridge.store import rolling
 from cloud_bridge.store.base import Rolled
 from cloud_bridge.store.reading import SqlReader
@@ -49,15 +51,23 @@ class Folding(SqlReader):
 
     def believed(self) -> Belief | None:
         """See Store."""
-        rows = self._rows("SELECT at_ns, doubted_since_ns FROM believed_time")
-        return Belief(*rows[0]) if rows else None
+        rows = self._rows("SELECT at_ns, doubted_since_ns, doubted_ns, stepped, steps FROM believed_time")
+        if not rows:
+            return None
+        at_ns, since_ns, doubted_ns, stepped, steps = rows[0]
+        return Belief(at_ns, since_ns, doubted_ns, bool(stepped), msgspec.json.decode(steps, type=tuple[Step, ...]))
 
     def keep_belief(self, belief: Belief) -> None:
         """See Store."""
         self._write(
             lambda tx: tx.change(
-                "INSERT INTO believed_time (one, at_ns, doubted_since_ns) VALUES (1, ?, ?) ON CONFLICT (one)"
-                " DO UPDATE SET at_ns = excluded.at_ns, doubted_since_ns = excluded.doubted_since_ns",
-                (belief.at_ns, belief.doubted_since_ns),
+                "INSERT INTO believed_time (one, at_ns, doubted_since_ns, doubted_ns, stepped, steps)"
+                " VALUES (1, ?, ?, ?, ?, ?) ON CONFLICT (one) DO UPDATE SET at_ns = excluded.at_ns,"
+                " doubted_since_ns = excluded.doubted_since_ns, doubted_ns = excluded.doubted_ns,"
+                " stepped = excluded.stepped, steps = excluded.steps",
+                (
+                    *(belief.at_ns, belief.doubted_since_ns, belief.doubted_ns, int(belief.stepped)),
+                    msgspec.json.encode(belief.steps).decode(),
+                ),
             )
         )

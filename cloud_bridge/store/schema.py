@@ -294,8 +294,21 @@ def _believed_time(integer: str) -> tuple[str, ...]:
     )
 
 
-SQLITE: Final[tuple[tuple[str, ...], ...]] = (_SQLITE_1, _SQLITE_2, _SQLITE_3, _SQLITE_4, _believed_time("INTEGER"))
+_DOUBTED: Final = (
+    "ALTER TABLE believed_time ADD COLUMN doubted_ns BIGINT",
+    "ALTER TABLE believed_time ADD COLUMN stepped BIGINT NOT NULL DEFAULT 0",
+    "ALTER TABLE believed_time ADD COLUMN steps TEXT NOT NULL DEFAULT '[]'",
+)
+"""What the clock says that is in doubt, and how it was set (JSON); in SQLite the word BIGINT makes an INTEGER."""
+
+SQLITE: Final[tuple[tuple[str, ...], ...]] = (
+    *(_SQLITE_1, _SQLITE_2, _SQLITE_3, _SQLITE_4),
+    *(_believed_time("INTEGER"), _DOUBTED),
+)
 """Statements of each version of the schema, the first one first; never changed once released."""
 
-POSTGRES: Final[tuple[tuple[str, ...], ...]] = (_POSTGRES_1, _POSTGRES_2, _POSTGRES_3, _believed_time("BIGINT"))
+POSTGRES: Final[tuple[tuple[str, ...], ...]] = (
+    *(_POSTGRES_1, _POSTGRES_2, _POSTGRES_3),
+    *(_believed_time("BIGINT"), _DOUBTED),
+)
 """The same for PostgreSQL."""

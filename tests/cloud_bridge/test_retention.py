@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+import pytest
 import structlog
 
 from cloud_bridge.config import Retention as Settings
@@ -101,9 +102,51 @@ def test_a_clock_that_jumps_ahead_removes_nothing_until_it_has_stood_for_a_day(s
             assert retention.sweep().records == 0
             clocks.run(0.05)
         clocks.run(0.1)
-        assert retention.sweep().records == 20, "it must be right: it has stood for a day"
+        assert retention.sweep().records == 0, "it must be right: it has stood for a day; so it was behind before"
+        clocks.run(27.0)
+        assert retention.sweep().records == 0
+        clocks.run(3.0)
+        assert retention.sweep().records == 20, "thirty days in which the bridge ran"
         assert retention.sweep().records == 0
     assert [line["event"] for line in logs] == ["clock_not_believed", "clock_believed_again", "retention_done"]
+
+
+def test_what_came_while_the_clock_was_years_behind_is_kept_as_long_as_anything_else(
+    make_store: Callable[[], Store],
+) -> None:
+    store = make_store()
+    clocks = Clocks(0.5)  # a machine without a battery, before the network is there
+    retention = clocks.retention(store)
+    fill(store, "event", 20, at_ns=clocks.wall_ns)
+    assert retention.sweep().records == 0
+    clocks.run(0.01)
+    clocks.wall_ns += 20_000 * DAY
+    for _ in range(2):
+        assert retention.sweep().records == 0
+        clocks.run(1.01)
+    retention.stop()
+    store = make_store()
+    retention = clocks.retention(store)
+    assert retention.sweep().records == 0, "also after a restart"
+    for _ in range(27):
+        clocks.run(1.0)
+        assert retention.sweep().records == 0
+    clocks.run(1.5)
+    assert retention.sweep().records == 20
+
+
+def test_the_control_that_does_not_know_how_the_clock_was_set_removes_it_after_a_day(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_bridge.retention.before_ns", lambda now_ns, age_ns, _steps: now_ns - age_ns)
+    clocks = Clocks(0.5)
+    retention = clocks.retention(store)
+    fill(store, "event", 20, at_ns=clocks.wall_ns)
+    retention.sweep()
+    clocks.wall_ns += 20_000 * DAY
+    retention.sweep()
+    clocks.run(1.01)
+    assert retention.sweep().records == 20
 
 
 def test_what_was_believed_outlives_a_restart_with_a_wrong_clock(make_store: Callable[[], Store]) -> None:
@@ -125,6 +168,48 @@ def test_what_was_believed_outlives_a_restart_with_a_wrong_clock(make_store: Cal
     assert retention.sweep().records == 0
     clocks.run(1.1)
     assert retention.sweep().records == 20
+
+
+def _runs_of_half_an_hour(store: Store, most: int, *, killed: bool) -> int:
+    """Return how many runs, one each day, it takes until what became due in a stop of a month is removed."""
+    fill(store, "event", 20, at_ns=20_000 * DAY)
+    clocks = Clocks(20_001)
+    clocks.retention(store).sweep()
+    for run in range(most):
+        clocks.wall_ns = (20_040 + run) * DAY
+        retention = clocks.retention(store)
+        if retention.sweep().records == 20:
+            return run
+        for _ in range(2):
+            clocks.run(0.25 / 24)
+            retention.measure()
+        if not killed:
+            retention.stop()
+    return most
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_runs_of_half_an_hour_add_up_to_the_day_that_a_clock_must_stand(store: Store, killed: bool) -> None:
+    assert _runs_of_half_an_hour(store, 100, killed=killed) == 48
+
+
+def test_the_control_whose_time_is_kept_at_sweeps_alone_doubts_for_ever(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Retention, "measure", lambda _self: None)
+    assert _runs_of_half_an_hour(store, 100, killed=True) == 100
+
+
+def test_a_clock_that_jumps_on_every_half_day_is_never_believed(store: Store) -> None:
+    fill(store, "event", 20, at_ns=20_000 * DAY)
+    clocks = Clocks(20_001)
+    retention = clocks.retention(store)
+    assert retention.sweep().records == 0
+    for _ in range(4):
+        clocks.wall_ns += 3650 * DAY
+        for _ in range(10):
+            assert retention.sweep().records == 0
+            clocks.run(0.05)
 
 
 def test_the_control_that_has_never_believed_anything_removes_all_at_such_a_start(store: Store) -> None:
