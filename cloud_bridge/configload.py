@@ -1,6 +1,7 @@
 """Reads the configuration file, and tells every mistake in it with its place."""
 
 import difflib
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 import yaml
+from fsspec.registry import available_protocols
 
 from cloud_bridge.address import broker_address, is_loopback
 from cloud_bridge.config import Config, LocalIssuer
@@ -86,6 +88,8 @@ def parse(text: str, *, name: str = "configuration", directory: Path = Path()) -
     if not isinstance(values, dict):
         raise InvalidConfigError(name, [Problem(1, 1, "", "expected a table of `key: value` lines at the top")])
     problems = _doubled(tree)
+    for path in _endless(values):
+        problems.append(Problem(*_place(tree, path), _shown(path), "expected a number that ends; write it out"))
     config = _converted(values, tree, problems)
     if config is not None:
         problems.extend(_contradictions(config, tree))
@@ -154,10 +158,57 @@ def _contradictions(config: Config, tree: yaml.Node | None) -> list[Problem]:
         if not registry.url:
             message = "expected a directory, or what fsspec knows, as s3://bucket/prefix"
             problems.append(Problem(*_place(tree, ("registry", "url")), "registry.url", message))
+        elif "://" in registry.url and (kind := registry.url.partition("://")[0]) not in available_protocols():
+            message = f"{kind}:// is no kind of place that is known; write a directory, or as s3://bucket/prefix"
+            problems.append(Problem(*_place(tree, ("registry", "url")), "registry.url", message))
         elif "://" not in registry.url and _is_within(registry.keys, Path(registry.url)):
             message = f"private keys must not lie in what is served: choose a directory outside of {registry.url}"
             problems.append(Problem(*_place(tree, ("registry", "keys")), "registry.keys", message))
+    for what in ("psi", "outside"):
+        warning, alarm = getattr(config.drift, f"{what}_warning"), getattr(config.drift, f"{what}_alarm")
+        if warning > alarm:
+            message = f"{warning:g} is above drift.{what}_alarm, {alarm:g}: there would be no warning before the alarm"
+            problems.append(Problem(*_place(tree, ("drift", f"{what}_warning")), f"drift.{what}_warning", message))
     return problems
+
+
+def away(config: Config) -> list[Problem]:
+    """Name what a configuration has and this host has not; it may be checked on another one than it is for."""
+    identity = config.identity
+    named: list[tuple[str, Path | None]] = [
+        ("store.password_file", config.store.password_file),
+        ("console.token_file", config.console.token_file),
+    ]
+    for at, broker in enumerate(config.brokers):
+        keys = ("password_file", "ca_file", "crl_file", "certificate_file", "key_file")
+        named += [(f"brokers[{at}].{key}", getattr(broker, key)) for key in keys]
+    if identity is not None:
+        named.append(("identity.ek_roots", identity.ek_roots))
+        if not isinstance(identity.issuer, LocalIssuer):
+            named.append(("identity.issuer.trust_anchors", identity.issuer.trust_anchors))
+    return [
+        Problem(0, 0, where, f"{place} is not there: on the host of the bridge it must be")
+        for where, place in named
+        if place is not None and not _is_there(place)
+    ]
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        place.stat()
+    except PermissionError:
+        return True  # for all that whoever checks may see
+    except OSError:
+        return False
+    return True
+
+
+def _endless(part: Any, at: Path_ = ()) -> list[Path_]:
+    """Find numbers without an end, which YAML can write: as a time they are no time at all."""
+    if isinstance(part, float):
+        return [] if math.isfinite(part) else [at]
+    inside = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    return [path for key, each in inside for path in _endless(each, (*at, key if isinstance(key, int) else str(key)))]
 
 
 def _is_within(place: Path, directory: Path) -> bool:

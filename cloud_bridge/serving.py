@@ -39,7 +39,8 @@ class HttpServer:
     ) -> None:
         """Prepare.
 
-        request_seconds: a connection on which a request, with its body, takes longer to come is closed.
+        request_seconds: a connection on which a request, with its body, takes longer to come is closed, and so is one
+            on which a TLS handshake does.
         most_of_a_side: so many connections one side (an IPv4 address, an IPv6 /64) may have open.
         """
         self._name = name
@@ -60,7 +61,7 @@ class HttpServer:
         if tls is not None:
             config.load()
             config.ssl = tls
-        self._server = _Server(config)
+        self._server = _Server(config, handshake_seconds=request_seconds)
         self._sides = Sides(name, most_of_a_side)
 
     @property
@@ -135,7 +136,31 @@ class _ImpatientHttp(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to the program around it."""
+    """Leaves the signals to the program around it, and waits no longer for a TLS handshake than for a request."""
+
+    def __init__(self, config: uvicorn.Config, *, handshake_seconds: float) -> None:
+        super().__init__(config)
+        self._handshake_seconds = handshake_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])  # it would leave a handshake asyncio's own minute, and has no setting for it
+        limit = self._handshake_seconds if self.config.ssl else None
+        for one in sockets or ():
+            self.servers.append(
+                await asyncio.get_running_loop().create_server(
+                    self._protocol,
+                    sock=one,
+                    ssl=self.config.ssl,
+                    ssl_handshake_timeout=limit,
+                    backlog=self.config.backlog,
+                )
+            )
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]  # one of several kinds
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

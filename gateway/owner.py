@@ -55,6 +55,18 @@ class Account:
         return cls(entry.pw_name, user, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
+def other_owner_of(directory: Path) -> str:
+    """Return the name of whoever a directory belongs to where root is about to work in it; "": all is well.
+
+    For who must not become the owner, because root may be meant, as in a container.
+    """
+    try:
+        owner = _other_owner(directory) if directory.exists() else None
+    except (OwnerError, OSError):
+        return ""
+    return "" if owner is None else owner.name
+
+
 def become_owner(directory: Path) -> None:
     """Become the owner of a directory for good, with the groups of its account; nothing changes unless root does this.
 

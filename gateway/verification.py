@@ -7,9 +7,9 @@ from typing import Final
 import msgspec
 
 from gateway.errors import BackendUnavailableError, GatewayError, ModelError
-from gateway.inference.backend import ModelFile
+from gateway.inference.backend import ModelFile, SessionInfo
 from gateway.inference.bundle import Release
-from gateway.inference.golden import verify_golden
+from gateway.inference.golden import loosest_tolerance, verify_golden
 from gateway.inference.litert import LiteRtBackend
 from gateway.inference.model import open_model
 from gateway.inference.plain import open_plain
@@ -81,7 +81,9 @@ def verify_release(directory: Path) -> Verification:
             problems.append(_problem("digest", artefact.file, error, "build the release again, or copy it again"))
             continue
         try:
-            examined.append(_examine(release, artefact))
+            seen, info = _examine(release, artefact)
+            examined.append(seen)
+            problems += [] if info is None else _tolerances(release, artefact, info)
         except (GatewayError, MemoryError) as error:
             problems.append(
                 _problem(
@@ -109,11 +111,33 @@ def _golden_files(release: Release, run: set[str]) -> list[Problem]:
     return problems
 
 
-def _examine(release: Release, artefact: Artefact) -> Examined:
+def _tolerances(release: Release, artefact: Artefact, info: SessionInfo) -> list[Problem]:
+    """Find golden inputs whose tolerance lets wrong answers pass."""
+    problems = []
+    for golden in release.manifest.golden:
+        if golden.target != artefact.target:
+            continue
+        most = loosest_tolerance(release.read_golden(golden.output, golden.output_sha256), info.outputs)
+        if most is not None and golden.tolerance > most:
+            kinds = ", ".join(sorted({output.dtype for output in info.outputs}))
+            problems.append(
+                Problem(
+                    code="tolerance",
+                    where=f"manifest.json, golden, {golden.output}",
+                    message=f"a tolerance of {golden.tolerance:g} shows nothing: at most {most:.4g} for this {kinds}",
+                    remedy="write how far machines were seen apart; 2 steps are usual for int8",
+                )
+            )
+    return problems
+
+
+def _examine(release: Release, artefact: Artefact) -> tuple[Examined, SessionInfo | None]:
+    """Load an artefact and run its golden inputs; None where it was not run."""
     backend = LiteRtBackend()
     seen = Examined(target=artefact.target, file=artefact.file)
     if artefact.target not in (*backend.targets, *_PARTS):
-        return msgspec.structs.replace(seen, skipped="needs an accelerator; devices run its golden inputs themselves")
+        skipped = "needs an accelerator; devices run its golden inputs themselves"
+        return msgspec.structs.replace(seen, skipped=skipped), None
     availability = backend.probe()
     if not availability.available:
         raise BackendUnavailableError(availability.reason)
@@ -125,18 +149,18 @@ def _examine(release: Release, artefact: Artefact) -> Examined:
             session = backend.load(file, 1)
             try:
                 verify_golden(release, session, artefact.target)
-                runtime = session.info.runtime
+                info = session.info
             finally:
                 session.close()
         finally:
             weights.close()
-        return msgspec.structs.replace(seen, golden=golden, runtime=runtime)
+        return msgspec.structs.replace(seen, golden=golden, runtime=info.runtime), info
     model = open_model(release, artefact, backend, preparation_for, open_weights=open_plain)
     try:
-        runtime = model.info.runtime
+        info = model.info
     finally:
         model.close()
-    return msgspec.structs.replace(seen, golden=golden, runtime=runtime)
+    return msgspec.structs.replace(seen, golden=golden, runtime=info.runtime), info
 
 
 def _problem(code: str, where: str, error: BaseException, remedy: str) -> Problem:

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from cloud_bridge.commands.options import WRONG_USAGE, put, say
-from cloud_bridge.configload import InvalidConfigError, load, schema
+from cloud_bridge.configload import InvalidConfigError, away, load, schema
 
 
 @click.group()
@@ -19,23 +19,26 @@ def config() -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 def validate(file: Path, *, as_json: bool) -> None:
-    """Report every mistake in a configuration file, with its place."""
+    """Report every mistake in a configuration file, with its place; warn of files that are not on this host."""
     try:
-        load(file)
+        warnings = away(load(file))
     except InvalidConfigError as error:
         if as_json:
             problems = [
                 {"line": one.line, "column": one.column, "where": one.where, "message": one.message}
                 for one in error.problems
             ]
-            put({"valid": False, "problems": problems})
+            put({"valid": False, "problems": problems, "warnings": []})
         else:
             say(str(error), err=True)
         sys.exit(WRONG_USAGE)
     if as_json:
-        put({"valid": True, "problems": []})
-    else:
-        say(f"{file}: fine")
+        told = [{"where": one.where, "message": one.message} for one in warnings]
+        put({"valid": True, "problems": [], "warnings": told})
+        return
+    for warning in warnings:
+        say(f"{file}: warning: {warning}", err=True)
+    say(f"{file}: fine")
 
 
 @config.command("schema")

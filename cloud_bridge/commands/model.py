@@ -141,7 +141,8 @@ def _publication_plain(publication: Publication) -> dict[str, Any]:
 def _tell_publication(publication: Publication) -> None:
     entry = publication.entry
     if not publication.is_new:
-        say(f"{entry.label} is published already, token {entry.token}")
+        where = f"for {', '.join(entry.hardware)}" if entry.hardware else "for any hardware"
+        say(f"{entry.label} is published already, token {entry.token}, {entry.state}, {where}; it stays as it is")
         return
     say(f"{entry.label}: token {entry.token}, {entry.state}, digest {entry.digest}")
     for one in publication.examined:
@@ -245,7 +246,7 @@ def approve(file: Path | None, store_url: str | None, *, release: str, who: str,
 @placed
 @click.argument("release", metavar="NAME@VERSION")
 @click.option("--why", required=True, help="Is noted and shown.")
-@click.option("--revoke-key", is_flag=True, help="Give its content key to nobody any more; where it runs, it stops.")
+@click.option("--revoke-key", is_flag=True, help="Prolong no lease of its content key any more.")
 @_as_json
 def yank(file: Path | None, store_url: str | None, *, release: str, why: str, revoke_key: bool, as_json: bool) -> None:
     """Take a release back: no device can install it any more. Where it runs, it goes on until a rollout replaces it."""

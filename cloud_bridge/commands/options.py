@@ -1,5 +1,6 @@
 """What several commands share: where the configuration and the store are, and which records are meant."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,18 @@ def placed(command: F) -> F:
         type=click.Path(dir_okay=False, path_type=Path),
         help=f"Configuration file; {DEFAULT_FILE} if it is there.",
     )(command)
+
+
+class Share(click.FloatRange):
+    """A share from a least one to 1. No `nan`, which is within any range to click, and which no database gives back."""
+
+    def __init__(self, least: float = 0.0) -> None:
+        super().__init__(least, 1.0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click.ParamType."""
+        found = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is no number", param, ctx) if math.isnan(found) else found
 
 
 class Time(click.ParamType[int]):

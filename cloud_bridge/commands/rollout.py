@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import click
 import msgspec
 
-from cloud_bridge.commands.options import MAX_NUMBER, Place, placed, put, say
+from cloud_bridge.commands.options import MAX_NUMBER, Place, Share, placed, put, say
 from cloud_bridge.commands.rollout_words import report_lines, rollout_line
 from cloud_bridge.config import Config
 from cloud_bridge.rollout.comparison import compare
@@ -98,7 +98,7 @@ def rollout() -> None:
 @click.option(
     "--on-halt", type=click.Choice(["wave", "all"]), default="wave", show_default=True, help="What is taken back."
 )
-@click.option("--max-failing-share", type=click.FloatRange(0, 1), help="Of a wave; more halts.")
+@click.option("--max-failing-share", type=Share(), help="Of a wave; more halts.")
 @click.option("--no-gates", is_flag=True, help="Go on whatever happens: for giving back an older release to all.")
 @click.option("--candidate", is_flag=True, help="Give out a candidate that nobody has approved.")
 @_as_json

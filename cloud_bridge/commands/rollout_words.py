@@ -32,10 +32,9 @@ def report_lines(report: Report, comparison: Comparison | None = None) -> list[s
         )
     if report.returned:
         lines.append(f"  {report.recovered} of {so_many(report.returned, 'device')} run again what they had before")
-    for finding in report.rollout.findings:
-        lines.append(f"  gate {finding.gate}: {finding.state} at look {report.rollout.seen.looks}, {finding.text}")
+    lines += _gates(report)
     for stand in report.stands:
-        if stand.standing in {"failing", "left"}:
+        if stand.standing in {"failing", "left"} or (stand.standing == "updating" and stand.reason):
             lines.append(f"  {stand.member.gateway} {stand.standing} ({stand.code}): {stand.reason}")
     if comparison is not None:
         for arm in comparison.arms:
@@ -48,6 +47,20 @@ def report_lines(report: Report, comparison: Comparison | None = None) -> list[s
     for one in report.history:
         lines.append(f"  {rfc3339(one.at_ns)[:19]}Z {one.kind} ({one.who}): {one.detail}")
     return [shown(line) for line in lines]
+
+
+def _gates(report: Report) -> list[str]:
+    """Put what the gates found of the present wave; it may be over before there was anything to look at."""
+    rollout = report.rollout
+    if rollout.findings:
+        looks = rollout.seen.looks
+        return [f"  gate {one.gate}: {one.state} at look {looks}, {one.text}" for one in rollout.findings]
+    if not rollout.plan.thresholds.enabled:
+        return ["  gates: none, as was asked for (--no-gates)"]
+    wave = rollout.plan.waves[rollout.wave]
+    if rollout.phase in {"running", "paused"}:
+        return [f"  gates: unjudged, devices of wave {wave} have not told enough for a look yet"]
+    return [f"  gates: unjudged, devices of wave {wave} had not told enough for a look"]
 
 
 def device_plain(fleet: Fleet, gateway: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from cloud_bridge.commands import model as models
-from cloud_bridge.commands.options import FAILED, Place, Time, placed, put, say
+from cloud_bridge.commands.options import FAILED, Place, Share, Time, placed, put, say
 from cloud_bridge.config import Config
 from cloud_bridge.drift import book
 from cloud_bridge.drift.baselines import directories_of, retrained_directory
@@ -164,9 +164,7 @@ def label(
 @click.option("--since", type=Time(), help="With samples received since then.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where the release is written.")
 @click.option("--version", "new_version", help="Of the new release; default: the next patch version that is free.")
-@click.option(
-    "--share", type=click.FloatRange(0.01, 1), default=1.0, help="Of the recipe's own data, for a quick look."
-)
+@click.option("--share", type=Share(0.01), default=1.0, help="Of the recipe's own data, for a quick look.")
 @click.option("--no-publish", is_flag=True, help="Only write it, even if there is a registry.")
 @click.option("--canary/--no-canary", default=None, help="Begin a rollout at once; default: as `drift.retrain` says.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be used.")

@@ -54,9 +54,10 @@ def add_claim(tx: Transaction, claim: Claim) -> None:
     taken = tx.rows("SELECT revoked_ns FROM identity_devices WHERE gateway = ?", (claim.gateway,))
     if taken and not claim.replaces:
         raise IdentityError(f"{claim.gateway} is enrolled already; --replace lets another device take its name")
-    tx.change("DELETE FROM identity_claims WHERE id = ?", (claim.id,))
-    tx.change(
-        f"INSERT INTO identity_claims ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, NULL)",  # noqa: S608  # constants
+    anew = ", ".join(f"{name.strip()} = excluded.{name.strip()}" for name in _COLUMNS.split(","))
+    tx.change(  # in one statement: of two who announce it at once, neither fails
+        f"INSERT INTO identity_claims ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, NULL)"  # noqa: S608  # constants
+        f" ON CONFLICT (id) DO UPDATE SET {anew}",
         (claim.id, claim.gateway, claim.kind, int(claim.replaces), claim.created_ns, claim.expires_ns),
     )
 

@@ -38,6 +38,7 @@ log = structlog.get_logger()
 ROUND_SECONDS: Final = 2.0
 _PRUNE_SECONDS: Final = 600.0
 _CUTS_A_ROUND: Final = 200
+_BROKER: Final = "mosquitto"
 
 
 class Cutter(Protocol):
@@ -215,9 +216,19 @@ class Keeper:
 
 
 def _hang_up(pid_file: Path) -> None:
-    """Tell a broker to read its files again."""
+    """Tell a mosquitto to read its files again.
+
+    One that was killed leaves its file behind, and its number may be another program's by now, which SIGHUP would end.
+
+    Raises:
+        IdentityError: it does not run, or cannot be told.
+    """
     try:
         pid = int(pid_file.read_text(encoding="ascii"))
-        os.kill(pid, signal.SIGHUP)
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()  # proc(5)
+        if name == _BROKER:
+            os.kill(pid, signal.SIGHUP)
     except (OSError, ValueError) as error:
         raise IdentityError(f"the broker of {pid_file} cannot be told to read its files again: {error}") from error
+    if name != _BROKER:
+        raise IdentityError(f"the broker of {pid_file} does not run: its number {pid} is that of {name!r}; start it")

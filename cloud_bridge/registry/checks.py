@@ -1,5 +1,7 @@
 """What can be said of a release without running it. Pure; what needs a runtime is in `workshop`."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -10,12 +12,19 @@ from gateway.wire.manifest import MANIFEST_FILE, ModelManifest, Quality, Target
 
 RUN_HERE: Final[tuple[Target, ...]] = ("cpu-int8", "cpu-int4", "cpu-float", "head", "tail")
 """Artefacts that any host can run; the others prove themselves on the device."""
+_VERSION: Final = re.compile(r"[0-9A-Za-z.-]{1,64}")
+"""Versions are parts of paths and of the names of patches, and of what devices may ask for."""
 _LESS_IS_BETTER: Final = ("false", "error", "loss", "latency", "mse", "mae", "rmse")
 
 
 def check_manifest(manifest: ModelManifest, min_quality_share: float) -> list[Problem]:
     """Find what a release lacks."""
-    return [*_quality(manifest.quality, min_quality_share), *_golden(manifest), *_names(manifest)]
+    return [
+        *_quality(manifest.quality, min_quality_share),
+        *_golden(manifest),
+        *_names(manifest),
+        *_spelling(manifest),
+    ]
 
 
 def check_version(manifest: ModelManifest, releases: Iterable[ReleaseEntry]) -> list[Problem]:
@@ -86,12 +95,30 @@ def _golden(manifest: ModelManifest) -> list[Problem]:
 
 
 def _names(manifest: ModelManifest) -> list[Problem]:
-    """Find files that would overwrite each other."""
+    """Find files that would overwrite each other, where they lie in clear or as they are published."""
     artefacts = [artefact.file for artefact in manifest.artefacts]
     golden = {name for one in manifest.golden for name in (one.input, one.output)}
-    twice = {name for name in artefacts if artefacts.count(name) > 1 or name in golden or name == MANIFEST_FILE}
-    twice |= golden & {MANIFEST_FILE}
+    # A compressed file travels under its own name, but is packed and sealed under that with `.zst`.
+    taken = Counter(name + end for name in artefacts for end in ("", ".zst", ".sealed", ".zst.sealed"))
+    taken.update({*golden, MANIFEST_FILE})
+    patches = tuple(f"{name}.from-" for name in artefacts)
+    twice = {name for name, count in taken.items() if count > 1}
+    twice |= {name for name in (*artefacts, *golden) if name.startswith(patches)}
     return [
         Problem("name-twice", name, "two parts of the release have this file name", "rename one of them")
         for name in sorted(twice)
+    ]
+
+
+def _spelling(manifest: ModelManifest) -> list[Problem]:
+    """Find a version under which nothing could be fetched."""
+    if _VERSION.fullmatch(manifest.version):
+        return []
+    return [
+        Problem(
+            "version",
+            f"{MANIFEST_FILE}, version",
+            f"{manifest.version[:80]!r} is no name of a file that devices ask for",
+            "write it with 0-9, A-Z, a-z, points and hyphens, 64 characters at most",
+        )
     ]

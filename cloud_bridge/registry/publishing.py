@@ -5,6 +5,8 @@ at last the metadata, which makes all of them count at once. Killed anywhere bef
 publishing the same directory again takes up the same token and key.
 """
 
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from cloud_bridge.registry.errors import (
     RefusedReleaseError,
     RegistryError,
     SignatureMissingError,
+    StorageError,
 )
 from cloud_bridge.registry.ledger import Ledger
 from cloud_bridge.registry.opening import Opener
@@ -75,6 +78,14 @@ class _Piece:
     custom: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What came of listing a release. `is_ours`: False when somebody has published the very same meanwhile."""
+
+    waiting: str = ""
+    is_ours: bool = True
+
+
 class Publisher:
     """Publishes releases, one after the other."""
 
@@ -105,16 +116,26 @@ class Publisher:
             RegistryError: it cannot be read, or this version is there with other contents, or was taken back.
             StorageError, BusyError, StoreError: not now; the same call may succeed later.
         """
+        try:
+            return self._publish(directory, wishes)
+        except OSError as error:
+            place = error.filename or self._repository.keys.work
+            raise StorageError(
+                f"{place}: {error.strerror or error}; in {self._repository.keys.work} a release is copied, packed and "
+                "sealed, so it needs room for some of it"
+            ) from error
+
+    def _publish(self, directory: Path, wishes: Wishes) -> Publication:
         self._repository.load()  # so that what cannot be signed shows before the work
         with private_work(self._repository.keys.work) as work:
             plain = work / "release"
             manifest_bytes = _copy_release(directory, plain)
             manifest = read_manifest(manifest_bytes)
             label = f"{manifest.name} {manifest.version}"
-            there = self._ledger.find(manifest.name, manifest.version)
             problems = check_manifest(manifest, self._settings.min_quality_share)
-            if there is None or there.published_ns is None:
-                problems += check_version(manifest, self._ledger.releases())
+            releases = self._ledger.releases()
+            if not any(_is_version(one, manifest) and one.published_ns is not None for one in releases):
+                problems += check_version(manifest, releases)
             examined, found = self._workshop.examine(plain)
             problems += found
             refused = [one for one in problems if not (one.acceptable and one.code in wishes.accept)]
@@ -126,7 +147,11 @@ class Publisher:
                 return Publication(entry, is_new=False, examined=tuple(examined), accepted=accepted)
             (plain / MANIFEST_FILE).write_bytes(entry.manifest_bytes)
             files = self._make_files(entry, work, self._key_of(entry, wishes))
-            waiting = self._list(entry, files)
+            listed = self._list(entry, files)
+        if not listed.is_ours:
+            return Publication(
+                self._ledger.entry(entry.name, entry.version), is_new=False, examined=tuple(examined), accepted=accepted
+            )
         self._ledger.note(
             "release-published",
             f"{label}, token {entry.token}"
@@ -135,8 +160,8 @@ class Publisher:
             wishes.who,
         )
         entry = self._ledger.entry(entry.name, entry.version)
-        log.info("release_published", model=label, token=entry.token, state=entry.state, waiting=waiting)
-        return Publication(entry, is_new=True, examined=tuple(examined), accepted=accepted, waiting=waiting)
+        log.info("release_published", model=label, token=entry.token, state=entry.state, waiting=listed.waiting)
+        return Publication(entry, is_new=True, examined=tuple(examined), accepted=accepted, waiting=listed.waiting)
 
     # ---- preparing -------------------------------------------------------------------------------------------
 
@@ -148,11 +173,7 @@ class Publisher:
             accepted=sorted({one.code for one in accepted}),
             floor=_highest_token(self._repository.load().targets),
         )
-        if entry.yanked_ns is not None:
-            raise RegistryError(
-                f"{entry.label} was taken back ({entry.yanked_why or 'no reason given'}): a version "
-                "that was yanked stays so; publish it under a higher one"
-            )
+        _refuse_yanked(entry)
         return entry
 
     def _key_of(self, entry: ReleaseEntry, wishes: Wishes) -> ContentKey:
@@ -238,10 +259,16 @@ class Publisher:
 
     # ---- listing ---------------------------------------------------------------------------------------------
 
-    def _list(self, entry: ReleaseEntry, files: Sequence[StoredFile]) -> str:
-        """Make the release count; return which signatures it waits for."""
+    def _list(self, entry: ReleaseEntry, files: Sequence[StoredFile]) -> _Listed:
+        """Make the release count, unless it does since this was begun."""
         with self._repository.lock.held() as prolong:
             current = self._repository.load()
+            self._ledger.settle(listed_releases(current.targets))  # what a publisher was killed in front of
+            there = self._ledger.entry(entry.name, entry.version)
+            if there.published_ns is not None and there.digest == entry.digest:
+                self._sweep(there, there.files)
+                _refuse_yanked(there)
+                return _Listed(is_ours=False)
             problems = check_version(entry.manifest, self._ledger.releases())
             if problems:
                 raise RefusedReleaseError(entry.label, problems)
@@ -251,10 +278,10 @@ class Publisher:
             try:
                 self._repository.commit(current, prolong, targets=draft)
             except SignatureMissingError as waiting:
-                return str(waiting)
+                return _Listed(str(waiting))
             self._ledger.settle(listed_releases(draft))
         self._sweep(entry, files)
-        return ""
+        return _Listed()
 
     def _sweep(self, entry: ReleaseEntry, files: Sequence[StoredFile]) -> None:
         """Remove what unfinished attempts at this release have left."""
@@ -276,6 +303,18 @@ def bases_for(
     )
     runs = [one for one in ranked if running.get((name, one.version), 0)]
     return (runs or ranked[:1])[:limit]
+
+
+def _is_version(entry: ReleaseEntry, manifest: ModelManifest) -> bool:
+    return (entry.name, entry.version) == (manifest.name, manifest.version)
+
+
+def _refuse_yanked(entry: ReleaseEntry) -> None:
+    if entry.yanked_ns is not None:
+        raise RegistryError(
+            f"{entry.label} was taken back ({entry.yanked_why or 'no reason given'}): a version "
+            "that was yanked stays so; publish it under a higher one"
+        )
 
 
 def target_of(file: StoredFile) -> TargetFile:
@@ -317,7 +356,7 @@ def _copy_release(directory: Path, to: Path) -> bytes:
         raise RegistryError(f"{directory / MANIFEST_FILE}: {error}") from error
     (to / MANIFEST_FILE).write_bytes(content)
     for name in sorted(_names_in(manifest)):
-        if (directory / name).is_file():  # what is missing, the examination names with everything else
+        if (directory / name).exists():  # what is missing, the examination names with everything else
             (to / name).write_bytes(_read(directory / name, _FILE_MAX_BYTES))
     return content
 
@@ -328,13 +367,20 @@ def _names_in(manifest: ModelManifest) -> set[str]:
 
 
 def _read(file: Path, limit: int) -> bytes:
+    """Read a plain file, and nothing of one that is too large, or of a pipe, which might never end."""
     try:
-        with file.open("rb") as opened:
+        # O_NONBLOCK: a pipe that nobody writes to is opened at once, and refused.
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise RegistryError(f"{file} is no plain file; name the directory of a release")
+            if found.st_size > limit:
+                raise RegistryError(f"{file} has {found.st_size:,} bytes; at most {limit:,} are taken")
             content = opened.read(limit + 1)
     except OSError as error:
         raise RegistryError(f"{file}: {error.strerror or error}; name the directory of a release") from error
     if len(content) > limit:
-        raise RegistryError(f"{file} has more than {limit} bytes")
+        raise RegistryError(f"{file} grows while it is read, beyond the {limit:,} bytes that are taken")
     return content
 
 

@@ -83,7 +83,7 @@ class Repository:
                 newer = self.storage.read(named("root", root.signed.version + 1))
             except NotFoundError:
                 break
-            candidate = roles.decoded(named("root", root.signed.version + 1), newer, Root)
+            candidate = roles.decoded(self._in_full(named("root", root.signed.version + 1)), newer, Root)
             roles.follow(root, candidate)
             root = candidate
         return root
@@ -101,20 +101,21 @@ class Repository:
         newest = self.ledger.highest("signed:timestamp")  # before the file: another publisher may be at work
         root = self.root()
         trusted = root.signed
-        timestamp = roles.decoded(TIMESTAMP_FILE, self._read(TIMESTAMP_FILE), Timestamp)
-        self._verify(TIMESTAMP_FILE, timestamp, "timestamp", trusted)
+        place = self._in_full(TIMESTAMP_FILE)
+        timestamp = roles.decoded(place, self._read(TIMESTAMP_FILE), Timestamp)
+        self._verify(place, timestamp, "timestamp", trusted)
         meta = timestamp.signed.snapshot_meta
         name = named("snapshot", meta.version)
-        content = self._read(name)
-        roles.verify_named(name, content, meta)
-        snapshot = roles.decoded(name, content, Snapshot)
-        self._verify(name, snapshot, "snapshot", trusted)
+        place, content = self._in_full(name), self._read(name)
+        roles.verify_named(place, content, meta)
+        snapshot = roles.decoded(place, content, Snapshot)
+        self._verify(place, snapshot, "snapshot", trusted)
         meta = snapshot.signed.meta["targets.json"]
         name = named("targets", meta.version)
-        content = self._read(name)
-        roles.verify_named(name, content, meta)
-        targets = roles.decoded(name, content, Targets)
-        self._verify(name, targets, "targets", trusted)
+        place, content = self._in_full(name), self._read(name)
+        roles.verify_named(place, content, meta)
+        targets = roles.decoded(place, content, Targets)
+        self._verify(place, targets, "targets", trusted)
         if not as_it_is:
             self._refuse_older(timestamp.signed.version, newest)
         return Signed(root, timestamp, snapshot, targets)
@@ -126,6 +127,10 @@ class Repository:
             raise DistrustedError(
                 f"{path} is missing in {self.storage.url}: restore the store from a backup"
             ) from error
+
+    def _in_full(self, path: str) -> str:
+        """Return a path as people find the file."""
+        return f"{self.storage.url.rstrip('/')}/{path}"
 
     def _verify(self, name: str, document: Document, role: RoleName, root: Root) -> None:
         """As `roles.verify`, but a document that is to be signed anew after a change of keys may have been ours."""
@@ -141,7 +146,8 @@ class Repository:
         """Return the root before, when it is known to be good: a change of keys may have been cut short after it."""
         if version <= 1 or self.ledger.highest("rotating") != version:
             return None
-        return roles.decoded("root", self.storage.read(named("root", version - 1)), Root).signed
+        name = named("root", version - 1)
+        return roles.decoded(self._in_full(name), self.storage.read(name), Root).signed
 
     def _refuse_older(self, version: int, newest: int) -> None:
         if version < newest:
@@ -307,6 +313,10 @@ class Repository:
             return roles.decoded(str(file), file.read_bytes(), kind)
         except FileNotFoundError:
             return None
+        except DistrustedError as error:
+            raise DistrustedError(
+                f"{error}, or remove it: what waited for a signature is then to be begun anew"
+            ) from error
 
     def _stage(self, staged: Staged) -> None:
         make_directory(self.keys.staged, PRIVATE)

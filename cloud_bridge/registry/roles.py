@@ -122,15 +122,21 @@ def to_bytes(document: Document) -> bytes:
 def decoded(name: str, content: bytes, kind: type[S]) -> Metadata[S]:
     """Decode a document; nothing of it is verified.
 
+    Args:
+        name: where it lies, in full.
+        content: of the file.
+        kind: the role that it must be of.
+
     Raises:
         DistrustedError: it is none of this kind.
     """
     try:
         document = Metadata[S].from_bytes(content)
     except (DeserializationError, RecursionError) as error:
-        raise DistrustedError(f"{name} in the repository is damaged: {error}") from error
+        words = f"{error} ({len(content)} bytes)"
+        raise DistrustedError(f"{name} is damaged: {words}; restore this file from a backup") from error
     if not isinstance(document.signed, kind):
-        raise DistrustedError(f"{name} in the repository is of another role, {document.signed.type}")
+        raise DistrustedError(f"{name} is of another role, {document.signed.type}; restore this file from a backup")
     return document
 
 
@@ -144,7 +150,7 @@ def verify(name: str, document: Document, role: RoleName, root: Root) -> None:
         root.verify_delegate(role, document.signed_bytes, document.signatures)
     except RepositoryError as error:
         raise DistrustedError(
-            f"{name} in the repository is not signed by the keys of this registry: {error}; somebody else wrote it, "
+            f"{name} is not signed by the keys of this registry: {error}; somebody else wrote it, "
             "restore the store, or `cloud-bridge registry refresh` if only its key was changed"
         ) from error
 
@@ -158,7 +164,9 @@ def verify_named(name: str, content: bytes, meta: MetaFile) -> None:
     try:
         meta.verify_length_and_hashes(content)
     except RepositoryError as error:
-        raise DistrustedError(f"{name} in the repository is not the one that was signed: {error}") from error
+        raise DistrustedError(
+            f"{name} is not the one that was signed: {error}; restore this file from a backup, no older than the rest"
+        ) from error
 
 
 def follow(root: Metadata[Root], newer: Metadata[Root]) -> None:

@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 _ANSWER_BYTES: Final = 4 << 20
 _TOOL_SECONDS: Final = 900.0
+_ACCEPTABLE: Final = frozenset({"tolerance"})
+"""Codes of what the device's program finds that a person may overrule."""
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
@@ -94,7 +96,10 @@ class ChildWorkshop:
             answer = msgspec.json.decode(done.stdout, type=_Answer)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return [], [_crash(directory, done)]
-        problems = [Problem(one.code, one.where, one.message, one.remedy) for one in answer.problems]
+        problems = [
+            Problem(one.code, one.where, one.message, one.remedy, acceptable=one.code in _ACCEPTABLE)
+            for one in answer.problems
+        ]
         if done.returncode and not problems:
             problems = [_crash(directory, done)]
         return answer.artefacts, problems

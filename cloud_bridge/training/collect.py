@@ -161,7 +161,7 @@ def _window(evidence: Evidence, blob: bytes, manifest: ModelManifest) -> NDArray
     try:
         values = np.load(io.BytesIO(blob), allow_pickle=False, max_header_size=1024)
         window = np.asarray(values, np.float64)
-    except (ValueError, OSError, EOFError, TypeError):
+    except (ValueError, OSError, EOFError, TypeError, MemoryError):  # a header may announce any size
         return None
     fits = window.ndim == 2 and len(window) == spec.samples and (spec.per_channel or window.shape[1] == spec.channels)
     return window if fits and window.size and bool(np.isfinite(window).all()) else None

@@ -10,6 +10,7 @@ import structlog
 from gateway import logs, running
 from gateway.commands.options import config_option
 from gateway.configload import InvalidConfigError, read
+from gateway.owner import other_owner_of
 
 log = structlog.get_logger()
 
@@ -29,5 +30,14 @@ def command(config_file: Path) -> None:
         place = f"{config_file}:{problem.line}:{problem.column}"
         log.warning(
             "config_questionable", place=place, path=problem.path, problem=problem.message, remedy=problem.remedy
+        )
+    state = reading.config.gateway.state_directory
+    if owner := other_owner_of(state):
+        log.warning(
+            "running_as_root_in_anothers_directory",
+            directory=str(state),
+            owner=owner,
+            consequence=f"what it writes there belongs to root, and a gateway that {owner} runs later cannot read it",
+            remedy=f"runuser -u {owner} -- gateway run, or another gateway.state_directory",
         )
     sys.exit(running.run(reading.config, partial(read, config_file)))

@@ -4,7 +4,7 @@ import json
 import secrets
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -30,6 +30,9 @@ from gateway.vault.keystore import ApprovalStatus
 from gateway.vault.store import SealedStore, read_release
 from gateway.vault.tpm.registers import read_registers
 from gateway.vault.vault import Vault, VaultStatus, open_connection
+
+_EXIT_NOT_APPROVED: Final = 5
+"""Of `init`: everything was done that is the device's to do."""
 
 
 @click.group("vault")
@@ -105,28 +108,47 @@ _anew_option = click.option(
 @command.command("init")
 @config_option
 @_anew_option
-def init(config_file: Path, anew: bool) -> None:  # noqa: FBT001 - click passes by name
-    """Prepare the key store and seal a new vault key; does nothing where that was done."""
-    _initialise(config_file, anew=anew)
+@json_option
+def init(config_file: Path, anew: bool, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
+    """Prepare the key store and seal a new vault key; does nothing where that was done.
+
+    Exit status 5: it is sealed, and the present boot state is not approved yet, so that the key is not given out.
+    """
+    _initialise(config_file, anew=anew, as_json=as_json)
 
 
 @command.command("seal")
 @config_option
 @_anew_option
-def seal(config_file: Path, anew: bool) -> None:  # noqa: FBT001 - click passes by name
+@json_option
+def seal(config_file: Path, anew: bool, as_json: bool) -> None:  # noqa: FBT001 - click passes by name
     """Do the same as `init`."""
-    _initialise(config_file, anew=anew)
+    _initialise(config_file, anew=anew, as_json=as_json)
 
 
-def _initialise(config_file: Path, *, anew: bool) -> None:
+def _initialise(config_file: Path, *, anew: bool, as_json: bool) -> None:
     vault = _vault(config_file)
     vault.initialise(anew=anew)
+    refused: PolicyRefusedError | None = None
     try:
         vault.check()  # of one that was there before, too
     except PolicyRefusedError as error:
-        _refused(error)
-        return
-    say(f"the vault is sealed, level {vault.store.level}, generation {vault.status().generation}")
+        refused = error
+    generation = vault.status().generation
+    if as_json:
+        reasons = [] if refused is None else _reasons(refused)
+        answer = {"sealed": True, "approved": refused is None, "level": vault.store.level, "generation": generation}
+        print_json({**answer, "reasons": reasons})
+    else:
+        say(f"the vault is sealed, level {vault.store.level}, generation {generation}")
+        if refused is not None:
+            _refused(refused)
+            say(
+                "  bring an approval of this boot state: `gateway vault policy sign`; until then no model is opened",
+                err=True,
+            )
+    if refused is not None:
+        sys.exit(_EXIT_NOT_APPROVED)
 
 
 @command.command("unseal")
@@ -157,8 +179,12 @@ def unseal(config_file: Path, check: bool, as_json: bool) -> None:  # noqa: ARG0
 
 def _refused(error: PolicyRefusedError) -> None:
     say("gateway: the TPM refuses the vault key:", err=True)
-    for reason in error.reasons or ("no signed policy is there",):
+    for reason in _reasons(error):
         say(f"  {reason}", err=True)
+
+
+def _reasons(error: PolicyRefusedError) -> list[str]:
+    return [*error.reasons] or ["no signed policy of a boot state is there"]
 
 
 @command.command("reseal")

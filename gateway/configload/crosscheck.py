@@ -43,6 +43,9 @@ _NOT_SEEN: Final = (IioSource, ModbusSource, SerialSource, MqttSource, HealthSou
 _LEAST_BALLAST_BYTES: Final = 2 * 1024 * 1024
 """Room for one transaction of the outbox (1 MiB of rows) and its pages; with less a full disk stays full."""
 
+_ROOT_BYTES: Final = 512 * 1024
+"""More is never read of a root; it has a few kilobytes."""
+
 _SOME_TIME_NS: Final = 1_790_000_000_000_000_000
 
 
@@ -243,6 +246,9 @@ def _ota(scope: Scope) -> Iterator[Problem]:
     if settings.url is not None:
         for key, message, remedy in repository_problems(settings.url):
             yield scope.error(f"ota.{key}", message, remedy)
+    elif scope.complete and "cloud.brokers" not in scope.places:
+        message = "there is neither an address of the repository nor a cloud broker: nothing can be fetched"
+        yield scope.warning("ota", message, "add `url`, or bring releases with `gateway ota import PATH`")
     if settings.trial.min_inferences < FIRST_LOOK:
         message = f"a release may be kept before its scores are compared, from {FIRST_LOOK} answers on"
         yield scope.warning("ota.trial.min_inferences", message, f"{FIRST_LOOK} or more")
@@ -303,6 +309,9 @@ def _files(scope: Scope) -> Iterator[Problem]:
     if ota is not None and not _is_readable(ota.root_file):  # a warning: pipelines run all the same
         message = f"{ota.root_file} is no file that can be read: there are no updates over the air until it is"
         yield scope.warning("ota.root_file", message, "copy the first root.json of the repository there")
+    elif ota is not None and not _is_root(ota.root_file):
+        message = f"{ota.root_file} is no root.json: there are no updates over the air until it is"
+        yield scope.warning("ota.root_file", message, "copy the first root.json of the repository there")
     for path, file in named_files(scope.config):
         key = path.rpartition(".")[2]
         try:
@@ -331,6 +340,24 @@ def _is_readable(file: Path) -> bool:
         return file.is_file() and _can_read(file)
     except OSError:
         return False
+
+
+class _Signed(msgspec.Struct, tag="root", tag_field="_type"):
+    """What says of a document of TUF that it is a root (TUF §4.3)."""
+
+
+class _Root(msgspec.Struct):
+    signed: _Signed
+
+
+def _is_root(file: Path) -> bool:
+    """Tell whether a file looks like a root; whether it is to be believed, updates find out."""
+    try:
+        with file.open("rb") as opened:
+            msgspec.json.decode(opened.read(_ROOT_BYTES), type=_Root)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _can_read(file: Path) -> bool:

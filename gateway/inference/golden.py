@@ -3,7 +3,8 @@
 A flipped weight byte or an outdated runtime gives no error, only wrong answers; this is what notices.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,13 @@ from gateway.errors import InferenceError, ModelError
 from gateway.inference.backend import Session, Tensors, TensorSpec
 from gateway.inference.bundle import Release
 from gateway.wire.manifest import Golden, Target
+
+_LOOSEST_OF_RANGE: Final = 1 / 16
+"""Of the range of an integer type of up to 16 bits: 15 steps of int8."""
+_LOOSEST_OF_VALUE: Final = 1 / 4
+"""Of the largest value that is expected, where the type has no range worth speaking of."""
+_LOOSEST_AT_ZERO: Final = 0.01
+"""Where nothing but zeros is expected."""
 
 
 def verify_golden(release: Release, session: Session, target: Target) -> Tensors | None:
@@ -46,6 +54,33 @@ def _verify(release: Release, session: Session, golden: Golden) -> Tensors:
     if expected_bytes:
         raise ModelError(f"{where}: {golden.output} is longer than the outputs of the model")
     return outputs
+
+
+def loosest_tolerance(expected: bytes, outputs: Sequence[TensorSpec]) -> float | None:
+    """Return beyond which tolerance a golden output would let wrong answers pass; None if it is not of these outputs.
+
+    Of several outputs the loosest counts, because one tolerance is for all of them.
+
+    Args:
+        expected: the file of the golden output.
+        outputs: of the model, in the graph's order.
+    """
+    limits = []
+    for spec in outputs:
+        values, expected = _take(expected, spec.dtype, spec.shape)
+        if values is None:
+            return None
+        limits.append(_loosest(values))
+    return None if expected or not limits else max(limits)
+
+
+def _loosest(values: NDArray[Any]) -> float:
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        kind = np.iinfo(values.dtype)
+        return (int(kind.max) - int(kind.min)) * _LOOSEST_OF_RANGE
+    finite = np.abs(values.astype(np.float64))
+    largest = float(finite.max(where=np.isfinite(finite), initial=0.0))
+    return max(_LOOSEST_AT_ZERO, largest * _LOOSEST_OF_VALUE)
 
 
 def _take(data: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[NDArray[Any] | None, bytes]:

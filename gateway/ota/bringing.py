@@ -356,12 +356,17 @@ class Bringing:
         else:
             delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(pause.failures - 1, 20))
         pause.until = self._around.monotonic() + delay * (0.5 + 0.5 * self._around.draw())
-        told = self._journal.book.slot(pipeline).told
-        if told is None or (told.code, told.reason) != (error.code, str(error)):
-            log.warning("model_update_waits", pipeline=pipeline, model=model.label, code=error.code, reason=str(error))
         # The list of the repository, or who stands between, may be another one the next time.
         phase: UpdatePhase = "refused" if isinstance(error, TrustError) else "waiting"
-        self._telling.say(pipeline, phase, model, code=error.code, reason=str(error))
+        with self._bays[pipeline].lock:
+            slot = self._journal.book.slot(pipeline)
+            if slot.pinned is not None:
+                return  # a person has said the last word meanwhile
+            if slot.told is None or (slot.told.code, slot.told.reason) != (error.code, str(error)):
+                log.warning(
+                    "model_update_waits", pipeline=pipeline, model=model.label, code=error.code, reason=str(error)
+                )
+            self._telling.say(pipeline, phase, model, code=error.code, reason=str(error))
 
 
 class _Later(OtaError):

@@ -61,7 +61,9 @@ def locked(file: Path, *, exclusive: bool) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise VaultError(f"{file.parent} cannot be used: {error.strerror or error}") from error
+        raise VaultError(
+            f"{file.parent} cannot be used: {error.strerror or error}; the gateway's user must be able to write there"
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield

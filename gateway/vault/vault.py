@@ -45,7 +45,7 @@ from gateway.vault.tpm.connection import Connection
 from gateway.vault.tpm.identity import TpmIdentity
 from gateway.vault.tpm.keystore import TpmKeyStore
 from gateway.vault.weights import Room, SealedWeights, header_of, open_own, open_sealed, read_ahead
-from gateway.wire.manifest import Artefact
+from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact
 
 log = structlog.get_logger()
 
@@ -302,6 +302,22 @@ class Vault:
             refused = self._keyring.accept(grants, self._time_ns() if bridge_now_ns is None else bridge_now_ns)
         log.info("content_keys_accepted", releases=len(grants) - len(refused), refused=len(refused))
         return refused
+
+    def withholds(self, release: ReleaseDirectory) -> bool:
+        """Tell whether the content key of a release is over, or gone where only the bridge can bring it again.
+
+        The key store is not asked: while that gives out nothing, it does so for every release.
+
+        Raises:
+            VaultError: the vault cannot be read now.
+        """
+        with self._locked():
+            try:
+                key = self._keyring.find(release.digest)
+            except KeyMissingError:
+                return (release.directory / OVER_THE_AIR_FILE).exists()
+            now_ns = effective_now_ns(self._now_ns(), self._floor_ns())
+            return remaining_seconds(key.lease_until_ns, now_ns) == 0
 
     # ---- releases --------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cloud_bridge.config import Config
-from cloud_bridge.configload import InvalidConfigError, load, parse, schema
+from cloud_bridge.configload import InvalidConfigError, away, load, parse, schema
 from cloud_bridge.errors import ConfigError
 
 
@@ -79,6 +79,39 @@ def test_private_keys_in_what_is_served_are_refused(keys: str) -> None:
     with pytest.raises(InvalidConfigError, match="private keys must not lie in what is served"):
         parse(f"registry: {{url: /x/reg, keys: {keys}}}")
     parse("registry: {url: /x/reg, keys: /x/reg-keys}")  # the control
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "word"),
+    [
+        ("registry: {url: 'foo://x'}", "registry.url", "foo:// is no kind of place"),
+        ("rollout: {every_seconds: .inf}", "rollout.every_seconds", "a number that ends"),
+        ("drift: {every_seconds: -.inf}", "drift.every_seconds", "a number that ends"),
+        ("drift: {psi_warning: 0.3}", "drift.psi_warning", "above drift.psi_alarm, 0.25"),
+        ("drift: {outside_warning: 0.5}", "drift.outside_warning", "above drift.outside_alarm, 0.25"),
+    ],
+)
+def test_what_could_not_work_is_told_before_the_bridge_starts(text: str, where: str, word: str) -> None:
+    found = mistakes(text)
+    assert any(f"{where}: " in one and word in one for one in found), found
+    assert all(one.startswith("line 1, column ") for one in found)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/prefix", "memory://x", "/srv/registry", "registry"])
+def test_places_that_are_known_are_accepted(url: str) -> None:
+    """The control; whether the package for one is installed, the registry says."""
+    registry = parse(f"registry: {{url: '{url}', keys: /keys}}\ndrift: {{psi_warning: 0.25}}").registry
+    assert registry is not None
+
+
+def test_files_that_are_not_on_this_host_are_named_and_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "bridge.yaml").write_text("identity: {trust_domain: a.example, ek_roots: makers}\n")
+    config = load(tmp_path / "bridge.yaml")
+    assert [(one.where, str(tmp_path / "makers") in one.message) for one in away(config)] == [
+        ("identity.ek_roots", True)
+    ]
+    (tmp_path / "makers").mkdir()
+    assert away(config) == [], "the control"
 
 
 def test_plaintext_over_a_network_must_be_wanted() -> None:

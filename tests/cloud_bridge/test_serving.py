@@ -1,11 +1,14 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -17,6 +20,7 @@ from cloud_bridge.errors import BridgeError
 from cloud_bridge.listening import Sides
 from cloud_bridge.serving import HttpServer
 from hil.loopback.children import free_port
+from tests.simulators.authority import Authority
 
 
 async def test_an_application_is_served_until_stopped() -> None:
@@ -73,6 +77,48 @@ async def serving(server: HttpServer) -> AsyncIterator[None]:
             yield
         finally:
             server.stop()
+
+
+def tls_server(directory: Path) -> tuple[HttpServer, int]:
+    Authority(directory, "site").issue(directory / "server.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / "server.pem")
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("here"))])
+    port = free_port()
+    return HttpServer("test", app, "127.0.0.1", port, tls=context, request_seconds=1.0), port
+
+
+CLIENT_HELLO_BEGINS = b"\x16\x03\x01\x02\x00\x01"
+
+
+@pytest.mark.parametrize("said", [b"", CLIENT_HELLO_BEGINS])
+async def test_a_tls_handshake_that_does_not_come_ends_its_connection(tmp_path: Path, said: bytes) -> None:
+    server, port = tls_server(tmp_path)
+    async with serving(server):
+        reader, writer = await _connected(port)
+        writer.write(said)
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "site.pem"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted)
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        writer.close()
+
+
+async def test_the_control_that_listens_as_the_library_does_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_bridge.serving._Server.startup", uvicorn.Server.startup)
+    server, port = tls_server(tmp_path)
+    async with serving(server):
+        reader, writer = await _connected(port)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3):
+                await reader.read()
+        writer.close()
 
 
 async def login(request: Request) -> PlainTextResponse:

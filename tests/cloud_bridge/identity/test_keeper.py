@@ -1,5 +1,8 @@
 """What takes effect without anybody asking: revocation lists, cuts, renewals, forgetting."""
 
+import os
+import signal
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from cloud_bridge.identity.devices import due_cuts, note_certificate
 from cloud_bridge.identity.errors import IdentityError
 from cloud_bridge.identity.events import MAX_UNPROVEN, Happening, note, prune_events
 from cloud_bridge.identity.issuer import life_from, new_key, utc
-from cloud_bridge.identity.keeper import Keeper
+from cloud_bridge.identity.keeper import Keeper, _hang_up
 from cloud_bridge.identity.metrics import IdentityMetrics
 from cloud_bridge.identity.takeover import Takeover, connect_packet
 from tests.cloud_bridge.identity.kit import Desk
@@ -245,3 +248,17 @@ def test_a_certificate_is_remembered_until_its_end_to_the_second(desk: Desk) -> 
         note_certificate(tx, "dock-7", issued, desk.clock())
         assert due_cuts(tx, desk.clock() + 59 * 10**9, 10) == []
         assert len(due_cuts(tx, desk.clock() + 60 * 10**9, 10)) == 1
+
+
+@pytest.mark.parametrize("left", ["{sleeper}", "0", "-1", "nothing", ""])
+def test_what_a_killed_broker_has_left_in_its_pid_file_ends_no_other_program(tmp_path: Path, left: str) -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        try:
+            (tmp_path / "pid").write_text(left.format(sleeper=sleeper.pid))
+            with pytest.raises(IdentityError, match=r"the broker of .*/pid"):
+                _hang_up(tmp_path / "pid")
+            assert sleeper.poll() is None
+            os.kill(sleeper.pid, signal.SIGHUP)  # the control: what it would have got
+            assert sleeper.wait(10) == -signal.SIGHUP
+        finally:
+            sleeper.kill()

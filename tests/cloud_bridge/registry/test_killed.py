@@ -59,7 +59,11 @@ def test_killed_at_any_write_it_is_the_old_repository_or_the_new(begun: Path, at
     is_new = at == WRITES - 1 and after
     assert versions(begun, "first", url) == ({"1.0.0", "1.1.0"} if is_new else {"1.0.0"})
     site = Site(begun)
-    entry = site.publish(made).entry
+    signed = set((begun / "repository" / "metadata").iterdir())
+    again = site.publish(made)
+    entry = again.entry
+    assert again.is_new is not is_new, "what counts already is not sealed and signed once more"
+    assert (set((begun / "repository" / "metadata").iterdir()) == signed) is is_new
     assert (entry.token, entry.state) == (2, "approved"), "it takes up the token of the attempt that was killed"
     assert entry.published_ns is not None
     assert versions(begun, "first", url) == {"1.0.0", "1.1.0"}
@@ -77,6 +81,29 @@ def test_a_publication_has_as_many_writes_as_are_tried(begun: Path) -> None:
     site.db.close()
     assert len(storage.written) == WRITES
     assert storage.written[-1] == TIMESTAMP_FILE
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", range(3))
+def test_killed_while_a_release_is_taken_back_or_all_is_signed_anew_the_next_attempt_ends_it(
+    begun: Path, at: int, after: bool
+) -> None:
+    url = str(begun / "repository")
+    dying = DyingStorage(url, at=at, after=after)
+    assert killed(begun, dying, lambda site: site.registry.refresh(targets=True))
+    assert versions(begun, "first", url) == {"1.0.0"}
+    dying = DyingStorage(url, at=at, after=after)
+    assert killed(begun, dying, lambda site: site.registry.yank("detector", "1.0.0", "it sees ghosts"))
+    is_new = at == 2 and after
+    assert versions(begun, "first", url) == (set() if is_new else {"1.0.0"})
+    site = Site(begun)
+    entry = site.registry.yank("detector", "1.0.0", "it sees ghosts")
+    assert (entry.is_offered, entry.yanked_why) == (False, "it sees ghosts")
+    assert versions(begun, "first", url) == set()
+    assert not site.registry.refresh().settled
+    site.publish(release(begun, "1.1.0"))
+    assert versions(begun, "first", url) == {"1.1.0"}
+    site.db.close()
 
 
 class _TimestampFirst(DyingStorage):

@@ -1,17 +1,28 @@
 """What publishing makes, what it refuses, and what a client of the repository sees of it."""
 
+import errno
 import json
+import os
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from cloud_bridge.registry.errors import NotFoundError, Problem, RefusedReleaseError, RegistryError
+from cloud_bridge.registry.errors import (
+    DistrustedError,
+    NotFoundError,
+    Problem,
+    RefusedReleaseError,
+    RegistryError,
+    StorageError,
+)
 from cloud_bridge.registry.packing import Patch, apply, unpack
 from cloud_bridge.registry.publishing import bases_for
 from cloud_bridge.registry.storage import Storage
 from gateway.vault.container import opened, read_header
 from tests.cloud_bridge.registry.kit import Site, client, listed, release, sha256, weights
+from tests.simulators.workshop import WorkshopSimulator
 
 
 def opened_file(site: Site, path: str, version: str) -> bytes:
@@ -107,6 +118,47 @@ def test_what_ships_must_keep_its_share_of_the_float_models_quality(
     assert [problem.code for problem in refused.value.problems] == [code]
     entry = site.registry.publish(made, accept=frozenset({"no-golden", code}))
     assert set(entry.accepted) == {"no-golden", code}
+
+
+def artefact(name: str, target: str, content: bytes) -> dict[str, object]:
+    return {"target": target, "file": name, "sha256": sha256(content), "size_bytes": len(content)}
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["model.tflite", "model.tflite.zst", "model.tflite.sealed", "model.tflite.zst.sealed", "model.tflite.from-1"],
+)
+def test_parts_that_would_overwrite_each_other_on_their_way_are_refused(site: Site, tmp_path: Path, other: str) -> None:
+    content = weights(1)
+    parts = [artefact("model.tflite", "cpu-int8", content), artefact(other, "cpu-float", weights(2))]
+    made = release(tmp_path, content=content, artefacts=parts)
+    (made / other).write_bytes(weights(2) if other != "model.tflite" else content)
+    with pytest.raises(RefusedReleaseError) as refused:
+        site.publish(made)
+    assert {problem.code for problem in refused.value.problems} == {"name-twice"}
+    golden = {"target": "cpu-int8", "input": other, "output": "out.bin", "tolerance": 0}
+    golden |= {"input_sha256": sha256(b""), "output_sha256": sha256(b"")}
+    made = release(tmp_path / "golden", content=content, golden=[golden])
+    with pytest.raises(RefusedReleaseError, match="name-twice"):
+        site.publish(made)
+
+
+def test_parts_with_names_of_their_own_are_published(site: Site, tmp_path: Path) -> None:
+    """The control."""
+    content = weights(1)
+    parts = [artefact("model.tflite", "cpu-int8", content), artefact("model-float.tflite", "cpu-float", weights(2))]
+    made = release(tmp_path, content=content, artefacts=parts)
+    (made / "model-float.tflite").write_bytes(weights(2))
+    site.publish(made)
+    for name, plain in (("model.tflite", content), ("model-float.tflite", weights(2))):
+        assert unpack("zstd", opened_file(site, f"{name}.sealed", "1.0.0"), len(plain)) == plain
+
+
+@pytest.mark.parametrize("version", [f"1.0.0-{'a' * 59}", "1.0.\N{ARABIC-INDIC DIGIT ONE}"])
+def test_a_version_under_which_nothing_could_be_fetched_is_refused(site: Site, tmp_path: Path, version: str) -> None:
+    with pytest.raises(RefusedReleaseError, match="no name of a file that devices ask for"):
+        site.publish(release(tmp_path, version))
+    site.publish(release(tmp_path, f"1.0.0-{'a' * 58}"))  # the control
 
 
 def test_what_does_not_run_cannot_be_overruled(site: Site, tmp_path: Path) -> None:
@@ -213,6 +265,105 @@ def test_publishers_at_the_same_time_lose_nothing_of_each_other(site: Site, tmp_
     assert sorted(one.token for one in site.registry.releases()) == [1, 2, 3, 4]
     updater = client(tmp_path / "client", site.registry.storage, site.registry.keys.root_file.read_bytes())
     assert {path.split("/")[1] for path in listed(updater)} == {f"model-{number}" for number in range(4)}
+
+
+@dataclass
+class _Meeting(WorkshopSimulator):
+    """Seals once all publishers have got so far."""
+
+    meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(3))
+
+    def seal(self, directory: Path, manifest: Path, key: bytes, out: Path) -> None:
+        self.meeting.wait(60)
+        super().seal(directory, manifest, key, out)
+
+
+def test_the_same_release_published_three_times_at_once_is_published_once(site: Site, tmp_path: Path) -> None:
+    made = release(tmp_path)
+    workshop = _Meeting()
+    sites = [Site(tmp_path, clock=site.clock, workshop=workshop) for _ in range(workshop.meeting.parties)]
+    came: list[bool | BaseException] = []
+
+    def publish(one: Site) -> None:
+        try:
+            came.append(one.publish(made).is_new)
+        except BaseException as error:  # noqa: BLE001  # shown by the assertion
+            came.append(error)
+
+    threads = [threading.Thread(target=publish, args=(one,)) for one in sites]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for one in sites:
+        one.db.close()
+    assert sorted(map(str, came)) == ["False", "False", "True"]
+    entry = site.registry.entry("detector", "1.0.0")
+    there = site.registry.storage.files("targets/models/detector/1.0.0")
+    assert set(there) == {file.place for file in entry.files}, "what the others had sealed is not left lying"
+    updater = client(tmp_path / "client", site.registry.storage, site.registry.keys.root_file.read_bytes())
+    info = updater.get_targetinfo("models/detector/1.0.0/model.tflite.sealed")
+    assert info is not None
+    assert Path(updater.download_target(info)).is_file()
+
+
+def test_a_pipe_instead_of_a_manifest_is_refused_at_once(site: Site, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(RegistryError, match=r"manifest\.json is no plain file"):
+        site.publish(tmp_path)
+
+
+def test_a_pipe_instead_of_an_artefact_is_refused_at_once(site: Site, tmp_path: Path) -> None:
+    made = release(tmp_path)
+    (made / "model.tflite").unlink()
+    os.mkfifo(made / "model.tflite")
+    with pytest.raises(RegistryError, match=r"model\.tflite is no plain file"):
+        site.publish(made)
+
+
+class _Full(WorkshopSimulator):
+    """A disk that takes no more while a release is sealed."""
+
+    def seal(self, directory: Path, manifest: Path, key: bytes, out: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "model.tflite.sealed"))
+
+
+def test_a_full_disk_is_told_with_its_place_and_leaves_nothing(tmp_path: Path) -> None:
+    site = Site(tmp_path, workshop=_Full()).begin()
+    made = release(tmp_path)
+    with pytest.raises(
+        StorageError, match=r"model\.tflite\.sealed: No space left on device; .*work a release is copied"
+    ):
+        site.publish(made)
+    assert list(site.registry.keys.work.iterdir()) == []
+    site.db.close()
+    again = Site(tmp_path)
+    assert again.publish(made).is_new, "the control: with room it is published"
+    again.db.close()
+
+
+@pytest.mark.parametrize(("name", "limit"), [("manifest.json", 1 << 20), ("model.tflite", 2 << 30)])
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(
+    site: Site, tmp_path: Path, name: str, limit: int
+) -> None:
+    made = release(tmp_path)
+    os.truncate(made / name, limit + 1)
+    with pytest.raises(RegistryError, match=rf"{name} has {limit + 1:,} bytes; at most {limit:,} are taken"):
+        site.publish(made)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
+def test_damaged_metadata_are_told_with_their_place_and_what_to_do(
+    site: Site, tmp_path: Path, role: str, content: bytes
+) -> None:
+    site.publish(release(tmp_path))
+    [*_, file] = sorted((tmp_path / "repository" / "metadata").glob(f"*{role}.json"))
+    file.write_bytes(content)
+    with pytest.raises(DistrustedError) as refused:
+        site.registry.refresh()
+    assert str(file) in str(refused.value)
+    assert "restore this file from a backup" in str(refused.value)
 
 
 def test_nothing_in_clear_is_left_on_the_publishers_disk(site: Site, tmp_path: Path) -> None:

@@ -71,6 +71,23 @@ def test_a_wrong_golden_answer_is_refused(copy: Path) -> None:
     assert "golden input" in problem.message
 
 
+@pytest.mark.parametrize(("tolerance", "codes"), [("15", []), ("16", ["tolerance"]), ("1e30", ["tolerance"])])
+def test_a_tolerance_that_lets_wrong_answers_pass_is_a_problem(copy: Path, tolerance: str, codes: list[str]) -> None:
+    """Without it, a wrong golden answer is found right by 1e30."""
+    golden = read_manifest((copy / "manifest.json").read_bytes()).golden[0]
+    answer = bytes(byte ^ 0x04 for byte in (copy / golden.output).read_bytes())
+    (copy / golden.output).write_bytes(answer)
+    text = (copy / "manifest.json").read_text()
+    text = text.replace(golden.output_sha256, hashlib.sha256(answer).hexdigest())
+    text = text.replace(f'"tolerance": {golden.tolerance:.1f}', f'"tolerance": {tolerance}', 1)
+    (copy / "manifest.json").write_text(text)
+    assert read_manifest(text.encode()).golden[0].tolerance == float(tolerance)
+    [artefact], problems = workshop().examine(copy)
+    assert artefact.golden == 2, "all answers are within the tolerance"
+    assert [problem.code for problem in problems] == codes
+    assert all(problem.acceptable and golden.output in problem.where for problem in problems)
+
+
 def test_too_little_memory_is_a_reason_and_no_crash_of_the_bridge(copy: Path) -> None:
     _, [problem] = workshop(memory=64 << 20).examine(copy)
     assert problem.code in {"crashed", "does-not-run"}

@@ -8,10 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from cloud_bridge.cli import main
+from cloud_bridge.commands.rollout_words import report_lines
+from cloud_bridge.config import Rollout as Defaults
+from cloud_bridge.rollout.plan import Member, Stand
+from cloud_bridge.rollout.records import Rollout
+from cloud_bridge.rollout.service import Report, plan_from
+from cloud_bridge.rollout.waves import waves_of
 from cloud_bridge.store.sqlite import SqliteStore
 from cloud_bridge.values import Intake
 from gateway.wire.messages import Availability, PipelineStatus
-from tests.cloud_bridge.rollout.kit import OLD
+from tests.cloud_bridge.rollout.kit import NEW, OLD
 from tests.simulators.samples import AT
 
 
@@ -97,7 +103,11 @@ def test_a_rollout_is_created_looked_at_and_moved(config: Path) -> None:
     assert [one["kind"] for one in status["history"]] == ["created", "paused", "resumed"]
     assert status["history"][1]["detail"] == "Friday"
     assert "wave site=a: waiting" in run(config, "rollout", "status", made["id"])
+    assert "gates: unjudged, devices of wave 1 have not told" in run(config, "rollout", "status", made["id"])
     assert json.loads(run(config, "rollout", "abort", made["id"], "--json"))["phase"] == "aborted"
+    assert "gates: unjudged, devices of wave 1 had not told" in run(config, "rollout", "status", made["id"])
+    blunt = json.loads(run(config, "rollout", "create", *words, "--no-gates"))
+    assert "gates: none" in run(config, "rollout", "status", blunt["id"])
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,15 @@ def test_what_cannot_be_rolled_out_is_refused_with_the_remedy(config: Path, word
     assert said in run(config, "rollout", "create", *words, status=1)
 
 
+@pytest.mark.parametrize("share", ["nan", "inf", "-0.1", "1.1"])
+def test_a_share_that_is_none_does_not_become_a_rollout_that_nobody_can_read(config: Path, share: str) -> None:
+    words = ("--model", "detector@1.1.0", "--pipeline", "camera")
+    assert "max-failing-share" in run(config, "rollout", "create", *words, "--max-failing-share", share, status=2)
+    assert run(config, "rollout", "list") == ""
+    run(config, "rollout", "create", *words, "--max-failing-share", "0.1")  # the control
+    assert "running" in run(config, "rollout", "list")
+
+
 def test_a_bridge_that_gives_no_rollouts_says_so(config: Path) -> None:
     config.write_text(config.read_text().replace("enabled: true", "enabled: false"))
     words = ("--model", "detector@1.1.0", "--pipeline", "camera")
@@ -122,3 +141,17 @@ def test_a_bridge_that_gives_no_rollouts_says_so(config: Path) -> None:
 
 def test_an_id_that_is_none_is_refused(config: Path) -> None:
     assert "no rollout has an id" in run(config, "rollout", "status", "ffff", status=1)
+
+
+def test_why_a_device_waits_is_told_beside_those_that_fail() -> None:
+    plan = plan_from(Defaults(), pipeline="camera", release=NEW, waves=waves_of("rest"))
+    rollout = Rollout("3f9c", 0, 0, "running", "", 1, plan)
+    stands = (
+        Stand(Member("gw-1", 0, NEW, None, 0, 0, 1), "updating", "waiting", "slower than ota.min_bytes_per_second"),
+        Stand(Member("gw-2", 0, NEW, None, 0, 0, 1), "updating", "fetching", ""),
+        Stand(Member("gw-3", 0, NEW, None, 0, 0, 1), "failing", "latency", "too late"),
+    )
+    lines = report_lines(Report(rollout, (), stands, 0, 0, ()))
+    assert "  gw-1 updating (waiting): slower than ota.min_bytes_per_second" in lines
+    assert "  gw-3 failing (latency): too late" in lines
+    assert not any("gw-2" in line for line in lines), "the control: who is busy as expected is counted, not named"

@@ -1,5 +1,6 @@
 """What is learned from, and what is not."""
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def test_what_is_no_window_of_the_model_is_left_out_and_counted(store: Store, ma
     found = collect(store, manifest, {})
     assert found.samples == ()
     assert found.left_out == {"no window that fits the model": 6}
+
+
+@pytest.mark.parametrize("shape", [(10**14, 3), (10**10, 3), (2**62, 4), (-1, 3), (3200, 4)])
+def test_a_window_that_announces_more_than_it_has_costs_nothing_but_itself(
+    store: Store, manifest: ModelManifest, shape: tuple[int, int]
+) -> None:
+    blob = io.BytesIO()
+    np.lib.format.write_array_header_1_0(blob, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    gateway = FieldGateway(store)
+    gateway.send(blob.getvalue() + bytes(64), 0.45, low_confidence=True)
+    gateway.send(window(), 0.45, low_confidence=True)
+    found = collect(store, manifest, {})
+    assert found.left_out == {"no window that fits the model": 1}
+    assert len(found.samples) == 1, "the control"
 
 
 def test_the_windows_of_one_event_stand_in_one_part_whatever_else_comes(store: Store, manifest: ModelManifest) -> None:

@@ -92,6 +92,33 @@ def test_from_a_policy_key_to_an_image_that_is_too_old(tpm: Swtpm, run: Run, tmp
     assert "PCR 11     " in shown
 
 
+def test_a_vault_that_is_made_in_a_boot_state_without_an_approval_says_so(tpm: Swtpm, run: Run, tmp_path: Path) -> None:
+    key, policies = str(tmp_path / "build.pem"), str(tmp_path / "policy")
+    run("policy", "keygen", key)
+    run("policy", "sign", "--key", key, "--out", policies, "--name", "first", "--first")
+    told = json.loads(run("init", "--json", code=5).stdout)
+    assert (told["sealed"], told["approved"], told["level"]) == (True, False, "tpm")
+    assert told["reasons"] != []
+    again = run("init", code=5)
+    assert "the vault is sealed, level tpm" in again.stdout
+    assert "bring an approval of this boot state" in again.stderr
+    run(
+        "policy",
+        "sign",
+        "--key",
+        key,
+        "--out",
+        policies,
+        "--name",
+        "image-1",
+        "--this-machine",
+        "--counter-at-most",
+        "9",
+    )
+    told = json.loads(run("init", "--json").stdout)
+    assert (told["approved"], told["reasons"]) == (True, []), "the control"
+
+
 def test_policies_are_listed_with_what_they_approve(tpm: Swtpm, run: Run, tmp_path: Path) -> None:
     key, policies = str(tmp_path / "build.pem"), str(tmp_path / "policy")
     run("policy", "keygen", key)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from gateway.errors import ModelError
+from gateway.inference.backend import TensorSpec
+from gateway.inference.golden import loosest_tolerance
 from gateway.wire.manifest import Plain, Regression, Target, WindowInput
 from tests.gateway.inference.graphs import dense
 from tests.gateway.inference.manifests import load, write_release
@@ -84,3 +86,28 @@ def test_a_golden_file_that_was_changed_is_refused(tmp_path: Path, file: str) ->
     (folder / file).write_bytes(content)
     with pytest.raises(ModelError, match="is not the file of this release"):
         load(tmp_path)
+
+
+def output(dtype: str, *shape: int) -> TensorSpec:
+    return TensorSpec("y", shape, dtype, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "outputs", "most"),
+    [
+        (np.zeros(3, "<i1"), [output("int8", 3)], 255 / 16),
+        (np.zeros(2, "<i2"), [output("int16", 2)], 65535 / 16),
+        (np.array([0, -8], "<f4"), [output("float32", 1, 2)], 2.0),
+        (np.array([0, 0.001], "<f4"), [output("float32", 2)], 0.01),
+        (np.array([np.nan, -np.inf, 4], "<f4"), [output("float32", 3)], 1.0),
+        (np.array([40], "<i8"), [output("int64", 1)], 10.0),
+        (np.array([1, 80], "<f4"), [output("float32", 1), output("float32", 1)], 20.0),
+        (np.zeros(4, "<i1"), [output("int8", 3)], None),
+        (np.zeros(2, "<i1"), [output("int8", 3)], None),
+        (np.zeros(0, "<i1"), [], None),
+    ],
+)
+def test_a_tolerance_may_be_as_loose_as_the_type_and_the_values_allow(
+    values: np.ndarray, outputs: list[TensorSpec], most: float | None
+) -> None:
+    assert loosest_tolerance(values.tobytes(), outputs) == most
