@@ -12,8 +12,10 @@ from typing import Final
 
 import structlog
 
+from gateway.appliance.errors import ApplianceError
 from gateway.appliance.places import Places
 from gateway.appliance.provisioning import read_provisioned
+from gateway.appliance.reset import keep_reset_code
 
 log = structlog.get_logger()
 
@@ -66,6 +68,11 @@ def activate(places: Places, run: Run) -> Activated:
     record = read_provisioned(places)
     if record is not None:
         told("hostname", "--", record.gateway)  # a name may begin with `-`
+        try:
+            keep_reset_code(places, record)
+        except ApplianceError as error:
+            log.warning("reset_code_not_kept", error=str(error))
+            failed.append(str(error))
     ssh = (places.settings / "ssh/authorized_keys").is_file()
     if ssh:
         told("systemctl", "start", "--no-block", "ssh.service")

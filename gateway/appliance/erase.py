@@ -8,7 +8,7 @@ which the first boot makes anew with new keys. The marker on the boot partition 
 3. `data` and `outbox` leave the partition table;
 4. their LUKS key slots are overwritten: from here on nobody opens them, whatever is left on the flash;
 5. their blocks are given back to the medium, where it takes them;
-6. the claim on the boot partition goes, then the marker.
+6. the claim and the digest of the reset code on the boot partition go, then the marker.
 """
 
 import os
@@ -85,6 +85,7 @@ class Eraser:
                 erase_file(file, "Removed by a factory reset.\n")
             except OSError as error:
                 raise ApplianceError(f"{file}: {error.strerror or error}; remove it on another machine") from error
+        self.places.reset_code.unlink(missing_ok=True)
         self.places.reset_marker.unlink(missing_ok=True)
         _sync(self.places.esp)
         names = tuple(partition.label for partition in found)

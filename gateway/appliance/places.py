@@ -92,3 +92,8 @@ class Places:
     def reset_marker(self) -> Path:
         """Says that erasing has begun; on the boot partition, because the data partition is what goes."""
         return self.esp / "sluice-reset"
+
+    @property
+    def reset_code(self) -> Path:
+        """Whose reset code a stick must have, once more on the boot partition: for when the data cannot be opened."""
+        return self.esp / "sluice-reset-code.json"

@@ -3,7 +3,8 @@
 Three ways lead to it. On the device: `gateway appliance reset`, by root or the gateway's user. A button: the
 board's unit calls the same. A stick with `sluice-reset.yaml`: only where the claim has brought the digest of a
 reset code, and only with that code. The id of the gateway alone is printed on labels and stands in every topic; it
-opens nothing.
+opens nothing. The digest is also on the boot partition, so that such a stick helps a device whose data partition cannot
+be opened any more. It opens nothing either, and whoever can write there can ask for a reset there, too.
 """
 
 import hashlib
@@ -42,6 +43,14 @@ class ResetRequest(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     by: By
     why: str = ""
+
+
+class ResetCode(msgspec.Struct, frozen=True, kw_only=True):
+    """The file `sluice-reset-code.json` on the boot partition."""
+
+    version: int = 1
+    gateway: str
+    reset_digest: str | None = None
 
 
 class ResetStick(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,12 +110,12 @@ def withdraw_reset(places: Places) -> bool:
     return True
 
 
-def stick_allows(content: bytes, record: Provisioned | None) -> ResetStick | Refused:
+def stick_allows(content: bytes, record: Provisioned | ResetCode | None) -> ResetStick | Refused:
     """Decide whether what stands in `sluice-reset.yaml` may erase this device. Pure.
 
     Args:
         content: of the file.
-        record: how this device was provisioned.
+        record: how this device was provisioned, or what the boot partition knows of that.
     """
     if record is None or record.reset_digest is None:
         return Refused("this device was claimed without a reset code; only a command on it can reset it")
@@ -130,20 +139,62 @@ def reset_digest(code: str) -> str:
 def look_for_stick(places: Places, mounter: Mounter, say: Callable[[str], None], now_ns: int) -> ResetRequest | None:
     """Look once for a stick that resets this device; nothing is mounted where no stick could.
 
+    Where the data partition is not there, the request is the marker on the boot partition.
+
     Raises:
         ApplianceError: the request cannot be written down.
     """
-    record = read_provisioned(places)
+    provisioned = read_provisioned(places)
+    record = provisioned if places.settings.is_dir() else _reset_code(places)
     if record is None or record.reset_digest is None:
         return None
     for origin, content in _offered(places, mounter):
         answer = stick_allows(content, record)
         if isinstance(answer, ResetStick):
             say(f"{origin}: {record.gateway} is erased at the next boot.")
+            if provisioned is None:
+                return _mark_reset(
+                    places, ResetRequest(gateway=answer.gateway, at=rfc3339(now_ns), by="stick", why=origin)
+                )
             return request_reset(places, gateway=answer.gateway, by="stick", why=origin, now_ns=now_ns)
         log.warning("reset_refused", origin=origin, reason=answer.why)
         say(f"{origin} resets nothing: {answer.why}")
     return None
+
+
+def keep_reset_code(places: Places, record: Provisioned) -> None:
+    """Have the boot partition know the digest of the reset code, or that there is none; written only when it changes.
+
+    Raises:
+        ApplianceError: it cannot be written.
+    """
+    file = places.reset_code
+    wanted = ResetCode(gateway=record.gateway, reset_digest=record.reset_digest)
+    try:
+        if record.reset_digest is None:
+            file.unlink(missing_ok=True)
+        elif _reset_code(places) != wanted:
+            write_durably(file, msgspec.json.encode(wanted) + b"\n")
+    except VaultError as error:
+        raise ApplianceError(str(error)) from error
+    except OSError as error:
+        raise ApplianceError(f"{file}: {error.strerror or error}") from error
+
+
+def _reset_code(places: Places) -> ResetCode | None:
+    try:
+        return msgspec.json.decode(places.reset_code.read_bytes(), type=ResetCode)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _mark_reset(places: Places, request: ResetRequest) -> ResetRequest:
+    try:
+        write_durably(places.reset_marker, msgspec.json.encode(request) + b"\n")
+    except VaultError as error:
+        raise ApplianceError(f"the request is not kept: {error}") from error
+    log.warning("reset_requested", gateway=request.gateway, by=request.by, why=request.why, marker=True)
+    return request
 
 
 def _offered(places: Places, mounter: Mounter) -> Sequence[tuple[str, bytes]]:

@@ -313,15 +313,22 @@ class Carrying:
         if isinstance(error, InstallFailedError) and not gone:
             book = self._journal.change(steps.amend(installs=job.installs + 1, stage="ready"))
             if book.job is not None and book.job.installs >= MAX_INSTALLS:
-                given_up = BundleRefusedError(f"{MAX_INSTALLS} tries to install it failed, the last one so: {error}")
-                self._refuse(job, given_up)
+                why = f"{MAX_INSTALLS} tries to install it failed, the last one so: {error}"
+                if job.source:
+                    self._give_up(book.job, error, why)  # a bad medium says nothing of what the bridge may want
+                else:
+                    self._refuse(job, BundleRefusedError(why))
                 return
         elif job.stage in ("ready", "installing"):
             is_here = (bool(job.source) and not gone) or self._bringing.is_at_hand
             self._journal.change(steps.amend(stage="ready" if is_here else "wanted"))
         now = self._journal.book.job
         if now is not None and now.source and now.stage == "wanted" and now.tries >= MAX_SOURCE_TRIES:
-            self._give_up(now, error)
+            why = f"it was looked for {now.tries} times, the last one so: {error}"
+            why += f"; begin it again when {now.source} is there"
+            if now.source.startswith(_HIDDEN):
+                why += "; the gateway's service does not see that folder: put it on a medium, or below /data"
+            self._give_up(now, error, why)
             return
         told = self._journal.book.told
         if told is None or (told.code, told.reason) != (error.code, str(error)):
@@ -331,13 +338,8 @@ class Carrying:
         phase: UpdatePhase = "refused" if isinstance(error, TrustError) else "waiting"
         self._telling.say(job, phase, code=error.code, reason=str(error))
 
-    def _give_up(self, job: Job, error: OtaError) -> None:
-        """End an update whose bundle is nowhere: it must not stand in the way of what the bridge wants."""
-        reason = (
-            f"it was looked for {job.tries} times, the last one so: {error}; begin it again when {job.source} is there"
-        )
-        if job.source.startswith(_HIDDEN):
-            reason += "; the gateway's service does not see that folder: put it on a medium, or below /data"
+    def _give_up(self, job: Job, error: OtaError, reason: str) -> None:
+        """End an update whose bundle is nowhere or unreadable: it must not be in the way of what the bridge wants."""
         word = self._telling.word(job, "refused", code=error.code, reason=reason)
         # Under no token: it is no answer to a wish for the same version, which has another source.
         self._telling.end("given-up", msgspec.structs.replace(word, fencing_token=0), blocks=False)

@@ -56,6 +56,8 @@ _OWN_CHECKS: Final[Mapping[str, tuple[type[OsUpdateError], str]]] = {
 _NOT_READ: Final = re.compile(r"failed to (open bundle for reading|query bundle file info|read signature)", re.I)
 """The medium or the network has given nothing. RAUC calls that an invalid bundle, too; it says nothing about it."""
 _MEANINGS: Final[tuple[tuple[re.Pattern[str], type[OsUpdateError | StorageError]], ...]] = (
+    # Where a file of a damaged bundle cannot be read, the service of RAUC 1.13 crashes; systemd starts it again.
+    (re.compile(r"rauc service disappeared", re.I), InstallFailedError),
     (re.compile(r"already processing|installation in progress|rauc busy", re.I), RaucBusyError),
     (re.compile(r"below.{0,40}floor|floor.{0,40}above|version mismatch: expected at least", re.I), BelowFloorError),
     (re.compile(r"compatible mismatch|compatible.{0,40}does not match|incompatible", re.I), IncompatibleError),

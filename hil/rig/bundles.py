@@ -16,7 +16,7 @@ from hil.loopback.children import RigError
 from hil.rig.disk import flip_bit
 from hil.rig.patience import patient
 
-Kind = Literal["good", "unhealthy", "panicking", "silent", "below-floor", "foreign", "damaged"]
+Kind = Literal["good", "unhealthy", "panicking", "silent", "below-floor", "foreign", "damaged", "next-generation"]
 _REPO: Final = Path(__file__).parents[2]
 _BUILD_SECONDS: Final = 1800.0
 FREEZE: Final = "/sys/fs/cgroup/init.scope/cgroup.freeze"
@@ -64,6 +64,8 @@ RECIPES: Final[dict[Kind, Recipe]] = {
     ),
     "below-floor": Recipe("0.0.1", words=("--floor", "0.0.1")),
     "foreign": Recipe("0.1.5", own_keys=True),
+    # Once it was kept, images of the generation before it cannot open the vault.
+    "next-generation": Recipe("0.1.6", words=("--generation", "2")),
 }
 
 

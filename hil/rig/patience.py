@@ -10,6 +10,9 @@ from typing import Final
 
 from hil.loopback.children import RigError
 
+_SHORTEST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 10.0
+_PAUSE_PER_LOOK: Final = 4.0
 VARIABLE: Final = "SLUICE_RIG_PATIENCE"
 """The variable of the environment with the factor, 1 or more."""
 
@@ -21,6 +24,15 @@ def patient(seconds: float) -> float:
         RigError: the factor is no number, or below 1.
     """
     return seconds * factor()
+
+
+def pause(look_seconds: float) -> float:
+    """Return how long to wait between two looks at something, by how long a look took; all in seconds.
+
+    A look starts programs on the processors that what is waited for needs: with a look in every second, a starved
+    emulator would spend much of its time on being asked whether it has booted.
+    """
+    return min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, _PAUSE_PER_LOOK * look_seconds))
 
 
 def factor() -> float:

@@ -17,7 +17,7 @@ from hil.rig.bundles import Kind
 from hil.rig.cloud import Cloud
 from hil.rig.device import Device
 from hil.rig.notes import place
-from hil.rig.patience import patient
+from hil.rig.patience import patient, pause
 from hil.rig.sensor import RATE_HZ, SensorFeed
 
 GATEWAY_ID: Final = "rig-gateway"
@@ -186,14 +186,16 @@ class Site:
         """
         begin = time.monotonic()
         while True:
+            asked = time.monotonic()
             told = self.told(version)
             if told is not None and told.phase in ("running", "reverted", "refused", "blocked"):
                 self.update_seconds[version] = time.monotonic() - begin
                 self.update_bytes[version] = (told.fetched_bytes, told.full_bytes)
                 return told
-            if time.monotonic() > begin + patient(seconds):
+            now = time.monotonic()
+            if now > begin + patient(seconds):
                 raise RigError(f"the update to {version} came to no end; the device says {told}\n{self.cloud.log()}")
-            time.sleep(ASK_SECONDS)
+            time.sleep(max(ASK_SECONDS, pause(now - asked)))
 
     def update(self) -> Told:
         """Bring the good bundle onto the device over the air, and wait until the device keeps it.

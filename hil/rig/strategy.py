@@ -14,7 +14,7 @@ from pexpect import TIMEOUT
 from hil.loopback.children import RigError
 from hil.rig.cloud import Cloud
 from hil.rig.device import GATEWAY, Device
-from hil.rig.patience import patient
+from hil.rig.patience import patient, pause
 from hil.rig.protocols import LinkProtocol, PlugProtocol, StorageProtocol
 from hil.rig.site import ASK_SECONDS, GATEWAY_ID, Site
 
@@ -197,7 +197,10 @@ class ApplianceStrategy(Strategy):
         device = self.device
         device.eventually("systemctl is-active -q gateway.service", "the gateway runs", seconds=_RUN_SECONDS)
         deadline = time.monotonic() + patient(_RUN_SECONDS)
-        while not self._is_known() or not self._infers():
+        while True:
+            asked = time.monotonic()
+            if self._is_known() and self._infers():
+                return
             if time.monotonic() > deadline:
                 raise RigError(
                     "the device did not come to run:\n"
@@ -205,7 +208,7 @@ class ApplianceStrategy(Strategy):
                     f"{device.attempt(f'{GATEWAY} identity status')[0]}\n{device.journal('-u', 'gateway.service')}\n"
                     f"{self.cloud.log()}"
                 )
-            time.sleep(ASK_SECONDS)
+            time.sleep(max(ASK_SECONDS, pause(time.monotonic() - asked)))
 
     def _to_updated(self) -> None:
         self.site.update()

@@ -106,7 +106,9 @@ class VirtualBoardDriver(
             self._made.close()
             if self.scratch is not None:
                 shutil.rmtree(self.scratch, ignore_errors=True)
-            self._made = None
+            # The next machine has other sockets, and nothing is plugged into it yet.
+            self._made = self._sensor = None
+            self._plugged.clear()
 
     # ---- power -------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from gateway.wire.manifest import Classification, Plain, WindowInput
-from hil.rig import accelerator, i2c, models
+from hil.rig import accelerator, i2c, media, models
 from hil.rig.accelerator import Accelerator
 from hil.rig.device import GATEWAY
 from hil.rig.diskfaults import recover, writes_fail
@@ -295,6 +295,28 @@ def test_a_sensor_on_the_boards_bus_is_read_by_a_pipeline(rig: Rig) -> None:
     assert rig.event("board", "anomaly", seconds=300.0)["source"] == "board"
 
 
+# ---- a stick -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.lg_feature("stick")
+def test_a_bundle_on_the_stick_that_had_the_claim_is_looked_at_once_the_claim_was_taken(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.reach("booted")
+    rig.changed()
+    mounted = "ls /run/media/*/update.raucb"
+    rig.plug("stick", media.fat_stick(tmp_path / "stick.img", {"update.raucb": b"none"}))
+    rig.device.eventually(
+        "test $(systemctl show -P ConditionTimestampMonotonic sluice-medium@sda.service) != 0",
+        "the stick is there",
+        seconds=120.0,
+    )
+    assert rig.device.attempt(mounted)[2] != 0, "nobody has claimed the device"
+    # What a claim ends with; the claim itself has a test of its own.
+    rig.device.run(f"touch {CONFIG} && systemctl stop sluice-provision.service", seconds=180.0)
+    rig.device.eventually(mounted, "the stick is looked at", seconds=120.0)
+
+
 # ---- a link that is slow, a cable that is out ----------------------------------------------------------
 
 
@@ -372,6 +394,30 @@ def test_a_device_whose_disk_keeps_the_gateway_from_running_is_started_again_and
     rig.machine.qmp.wait_for("RESET", seconds=600.0)
     recover(rig.machine)  # as a controller does that a reset has brought back
     rig.rebooted_since(before)
+    for name in PIPELINES.values():
+        goes_on(rig, name, seconds=900.0)
+
+
+@pytest.mark.lg_feature("disk-encryption")
+def test_a_device_whose_outbox_cannot_be_opened_stays_up_records_nowhere_else_and_runs_again_once_it_is_mended(
+    rig: Rig,
+) -> None:
+    rig.reach("running")
+    rig.changed()
+    partition, kept = "/dev/disk/by-partlabel/outbox", "/data/rig-header"
+    # As flash that was worn out would leave it: both copies of the header are gone.
+    rig.device.run(f"dd if={partition} of={kept} bs=1M count=16 conv=fsync")
+    rig.device.run(f"dd if=/dev/zero of={partition} bs=1M count=16 conv=fsync && sync")
+    rig.reboot()
+    rig.device.eventually("systemctl is-active -q sluice-stuck.service", "it says so, and waits", seconds=600.0)
+    assert "cannot be mounted" in rig.device.run("journalctl -b -q -o cat -u sluice-stuck.service")
+    assert rig.device.attempt("systemctl is-active gateway.service")[0] != "active"
+    assert rig.device.attempt("mountpoint -q /data/outbox")[2] != 0
+    assert rig.device.run("ls -A /data/outbox") == "", "nothing is recorded where the mount would hide it later"
+    rig.device.run(f"dd if={kept} of={partition} bs=1M conv=fsync && udevadm settle")
+    rig.device.run("systemctl start --no-block gateway.service")
+    rig.device.eventually("systemctl is-active -q gateway.service", "the gateway runs", seconds=600.0)
+    rig.device.run("mountpoint -q /data/outbox")
     for name in PIPELINES.values():
         goes_on(rig, name, seconds=900.0)
 

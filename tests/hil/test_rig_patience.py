@@ -7,7 +7,7 @@ import pytest
 
 from hil.loopback.children import RigError
 from hil.rig.device import Device
-from hil.rig.patience import VARIABLE, patient
+from hil.rig.patience import VARIABLE, patient, pause
 from hil.rig.report import pytest_collection_modifyitems
 
 
@@ -32,6 +32,12 @@ def test_a_wait_is_given_up_after_so_many_times_as_long(
     with pytest.raises(RigError, match="it boots did not happen within"):
         Device(Refusing()).eventually("true", "it boots", seconds=0.2)
     assert time.monotonic() - begin >= seconds
+
+
+def test_a_slow_device_is_asked_less_often_so_that_it_comes_to_its_own_work() -> None:
+    assert pause(0.0) == pause(0.1) == 1.0
+    assert pause(1.5) == 6.0
+    assert pause(60.0) == 10.0
 
 
 @pytest.mark.parametrize("said", ["soon", "0.5", "0", "-3", "nan", "inf"])

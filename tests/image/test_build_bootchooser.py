@@ -14,7 +14,9 @@ from image.builder import disk
 from image.builder.boards import load
 
 SCRIPT = Path(__file__).parents[2] / "image/overlay/usr/lib/sluice/bootchooser"
-UBOOT = Path(__file__).parents[2] / "image/boards/coral-devboard/overlay/usr/lib/sluice/bootchooser-board"
+BOARDS = Path(__file__).parents[2] / "image/boards"
+UBOOT = BOARDS / "coral-devboard/overlay/usr/lib/sluice/bootchooser-board"
+JETSON = BOARDS / "jetson/overlay/usr/lib/sluice/bootchooser-board"
 
 
 def _module() -> ModuleType:
@@ -228,6 +230,48 @@ def test_on_a_board_with_u_boot_a_slot_is_tried_left_kept_and_chosen_again(tmp_p
     board.run("set-primary", "a")
     assert board.boot() == "a"
     assert board.run("on-trial")[0] == 1, "what was good needs no trial"
+
+
+_NVBOOTCTRL = """#!/bin/sh
+case $3 in
+get-current-slot) cat @/current ;;
+set-active-boot-slot) echo "$4" >@/next; rm -f "@/unbootable-$4" ;;
+is-slot-bootable) test ! -e "@/unbootable-$4" ;;
+set-slot-as-unbootable) touch "@/unbootable-$4" ;;
+*) exit 1 ;;
+esac
+"""
+
+
+def test_on_a_jetson_a_slot_is_on_trial_until_it_was_marked_good_and_then_no_more(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvbootctrl").write_text(_NVBOOTCTRL.replace("@", str(tmp_path)))
+    (tmp_path / "bin/nvbootctrl").chmod(0o755)
+    (tmp_path / "efi").mkdir()
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLUICE_ESP": str(tmp_path / "efi")}
+
+    def run(*words: str) -> tuple[int, str]:
+        done = subprocess.run([JETSON, *words], env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.strip()
+
+    (tmp_path / "current").write_text("0\n")
+    assert run("get-current") == (0, "a")
+    assert run("on-trial")[0] == 0
+    run("set-state", "a", "good")
+    assert run("on-trial")[0] == 1
+    assert run("get-state", "a") == (0, "good")
+    run("set-state", "b", "bad")
+    assert run("get-state", "b") == (0, "bad")
+    run("set-primary", "b")
+    assert (tmp_path / "next").read_text() == "1\n"
+    (tmp_path / "current").write_text("1\n")
+    assert (run("on-trial")[0], run("get-state", "b")) == (0, (0, "bad"))
+    run("set-state", "b", "good")
+    assert (run("on-trial")[0], run("get-state", "b")) == (1, (0, "good"))
+    # The next installation into that slot begins with this.
+    run("set-state", "b", "bad")
+    assert run("on-trial")[0] == 0
+    assert [run(*words)[0] for words in ((), ("get-state", "c"), ("set-state", "a", "fine"))] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("words", [(), ("get-state",), ("get-state", "c"), ("set-state", "a", "fine"), ("erase",)])

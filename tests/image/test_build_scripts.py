@@ -1,7 +1,9 @@
 """The small programs of the overlay, run with stand-ins for what they call."""
 
 import os
+import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,14 @@ SCRIPTS = Path(__file__).parents[2] / "image/overlay/usr/lib/sluice"
 UNITS = SCRIPTS.parents[1] / "lib/systemd/system"
 
 
-def called(tmp_path: Path, script: str, *words: str, programs: dict[str, str], **environment: str) -> list[str]:
+def called(
+    tmp_path: Path,
+    script: str,
+    *words: str,
+    programs: dict[str, str],
+    statuses: tuple[int, ...] = (0,),
+    **environment: str,
+) -> list[str]:
     """Run a script; returns what it called, a line each. programs: by name, what they do besides."""
     folder, log = tmp_path / "bin", tmp_path / "called"
     folder.mkdir(exist_ok=True)
@@ -22,7 +31,7 @@ def called(tmp_path: Path, script: str, *words: str, programs: dict[str, str], *
     done = subprocess.run(
         ["sh", str(SCRIPTS / script), *words], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in statuses, done.stderr
     return log.read_text().splitlines()
 
 
@@ -49,7 +58,8 @@ def test_a_device_starts_again_for_a_gateway_that_cannot_be_kept_running_and_for
     tmp_path: Path, state: str, result: str, status: int, *, starts_again: bool
 ) -> None:
     systemctl = SYSTEMCTL.format(state=state, result=result, status=status)
-    calls = called(tmp_path, "stuck", programs={"systemctl": systemctl}, SLUICE_STUCK_SECONDS="0")
+    programs = {"systemctl": systemctl, "mountpoint": "true"}
+    calls = called(tmp_path, "stuck", programs=programs, SLUICE_STUCK_SECONDS="0")
     assert ("systemctl --no-block reboot" in calls) is starts_again
 
 
@@ -58,10 +68,40 @@ def test_a_gateway_that_somebody_has_mended_meanwhile_keeps_the_device_running(t
     programs = {
         "systemctl": f"[ ! -e {mended} ] || exit 1\n" + SYSTEMCTL.format(state="failed", result="signal", status=9),
         "sleep": f"touch {mended}",
+        "mountpoint": "true",
     }
     calls = called(tmp_path, "stuck", programs=programs, SLUICE_STUCK_SECONDS=str(1 << 40))
     assert "systemctl --no-block reboot" not in calls
     assert "sleep 10" in calls
+
+
+@pytest.mark.parametrize(("is_mended", "starts_again"), [(False, True), (True, False)])
+def test_a_device_whose_outbox_cannot_be_mounted_starts_again_unless_it_is_mended(
+    tmp_path: Path, *, is_mended: bool, starts_again: bool
+) -> None:
+    mended = tmp_path / "mended"
+    programs = {
+        "mountpoint": f"test -e {mended}",
+        # The gateway has not failed: it was not started.
+        "systemctl": SYSTEMCTL.format(state="inactive", result="success", status=0),
+        "sleep": f"touch {mended}",
+    }
+    calls = called(tmp_path, "stuck", programs=programs, SLUICE_STUCK_SECONDS=str(1 << 40) if is_mended else "0")
+    assert calls[0] == "mountpoint -q /data/outbox"
+    assert ("systemctl --no-block reboot" in calls) is starts_again
+
+
+def test_the_gateway_is_not_started_without_its_outbox_and_the_boot_goes_on_without_it() -> None:
+    """So nothing is recorded where it would be hidden or lost, and whoever mends the device can reach it."""
+    fields = [line.split() for line in (SCRIPTS.parents[2] / "etc/fstab").read_text().splitlines() if line[:1] == "/"]
+    options = {where: how.split(",") for _, where, _, how, *_ in fields}
+    assert "nofail" in options["/data/outbox"]
+    # It is there before the folders on it are made.
+    assert "x-systemd.before=local-fs.target" in options["/data/outbox"]
+    assert [where for where, how in options.items() if "nofail" in how] == ["/data/outbox"]
+    for unit in ("gateway.service.d/10-appliance.conf", "sluice-provision.service"):
+        wanted = [line for line in (UNITS / unit).read_text().splitlines() if line.startswith("RequiresMountsFor=")]
+        assert "/data/outbox" in wanted[0].split("=")[1].split()
 
 
 def test_the_unit_of_the_gateway_asks_for_that_and_waits_half_an_hour() -> None:
@@ -87,3 +127,151 @@ def test_erasing_is_not_stopped_by_the_loss_of_the_partitions_that_it_erases() -
     unit = (UNITS / "sluice-erase.service").read_text()
     assert "WantsMountsFor=/data" in unit
     assert not [line for line in unit.splitlines() if line.startswith(("Requires", "BindsTo"))]
+
+
+@pytest.mark.parametrize(("own", "asked"), [(False, "bootchooser on-trial"), (True, "bootchooser-board on-trial")])
+def test_a_boards_own_boot_chooser_says_whether_the_system_is_on_trial(
+    tmp_path: Path, *, own: bool, asked: str
+) -> None:
+    programs = {"bootchooser": "exit 0", **({"bootchooser-board": "exit 0"} if own else {})}
+    assert called(tmp_path, "on-trial", programs=programs, SLUICE_LIB=str(tmp_path / "bin")) == [asked]
+    assert "ExecCondition=/usr/lib/sluice/on-trial" in (UNITS / "sluice-unhealthy.service").read_text()
+
+
+@dataclass
+class Emergency:
+    """A device that cannot start completely, over several boots."""
+
+    folder: Path
+    on_trial: bool = False
+    reset_after: int = 1 << 30  # so many looks for a stick find none
+
+    def __post_init__(self) -> None:
+        (self.folder / "efi").mkdir()
+
+    @property
+    def esp(self) -> Path:
+        return self.folder / "efi"
+
+    def boot(self) -> tuple[list[str], str]:
+        """Returns what was called, and what the console has said."""
+        console, looks = self.folder / "console", self.folder / "looks"
+        console.write_text("")
+        looks.unlink(missing_ok=True)
+        scan = (
+            f'case "$*" in *--scan) echo x >>{looks}; [ $(wc -l <{looks}) -le {self.reset_after} ] || '
+            f"touch {self.esp}/sluice-reset ;; *erase) rm -f {self.esp}/sluice-reset; exec kill $PPID ;; esac"
+        )
+        programs = {
+            "on-trial": f"exit {0 if self.on_trial else 1}",
+            "gateway": scan,
+            "sleep": "true",
+            "systemctl": "true",
+            "sync": "true",
+        }
+        environment = {
+            "SLUICE_ESP": str(self.esp),
+            "SLUICE_DATA": str(self.folder / "data"),
+            "SLUICE_LIB": str(self.folder / "bin"),
+            "SLUICE_CONSOLE": str(console),
+            "SLUICE_GATEWAY": "gateway",
+        }
+        calls = called(self.folder, "emergency", programs=programs, statuses=(0, -15), **environment)
+        return calls, console.read_text()
+
+
+def test_a_system_on_trial_that_cannot_start_always_starts_again_soon(tmp_path: Path) -> None:
+    device = Emergency(tmp_path, on_trial=True)
+    for _ in range(5):
+        calls, _ = device.boot()
+        assert [each for each in calls if each.startswith("sleep")] == ["sleep 60"]
+        assert calls[-1] == "systemctl --force reboot"
+    assert list(device.esp.iterdir()) == [], "its tries are counted elsewhere"
+
+
+def test_a_system_that_has_proved_itself_stays_for_half_an_hour_once_three_boots_were_in_vain(tmp_path: Path) -> None:
+    device = Emergency(tmp_path)
+    waits = []
+    for _ in range(5):
+        calls, said = device.boot()
+        assert calls[-1] == "systemctl --force reboot"
+        waits.append(sum(int(each.split()[1]) for each in calls if each.startswith("sleep")))
+    assert waits == [60, 60, 60, 1800, 1800]
+    assert "a stick with sluice-reset.yaml" in said
+    # A boot that has come past the file systems begins to count anew.
+    called(
+        tmp_path,
+        "policy-in-place",
+        programs={"install": "true"},
+        SLUICE_ESP=str(device.esp),
+        SLUICE_POLICY=str(tmp_path / "policy"),
+    )
+    assert list(device.esp.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "many", "17", "-1"])
+def test_a_damaged_count_is_no_count(tmp_path: Path, content: str) -> None:
+    device = Emergency(tmp_path)
+    (device.esp / "sluice-emergencies").write_text(content)
+    calls, _ = device.boot()
+    assert "sleep 60" in calls
+
+
+def test_a_stick_with_the_reset_code_ends_it(tmp_path: Path) -> None:
+    device = Emergency(tmp_path, reset_after=4)
+    (device.esp / "sluice-emergencies").write_text("3")
+    calls, _ = device.boot()
+    assert calls.count("gateway appliance reset --scan") == 5
+    assert calls[-1] == "gateway appliance erase"
+
+
+def test_a_reset_that_was_asked_for_on_the_boot_partition_comes_first(tmp_path: Path) -> None:
+    device = Emergency(tmp_path)
+    (device.esp / "sluice-reset").write_text("")
+    calls, _ = device.boot()
+    assert calls == ["gateway appliance erase"]
+    (tmp_path / "data/lib-sluice").mkdir(parents=True)
+    (tmp_path / "data/lib-sluice/reset-request.json").write_text("{}")
+    assert device.boot()[0] == ["gateway appliance erase"]
+
+
+def test_media_are_looked_at_again_once_a_claim_was_taken() -> None:
+    """One stick may have had both; its unit was left out before, because nobody had claimed the device yet."""
+    assert "ConditionPathExists=/data/etc-sluice/gateway.yaml" in (UNITS / "sluice-medium@.service").read_text()
+    again = "ExecStopPost=-/usr/bin/systemctl --no-block --all start sluice-medium@*.service"
+    assert again in (UNITS / "sluice-provision.service").read_text()
+
+
+def test_an_approval_that_cannot_be_read_keeps_no_other_from_the_vault(tmp_path: Path) -> None:
+    esp, policy = tmp_path / "efi", tmp_path / "policy"
+    (esp / "EFI/sluice").mkdir(parents=True)
+    policy.mkdir()
+    for slot in "abc":
+        (esp / f"EFI/sluice/{slot}.policy.json").write_text(slot)
+    (esp / "EFI/sluice/a.policy.json").unlink()
+    (esp / "EFI/sluice/a.policy.json").mkdir()
+    programs = {"install": f'case "$*" in *-d*) ;; *) cp "$7" "{policy}/.new" ;; esac'}
+    environment = {"SLUICE_ESP": str(esp), "SLUICE_POLICY": str(policy)}
+    called(tmp_path, "policy-in-place", programs=programs, statuses=(1,), **environment)
+    assert {file.name: file.read_text() for file in policy.iterdir()} == {"b.policy.json": "b", "c.policy.json": "c"}
+
+
+@pytest.mark.skipif(
+    shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed: apt-get install openssh-client"
+)
+@pytest.mark.parametrize("left", [None, b"", b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl"])
+def test_a_device_has_a_host_key_whatever_a_power_cut_has_left_of_one_and_keeps_it(
+    tmp_path: Path, left: bytes | None
+) -> None:
+    key = tmp_path / "ssh_host_ed25519_key"
+    if left is not None:
+        key.write_bytes(left)
+        key.chmod(0o600)
+        (tmp_path / "ssh_host_ed25519_key.new").write_bytes(b"")
+    subprocess.run([SCRIPTS / "ssh-key", key], check=True)
+    made = key.read_bytes()
+    assert made.startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
+    subprocess.run([SCRIPTS / "ssh-key", key], check=True)
+    assert key.read_bytes() == made
+    assert [file.name for file in tmp_path.iterdir()] == [key.name]
+    assert "ExecStartPre=/usr/lib/sluice/ssh-key" in (UNITS / "ssh.service.d/10-sluice.conf").read_text()

@@ -26,7 +26,9 @@ class Machine:
     Knobs: `set(stream_fails=2)`: so many installations over HTTP fail as RAUC 1.13 does after a boot; `install_fails`;
     `denied`: D-Bus refuses; `silent_seconds`: an installation says nothing for so long before it goes on; `busy`;
     `good_on_trial`: the boot loader calls a slot that runs good before it was marked, as back ends of others do;
-    `unreadable`: so many looks at a bundle find that the medium gives nothing; `refused_by_handler`: an exit status.
+    `unreadable`: so many looks at a bundle find that the medium gives nothing, `unreadable_below`: those at files below
+    such a folder always do; `refused_by_handler`: an exit status; `crashes_on_damage`: the service goes down, as that
+    of RAUC 1.13 where a file of the bundle cannot be read. `looks` counts looks at bundles in files.
     """
 
     directory: Path
@@ -241,8 +243,12 @@ def _part(url: str, span: str) -> tuple[bytes, int]:
 
 
 def _opened(source: str, machine: Machine, *, whole: bool) -> tuple[configparser.ConfigParser, bytes]:
-    if (left := machine.state.get("unreadable", 0)) > 0:
-        machine.set(unreadable=left - 1)
+    state = machine.state
+    if not source.startswith("http"):
+        machine.set(looks=state.get("looks", 0) + 1)
+    below = state.get("unreadable_below")
+    if (left := state.get("unreadable", 0)) > 0 or (below and source.startswith(below)):
+        machine.set(unreadable=max(0, left - 1))
         raise _FailedError(
             "Invalid bundle format: Failed to read signature size from bundle: Error reading from file: "
             "Input/output error"
@@ -310,6 +316,8 @@ def _install(source: str, machine: Machine) -> None:
     machine.set(slots=slots, installs=state.get("installs", 0) + 1)
     time.sleep(state.get("write_seconds", 0))
     if hashlib.sha256(payload).hexdigest() != manifest["bundle"]["verity-hash"]:
+        if state.get("crashes_on_damage"):
+            raise _FailedError(f"RAUC service disappeared\nD-Bus error while installing `{source}`")
         raise _FailedError(
             "LastError: Installation error: Failed updating slot rootfs.1: Input/output error (dm-verity)"
         )

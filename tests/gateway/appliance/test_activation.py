@@ -11,6 +11,8 @@ from gateway.appliance.claim import read_claim
 from gateway.appliance.places import Places
 from gateway.appliance.placing import Placing
 from gateway.appliance.plan import BASE, plan
+from gateway.appliance.provisioning import read_provisioned
+from gateway.appliance.reset import reset_digest
 from tests.gateway.appliance.claims import NOW_NS, device, text, whole_claim
 
 
@@ -58,6 +60,18 @@ def test_a_small_claim_changes_only_the_name_and_starts_no_ssh(places: Places) -
     system = System()
     assert activate(places, system.run).ssh is False
     assert system.told == ["hostname -- dock-7"]
+
+
+def test_the_boot_partition_knows_the_digest_of_the_reset_code_where_a_claim_has_brought_one(places: Places) -> None:
+    take(places, **whole_claim(), reset_digest=reset_digest("abcd-efgh-jkmn-pqrs"))
+    activate(places, System().run)
+    known = read_provisioned(places)
+    assert known is not None
+    assert known.reset_digest is not None
+    assert known.reset_digest in places.reset_code.read_text()
+    places.esp.joinpath("sluice-reset-code.json").unlink()
+    places.esp.rmdir()
+    assert "sluice-reset-code.json" in activate(places, System().run).failed[0]
 
 
 def test_an_unprovisioned_device_is_left_as_the_image_made_it(places: Places) -> None:

@@ -69,6 +69,7 @@ def places(tmp_path: Path) -> Places:
     partition(places, "vda4", "data", 4)
     partition(places, "vda5", "outbox", 5)
     (places.esp / "sluice-claim.yaml").write_bytes(text())
+    places.reset_code.write_text("{}")
     request_reset(places, gateway=None, by="command", why="", now_ns=NOW_NS)
     return places
 
@@ -96,6 +97,7 @@ def test_the_table_goes_first_then_the_keys_then_the_blocks(places: Places) -> N
     assert machine.told[2] == f"cryptsetup erase --batch-mode {places.devices}/vda5"
     assert (done.partitions, done.not_discarded, done.tpm) == (("outbox", "data"), (), "")
     assert not (places.esp / "sluice-claim.yaml").exists()
+    assert not places.reset_code.exists()
     assert CODE not in "".join(file.read_text() for file in places.esp.iterdir())
     assert not places.reset_marker.exists()
 

@@ -1,6 +1,7 @@
 """A device is erased by who may, and by nobody else."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from gateway.appliance.plan import Provisioned
 from gateway.appliance.reset import (
     Refused,
     ResetStick,
+    keep_reset_code,
     look_for_stick,
     request_reset,
     reset_digest,
@@ -122,6 +124,57 @@ def test_a_stick_in_the_device_is_found_and_told(places: Places, tmp_path: Path)
 def test_where_no_stick_could_reset_none_is_even_mounted(places: Places, tmp_path: Path) -> None:
     plug(places, "sda1", fat_head(b"WHATEVER"))
     places.provisioned.write_bytes(msgspec.json.encode(record(None)))
+    mounter = Mounter(tmp_path)
+    assert look_for_stick(places, mounter, lambda _: None, NOW_NS) is None
+    assert mounter.mounted_volumes == []
+
+
+@pytest.mark.parametrize(
+    ("is_kept", "code", "resets"), [(True, CODE, True), (True, "abcd-efgh-jkmn-pqrt", False), (False, CODE, False)]
+)
+def test_a_stick_resets_a_device_whose_data_partition_is_lost_where_the_boot_partition_knows_its_code(
+    places: Places, tmp_path: Path, *, is_kept: bool, code: str, resets: bool
+) -> None:
+    if is_kept:
+        keep_reset_code(places, record())
+    shutil.rmtree(places.settings.parent)
+    plug(places, "sda1", fat_head(b"WHATEVER"))
+    folder = tmp_path / "stick"
+    folder.mkdir()
+    (folder / "sluice-reset.yaml").write_bytes(stick(code=code))
+    request = look_for_stick(places, Mounter(folder), lambda _: None, NOW_NS)
+    assert (request is not None) is resets
+    assert places.reset_marker.exists() is resets
+    assert reset_wished(places) is resets
+
+
+def test_the_boot_partition_knows_the_code_of_the_last_claim_and_is_written_when_that_changes(places: Places) -> None:
+    keep_reset_code(places, record())
+    first = places.reset_code.stat()
+    keep_reset_code(places, record())
+    assert places.reset_code.stat().st_ino == first.st_ino
+    keep_reset_code(places, record(reset_digest("another")))
+    assert reset_digest("another") in places.reset_code.read_text()
+    assert CODE not in places.reset_code.read_text()
+    keep_reset_code(places, record(None))
+    assert not places.reset_code.exists()
+    keep_reset_code(places, record(None))
+
+
+def test_a_damaged_file_on_the_boot_partition_is_no_code(places: Places, tmp_path: Path) -> None:
+    shutil.rmtree(places.settings)
+    places.reset_code.write_bytes(b"\xff{")
+    mounter = Mounter(tmp_path)
+    assert look_for_stick(places, mounter, lambda _: None, NOW_NS) is None
+    assert mounter.mounted_volumes == []
+    keep_reset_code(places, record())
+    assert reset_digest(CODE) in places.reset_code.read_text()
+
+
+def test_where_the_data_partition_is_there_the_boot_partition_is_not_asked(places: Places, tmp_path: Path) -> None:
+    keep_reset_code(places, record())
+    places.provisioned.write_bytes(msgspec.json.encode(record(None)))
+    plug(places, "sda1", fat_head(b"WHATEVER"))
     mounter = Mounter(tmp_path)
     assert look_for_stick(places, mounter, lambda _: None, NOW_NS) is None
     assert mounter.mounted_volumes == []

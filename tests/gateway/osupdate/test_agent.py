@@ -1,11 +1,13 @@
 """An update of the system from the wish to the last word, over a simulated RAUC and a real repository."""
 
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.config import Os
 from gateway.osupdate.errors import OsUpdateError
@@ -227,6 +229,21 @@ def test_the_streaming_that_fails_after_a_boot_is_tried_again_at_once(tmp_path: 
     assert not (device.state / "os" / "bundles").exists() or not [*(device.state / "os" / "bundles").iterdir()]
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_bundle_whose_damage_crashes_the_installer_each_time_is_not_tried_for_ever(
+    tmp_path: Path, vendor: Vendor, *, adaptive: bool
+) -> None:
+    device = Device(tmp_path / "crashing", vendor)
+    device.machine.set(crashes_on_damage=True)
+    vendor.publish("1.1.0", damaged=True, adaptive=adaptive)
+    device.want("1.1.0")
+    device.until(lambda: device.phase == "refused", seconds=120.0)
+    assert device.told is not None
+    assert "RAUC service disappeared" in device.told.reason
+    assert device.book.is_blocked(COMPATIBLE, "1.1.0") is not None
+    assert device.machine.state["booted"] == device.machine.state["primary"] == "a"
+
+
 def test_streaming_that_keeps_failing_gives_way_to_a_download(tmp_path: Path, vendor: Vendor) -> None:
     device = Device(tmp_path / "streaming", vendor)
     device.machine.set(stream_fails=99)
@@ -426,7 +443,9 @@ def with_stick(directory: Path, vendor: Vendor, what: Literal["offer", "install"
     """Return a device, and the folder of a stick that has a newer image."""
     stick = directory / "media" / "stick"
     stick.mkdir(parents=True)
-    device = Device(directory / "device", vendor, settings=Os(media=what, media_directories=[stick.parent]))
+    # Nothing changes in the slots by itself; looking at them takes a test long.
+    settings = Os(media=what, media_directories=[stick.parent], refresh_seconds=86400.0)
+    device = Device(directory / "device", vendor, settings=settings)
     vendor.build("1.2.0").rename(stick / "image.raucb")
     return device, stick
 
@@ -438,7 +457,7 @@ def test_a_bundle_that_was_on_offer_before_it_was_allowed_is_installed_from_then
     device.tick()
     assert device.book.offered is not None
     assert device.book.job is None
-    device.settings = Os(media="install", media_directories=device.settings.media_directories)
+    device.settings = msgspec.structs.replace(device.settings, media="install")
     device.start()
     device.tick()
     assert device.book.job is not None
@@ -511,6 +530,97 @@ def test_a_stick_that_gives_nothing_at_first_is_looked_at_again(tmp_path: Path, 
     assert device.book.offered is None
     assert device.book.blocked == ()
     device.until(lambda: device.book.offered is not None, most=5)
+
+
+def looks(device: Device) -> int:
+    return int(device.machine.state.get("looks", 0))
+
+
+def test_a_bundle_that_cannot_be_read_is_looked_at_less_and_less_often_and_at_once_when_it_is_plugged_in_anew(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, stick = with_stick(tmp_path, vendor, "offer")
+    device.machine.set(unreadable=1000)
+    with capture_logs() as said:
+        for _ in range(360):  # an hour
+            device.tick()
+    assert 5 <= looks(device) <= 10
+    assert [each["event"] for each in said].count("os_bundle_on_medium_unread") == 1
+    device.machine.set(unreadable=0)
+    away = stick.rename(tmp_path / "away")
+    device.tick(1.0)
+    away.rename(stick)
+    device.until(lambda: device.book.offered is not None, most=2)
+
+
+def test_a_stick_that_is_listed_and_cannot_be_read_is_begun_once_and_again_when_it_is_plugged_in_anew(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, stick = with_stick(tmp_path, vendor, "offer")
+    device.tick()
+    device.settings = msgspec.structs.replace(device.settings, media="install")
+    device.start()
+    device.tick()
+    device.machine.set(unreadable_below=str(stick))
+    device.until(lambda: "given-up" in device.story, seconds=200.0)
+    for _ in range(20):
+        device.tick(60.0)
+    assert device.story.count("wanted") == 1
+    assert [code for code, _ in device.notes].count("os_given_up") == 1
+    assert device.book.job is None
+    assert device.book.is_blocked(COMPATIBLE, "1.2.0") is None, "nobody has seen anything bad of it"
+    device.machine.set(unreadable_below="")
+    away = stick.rename(tmp_path / "away")
+    device.tick(1.0)
+    away.rename(stick)
+    device.update()
+    assert device.machine.version == "1.2.0"
+
+
+def test_of_two_sticks_with_the_same_version_the_one_that_can_be_read_is_installed(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, stick = with_stick(tmp_path, vendor, "offer")
+    other = stick.with_name("with-another-name")
+    shutil.copytree(stick, other)
+    device.tick()
+    assert device.book.offered is not None
+    first = Path(device.book.offered.path).parent
+    device.settings = msgspec.structs.replace(device.settings, media="install")
+    device.start()
+    device.tick()
+    device.machine.set(unreadable_below=str(first / "image.raucb"))
+    device.until(lambda: device.machine.state["primary"] == "b", seconds=20.0)
+    assert device.story.count("wanted") == 2
+    assert "given-up" in device.story
+
+
+def test_a_stick_that_fails_during_each_installation_blocks_nothing_that_the_bridge_may_want(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    device, _ = with_stick(tmp_path, vendor, "install")
+    device.machine.set(install_fails=1000)
+    device.until(lambda: "given-up" in device.story, seconds=60.0)
+    for _ in range(5):
+        device.tick(60.0)
+    assert device.story.count("wanted") == 1
+    assert device.book.is_blocked(COMPATIBLE, "1.2.0") is None
+    device.machine.set(install_fails=0)
+    vendor.publish("1.2.0")
+    device.want("1.2.0")
+    device.update()
+    assert device.machine.version == "1.2.0"
+
+
+def test_a_bundle_on_a_stick_that_is_never_installed_here_is_told_once(tmp_path: Path, vendor: Vendor) -> None:
+    device, stick = with_stick(tmp_path, vendor, "offer")
+    (stick / "image.raucb").unlink()
+    vendor.build("9.0.0", signer=Signer.make("somebody")).rename(stick / "forged.raucb")
+    for _ in range(5):
+        device.tick()
+    told = [words for code, words in device.notes if code == "os_medium_unusable"]
+    assert len(told) == 1
+    assert "forged.raucb" in told[0]
 
 
 def test_what_the_handler_of_the_image_refuses_is_refused_with_its_meaning(device: Device, vendor: Vendor) -> None:

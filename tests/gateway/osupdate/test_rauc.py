@@ -47,6 +47,7 @@ REAL = shutil.which("rauc")
         ("Error creating proxy: Could not connect: No such file or directory", errors.RaucUnavailableError),
         ("LastError: Installation error: Failed updating slot rootfs.1: No space left on device", StorageError),
         ("LastError: Installation error: Input/output error", errors.InstallFailedError),
+        ("RAUC service disappeared\nD-Bus error while installing `/b.raucb`", errors.InstallFailedError),
         ("", errors.InstallFailedError),
     ],
 )
