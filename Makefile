@@ -91,11 +91,15 @@ format: setup ## Format the code and fix what can be fixed
 bench: setup ## Measure on this machine [ARGS=]
 	@$(PY) -m tests.bench $(ARGS)
 
+# Three workers on two cores: the experiments mostly wait for faults to last. One at a time goes out, the longest ones first.
+# The long form goes one by one: ARGS are then all there is.
+CHAOS_SHORT := -n 3 --dist load --maxschedchunk 1
+
 # Without one of these packages, or without root, the experiments that need it skip themselves and say why.
 test-chaos: setup ## Kill, cut and fill things many times over [ARGS=--minutes 60 -k soak]
 	-@sh hil/loopback/system-packages.sh iproute2 nftables libfaketime faketime strace fuse3 e2fsprogs postgresql \
 		qemu-system-x86 qemu-utils
-	@$(PY) -m pytest tests/chaos -m chaos $(ARGS)
+	@$(PY) -m pytest tests/chaos -m chaos $(or $(ARGS),$(CHAOS_SHORT))
 
 # What the virtual rig is made of. The disks and bundles that the tests boot are built when they are not there.
 ENV          ?= hil/envs/virtual-amd64.yaml

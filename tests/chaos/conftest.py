@@ -16,6 +16,11 @@ from tests.chaos.namespaces import Network, missing
 HERE: Final = Path(__file__).parent
 SHORT_TIMEOUT_SECONDS: Final = 420.0
 """None takes more than a minute or two by itself; machines are shared."""
+LONGEST: Final = (
+    *("test_c32", "test_c29", "test_c15", "test_c26", "test_soak", "test_c30_postgresql", "test_c14_no", "test_c24"),
+    *("test_c09", "test_c18", "test_c10", "test_c23", "test_c22", "test_c11", "test_c02", "test_c01"),
+)
+"""Of several workers none is to begin one of these when the others have nothing left to do."""
 _EXPERIMENT: Final = pytest.StashKey[Experiment]()
 _FAILED: Final = pytest.StashKey[bool]()
 
@@ -48,7 +53,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what is here as chaos, before tests are chosen by their marks, and give it time."""
+    """Mark what is here as chaos, before tests are chosen by their marks, and give it time; see `LONGEST`."""
     minutes = config.getoption("minutes", None)
     seconds = SHORT_TIMEOUT_SECONDS if minutes is None else max(1800.0, 3 * 60 * float(minutes))
     for item in items:
@@ -58,6 +63,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("timeout") is None:
             # A signal, unlike the default, lets `finally` remove namespaces, mounts and processes.
             item.add_marker(pytest.mark.timeout(seconds, method="signal"))
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    here = HERE in item.path.parents
+    return next((at for at, name in enumerate(LONGEST) if here and item.name.startswith(name)), len(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True)

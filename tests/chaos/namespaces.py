@@ -25,6 +25,14 @@ _PREFIX: Final = "slu"
 _RUN: Final = Path("/run/netns")
 
 
+def _within(namespace: str) -> tuple[str, ...]:
+    """Return what stands before a command there; `ip netns exec` would give it a copy of all mounts, too.
+
+    While such a copy is there, a disk that another experiment has unmounted is still in use.
+    """
+    return ("nsenter", f"--net={_RUN / namespace}", "--")
+
+
 class Network:
     """`device`, `broker` and `bridge`, each with a link of its own to a router that forwards between them."""
 
@@ -68,7 +76,7 @@ class Network:
 
     def prefix(self, place: Place) -> list[str]:
         """Return what runs a command at a place."""
-        return ["ip", "netns", "exec", self.namespace(place)]
+        return [*_within(self.namespace(place))]
 
     def run(self, place: Place | Literal["router"], *command: str, check: bool = True) -> None:
         """Run a command at a place.
@@ -77,11 +85,11 @@ class Network:
             RuntimeError: it failed; what it said is in the error.
         """
         namespace = self.router if place == "router" else self.namespace(place)
-        _run("ip", "netns", "exec", namespace, *command, check=check)
+        _run(*_within(namespace), *command, check=check)
 
     def ask(self, command: str) -> str:
         """Run a command in the router and return what it says."""
-        return _run("ip", "netns", "exec", self.router, *command.split())
+        return _run(*_within(self.router), *command.split())
 
     def set(self, place: Place, settings: Mapping[str, str]) -> None:
         """Set parameters of IPv4 at a place, by their names below `net.ipv4`."""

@@ -82,7 +82,7 @@ class Oracle:
         Args:
             directory: where the truth is kept; nothing that is under test is told of it.
             broker: the local broker whose events are listened to, `mqtt://host:port`; "" for none.
-            prefix: put before the command, as `ip netns exec …`.
+            prefix: put before the command, as `nsenter --net=…`.
             root: of the topics.
         """
         directory.mkdir(parents=True, mode=0o700)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from tests.chaos.experiment import Experiment
 from tests.chaos.storage import ota_oracle, ota_victim, syscalls
 from tests.chaos.storage.ota_oracle import OtaVerdict
 from tests.chaos.storage.ota_victim import BIASES, FIRST, WISHES
+from tests.chaos.storage.warmed import Warmed
 from tests.gateway.vault import kills
 from tests.simulators.published_repository import publish, signed_digests
 
@@ -59,10 +60,10 @@ class Site:
         self.work = directory / "w"
 
     def fresh(self) -> list[str]:
-        """Put the device back to where it was; returns the command that updates it."""
+        """Put the device back to where it was; returns the arguments of the victim that updates it."""
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.copytree(self._pristine, self.work)
-        return [*VICTIM, str(self.work), str(self.published)]
+        return [str(self.work), str(self.published)]
 
     def judged(self) -> OtaVerdict:
         """Start the device, and say what it runs."""
@@ -74,10 +75,8 @@ def site(experiment: Experiment) -> Site:
     return Site(experiment.directory)
 
 
-def counted(command: Sequence[str], trace: Path) -> Counter[str]:
-    """Return how often a program makes each call at which it is to be killed; all of them must be such calls."""
-    traced = syscalls.traced(command, trace, DURABLE, None)
-    subprocess.run(traced, check=True, env=kills.environment(), capture_output=True, timeout=120)
+def counted(trace: Path) -> Counter[str]:
+    """Return how often a traced program has made each call at which it is to be killed; all of them must be such."""
     calls = [*syscalls.calls(trace)]
     others = {call.name for call in calls} - {*CALLS}
     assert not others, f"nobody kills at {', '.join(sorted(others))}"
@@ -94,7 +93,13 @@ def points(experiment: Experiment, steps: Counter[str]) -> Iterator[tuple[str, i
 
 
 def test_c24_killed_at_every_step_the_old_or_the_new_release_runs(experiment: Experiment, site: Site) -> None:
-    steps = counted(site.fresh(), experiment.directory / "trace")
+    with Warmed(ota_victim.__name__, experiment.directory / "victims.log") as victim:
+        trace = experiment.directory / "trace"
+        assert victim.run(site.fresh(), [*syscalls.recorded(trace, DURABLE)]) == 0
+        _kill_everywhere(experiment, site, victim, counted(trace))
+
+
+def _kill_everywhere(experiment: Experiment, site: Site, victim: Warmed, steps: Counter[str]) -> None:
     experiment.log("counted", **steps)
     assert all(steps[call] >= least for call, least in LEAST.items()), steps
     found: Counter[str] = Counter()
@@ -103,7 +108,7 @@ def test_c24_killed_at_every_step_the_old_or_the_new_release_runs(experiment: Ex
     for turn, (call, number) in enumerate(points(experiment, steps)):
         if call in through:
             continue
-        if not kills.run_killed_at(site.fresh(), call, number):
+        if not victim.killed_at(site.fresh(), call, number):
             through.add(call)
             continue
         killed[call] += 1
@@ -116,7 +121,7 @@ def test_c24_killed_at_every_step_the_old_or_the_new_release_runs(experiment: Ex
             assert not faults, f"{call} {number}: {faults}"
     assert {call: killed[call] for call in CALLS} == {call: steps[call] for call in CALLS}
     for call in CALLS:  # the control of the count: there is none after the last one
-        assert not kills.run_killed_at(site.fresh(), call, steps[call] + 1)
+        assert not victim.killed_at(site.fresh(), call, steps[call] + 1)
     experiment.log("done", points=killed.total(), runs=dict(found))
     print(f"{dict(killed)} kills, then runs {dict(found)}")
     assert {*found} == {FIRST, WISHES[0]}
@@ -126,8 +131,12 @@ def test_c24_killed_at_every_step_the_old_or_the_new_release_runs(experiment: Ex
 def test_c24_control_a_new_kind_of_durable_step_would_be_noticed(experiment: Experiment, durable: str) -> None:
     program = f"import os\nos.chdir({str(experiment.directory)!r})\nfd = os.open('a', os.O_CREAT | os.O_RDWR)\n"
     program += f"here = os.open('.', os.O_RDONLY)\nos.fsync(fd)\n{durable}"
+    trace = experiment.directory / "trace"
+    subprocess.run(
+        syscalls.traced([sys.executable, "-c", program], trace, DURABLE, None), check=True, capture_output=True
+    )
     with pytest.raises(AssertionError, match="nobody kills at"):
-        counted([sys.executable, "-c", program], experiment.directory / "trace")
+        counted(trace)
 
 
 def test_c24_control_an_update_that_makes_room_first_leaves_neither_when_it_is_killed(
@@ -136,7 +145,7 @@ def test_c24_control_an_update_that_makes_room_first_leaves_neither_when_it_is_k
     """Kills as above, and the release that runs removed before the next one is stored: then there is nothing to run."""
     outcomes: dict[str, OtaVerdict] = {}
     for call in ("mkdir", "rmdir"):  # before it makes room, and where the old one has been emptied
-        assert kills.run_killed_at([*site.fresh(), "--make-room-first"], call, 1)
+        assert kills.run_killed_at([*VICTIM, *site.fresh(), "--make-room-first"], call, 1)
         outcomes[call] = verdict = site.judged()
         experiment.log("killed", call=call, number=1, runs=verdict.runs, faults=verdict.faults)
     assert outcomes["mkdir"].runs == FIRST

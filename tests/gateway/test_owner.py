@@ -20,7 +20,8 @@ from gateway.osupdate.journal import Journal as OsJournal
 from gateway.ota.errors import OtaError
 from gateway.ota.journal import Installed, Journal, JournalError
 from gateway.ota.slots import pin
-from gateway.owner import Account, OwnerError, as_owner, become_owner, require_reach
+from gateway.owner import Account, OwnerError, as_owner, become_owner, other_owner_of, require_reach
+from gateway.statedir import locked_state
 from gateway.vault.errors import VaultError
 from gateway.vault.vault import Vault
 from tests.gateway.appliance.claims import CODE
@@ -165,6 +166,17 @@ def test_what_the_owner_cannot_read_is_told_with_the_remedy(folder: Path, state:
     require_reach(mine)
     with as_owner(state), pytest.raises(OwnerError, match=r"mine cannot be read by .*copy it"):
         require_reach(mine)
+
+
+def test_a_gateway_of_root_in_the_directory_of_another_user_says_what_comes_of_it(config: Path, state: Path) -> None:
+    word = "running_as_root_in_anothers_directory"
+    with locked_state(state):  # so that it ends at once
+        assert word in run(config, "run").stderr
+        os.chown(state, 0, 0)
+        said = run(config, "run").stderr
+    assert word not in said, "the control: its own"
+    assert "another gateway is running" in said
+    assert (other_owner_of(state), other_owner_of(state / "not-there")) == ("", "")
 
 
 # ---- commands of root, and what the gateway finds ----------------------------------------------------------

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from tests.chaos.experiment import Experiment
 from tests.chaos.storage import bridge_oracle, outbox_oracle
@@ -14,6 +17,9 @@ from tests.chaos.storage.outbox_oracle import Verdict
 from tests.chaos.storage.outbox_victim import SETTINGS
 
 ROOT = Path(__file__).parents[3]
+
+BESIDE: Final = 3
+"""So many points are judged beside each other: each of them mostly waits, for mounts and for syncs."""
 
 Judge = Callable[[Path, DiskLog, int], Verdict]
 
@@ -66,19 +72,17 @@ def cut_everywhere(
     verdicts: list[Verdict] = []
     torn = 0
     first_fault = ""
-    with workplace() as place:
-        for point in points:
-            image = place / f"{point}.img"  # one image for each: a loop device may hold the last a moment longer
-            sectors = cut.image(point, image, experiment.random)
-            with mounted(image, place / "mounted") as mountpoint:
-                verdict = judge(mountpoint, log, point)
-            image.unlink()
-            torn += sectors
-            verdicts.append(verdict)
-            if verdict.faults:
-                first_fault = first_fault or f"point {point} of {len(log.steps)}: {verdict.faults[:5]}"
-                experiment.log("fault", point=point, faults=verdict.faults[:20])
-            if verdict.lost and stop_at_loss:
+    with workplace() as place, ThreadPoolExecutor(BESIDE) as pool:
+        for first in range(0, len(points), BESIDE):
+            some = points[first : first + BESIDE]
+            images = [place / f"{point}.img" for point in some]  # a loop device may hold the last a moment longer
+            torn += sum(cut.image(point, image, experiment.random) for point, image in zip(some, images, strict=True))
+            for point, verdict in zip(some, pool.map(partial(judged, judge, log), some, images), strict=True):
+                verdicts.append(verdict)
+                if verdict.faults:
+                    first_fault = first_fault or f"point {point} of {len(log.steps)}: {verdict.faults[:5]}"
+                    experiment.log("fault", point=point, faults=verdict.faults[:20])
+            if stop_at_loss and any(verdict.lost for verdict in verdicts):
                 break
     outcome = Outcome(
         points=len(verdicts),
@@ -91,6 +95,14 @@ def cut_everywhere(
     experiment.log("outcome", steps=len(log.steps), outcome=outcome)
     print(outcome)
     return outcome
+
+
+def judged(judge: Judge, log: DiskLog, point: int, image: Path) -> Verdict:
+    """Mount what a cut has left, and judge it; the image is gone afterwards."""
+    with mounted(image, image.with_suffix(".mounted")) as mountpoint:
+        verdict = judge(mountpoint, log, point)
+    image.unlink()
+    return verdict
 
 
 def position(log: DiskLog, mark: str) -> int:

@@ -13,16 +13,14 @@ import mmap
 import os
 import random
 import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.chaos.storage.fusedisk import FLUSH, HEADER, MARK, WRITE, FileSystem
+from tests.chaos.storage.fusedisk import FLUSH, HEADER, MARK, WRITE, FileSystem, insist
 
 SECTOR: Final = 512
 PAGE: Final = 4096
@@ -142,9 +140,8 @@ _ZEROS: Final = bytes(64 * 1024)
 
 def write_sparse(descriptor: int, data: bytes | bytearray) -> None:
     """Write to an empty file, leaving out what is zero."""
-    view = memoryview(data)
     for at in range(0, len(data), len(_ZEROS)):
-        piece = view[at : at + len(_ZEROS)]
+        piece = data[at : at + len(_ZEROS)]  # a copy: the bytes of a view are compared one by one
         if piece != _ZEROS[: len(piece)]:
             os.pwrite(descriptor, piece, at)
 
@@ -158,21 +155,14 @@ def workplace() -> Iterator[Path]:
         yield Path(name)
 
 
-_TRIES = 5
-
-
 @contextmanager
 def mounted(image: Path, place: Path, file_system: FileSystem = "ext4") -> Iterator[Path]:
     """Mount an image as a machine does after the power came back: the file system replays its journal first."""
     place.mkdir(exist_ok=True)
-    command = ["mount", "-t", file_system, "-o", "loop", str(image), str(place)]
-    for _ in range(_TRIES - 1):  # another experiment may take the free loop device between the asking and the taking
-        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
-            break
-        time.sleep(0.3)
-    else:
-        subprocess.run(command, check=True)
+    # Another experiment may take the free loop device between the asking and the taking.
+    insist(["mount", "-t", file_system, "-o", "loop", str(image), str(place)])
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # A program that another thread begins just then has what was open here, until it is another program.
+        insist(["umount", str(place)])

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -123,10 +123,8 @@ class FuseDisk:
         """Mount the file system, as after a boot."""
         if self._mounted:
             return
-        subprocess.run(
-            ["mount", "-t", self._file_system, "-o", "loop", str(self._served / "disk"), str(self.mountpoint)],
-            check=True,
-        )
+        # Another experiment may take the free loop device between the asking and the taking.
+        insist(["mount", "-t", self._file_system, "-o", "loop", str(self._served / "disk"), str(self.mountpoint)])
         self._mounted = True
         _write_pages(self.mountpoint)
 
@@ -189,6 +187,22 @@ def make_file_system(image: Path, size_mib: int, kind: FileSystem = "ext4") -> N
     }[kind]
     environment = {**os.environ, "PATH": _TOOLS}
     subprocess.run([f"mkfs.{kind}", *options, str(image)], check=True, env=environment)
+
+
+_TRIES: Final = 5
+
+
+def insist(command: Sequence[str]) -> None:
+    """Run a command a few times, until it succeeds.
+
+    Raises:
+        subprocess.CalledProcessError: it never does; its last words are among those of this process.
+    """
+    for _ in range(_TRIES - 1):
+        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.3)
+    subprocess.run(command, check=True)
 
 
 def _write_pages(mountpoint: Path) -> None:

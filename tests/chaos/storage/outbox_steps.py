@@ -54,8 +54,13 @@ class Steps:
             stream.write(b"\xa5" * 4096)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Live, suffer the damage, live on."""
     steps = Steps(Path(sys.argv[1]), Path(sys.argv[2]))
     steps.live(100)
     steps.damage()
     steps.live(200)
+
+
+if __name__ == "__main__":
+    main()

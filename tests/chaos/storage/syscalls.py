@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.chaos.storage.campaign import ROOT
-
 DURABLE: Final = ("fdatasync", "fsync", "unlink", "rename", "ftruncate", "pwrite64")
 
 _CALL: Final = re.compile(r"^(?P<thread>\d+)\s+(?P<name>\w+)\((?P<rest>.*)$")
@@ -40,13 +38,16 @@ class Call:
 def traced(command: Sequence[str], trace: Path, names: Sequence[str], kill_at: tuple[str, int] | None) -> list[str]:
     """Return the command under strace; `kill_at` names a call and which of them, counted in each thread, kills."""
     inject = ["-e", f"inject={kill_at[0]}:signal=SIGKILL:when={kill_at[1]}"] if kill_at else []
-    options = ["-f", "-y", "-qq", "-s", "400", "-o", str(trace), "-e", f"trace={','.join(names)}"]
-    return ["strace", *options, *inject, "--", *command]
+    return ["strace", "-f", "-qq", *recorded(trace, names), *inject, "--", *command]
 
 
-def counted(command: Sequence[str], trace: Path, names: Sequence[str] = DURABLE) -> Counter[str]:
-    """Run a command to its end; return how often the thread that calls most often makes each call."""
-    subprocess.run(traced(command, trace, names, None), check=True, cwd=ROOT, capture_output=True, timeout=60)
+def recorded(trace: Path, names: Sequence[str]) -> list[str]:
+    """Return the options of strace that write down these calls, as `calls` reads them."""
+    return ["-y", "-s", "400", "-o", str(trace), "-e", f"trace={','.join(names)}"]
+
+
+def counted(trace: Path) -> Counter[str]:
+    """Return how often the thread that calls most often has made each call of a trace."""
     each = Counter((call.thread, call.name) for call in calls(trace))
     most: Counter[str] = Counter()
     for (_, name), count in each.items():

@@ -7,17 +7,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.experiment import Experiment
-from tests.chaos.storage import syscalls
+from tests.chaos.storage import outbox_steps, syscalls
 from tests.chaos.storage.campaign import ROOT
 from tests.chaos.storage.outbox_oracle import Promises, judge, promises_of
 from tests.chaos.storage.outbox_victim import SETTINGS
 from tests.chaos.storage.syscalls import calls, counted, traced
+from tests.chaos.storage.warmed import Warmed
 from tests.simulators.device import Device
 from tests.simulators.mosquitto import BINARY, Mosquitto
 from tests.simulators.waiting import wait_for
@@ -39,12 +41,19 @@ def said_in(log: Path) -> tuple[Promises, bool]:
 
 
 def test_c02_an_outbox_killed_at_any_durable_call_keeps_its_promises(experiment: Experiment) -> None:
-    def command(place: Path) -> list[str]:
+    def words(place: Path) -> list[str]:
         place.mkdir()
-        words = [str(place / "state/outbox.db"), str(place / "log")]
-        return [sys.executable, "-m", "tests.chaos.storage.outbox_steps", *words]
+        return [str(place / "state/outbox.db"), str(place / "log")]
 
-    counts = counted(command(experiment.directory / "whole"), experiment.directory / "trace")
+    with Warmed(outbox_steps.__name__, experiment.directory / "victims.log") as victim:
+        trace = experiment.directory / "trace"
+        assert victim.run(words(experiment.directory / "whole"), syscalls.recorded(trace, syscalls.DURABLE)) == 0
+        _kill_everywhere(experiment, victim, words, counted(trace))
+
+
+def _kill_everywhere(
+    experiment: Experiment, victim: Warmed, words: Callable[[Path], list[str]], counts: Counter[str]
+) -> None:
     assert {"fdatasync", "unlink", "rename", "ftruncate", "pwrite64"} <= set(counts)
     assert counts["rename"] >= 3, "two stores made, one put aside"
     chosen: list[tuple[str, int]] = []
@@ -55,9 +64,7 @@ def test_c02_an_outbox_killed_at_any_durable_call_keeps_its_promises(experiment:
     killed = 0
     for name, at in chosen:
         place = experiment.directory / f"{name}-{at}"
-        words = traced(command(place), place / "trace", (name,), (name, at))
-        ended = subprocess.run(words, cwd=ROOT, check=False, capture_output=True, timeout=60)
-        killed += ended.returncode != 0
+        killed += victim.killed_at(words(place), name, at)
         said, damaged = said_in(place / "log")
         if damaged:
             said = Promises()  # whatever was in the damaged file; it must open all the same

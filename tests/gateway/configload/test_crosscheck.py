@@ -314,8 +314,25 @@ def test_a_missing_first_root_disables_updates_and_nothing_else(tmp_path: Path) 
     found = only(text, "warning", tmp_path)
     assert found.path == "ota.root_file"
     assert "no updates" in found.message
-    (tmp_path / "root.json").write_text("{}")
+    (tmp_path / "root.json").write_text('{"signed": {"_type": "root"}, "signatures": []}')
     assert check(text, directory=tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not JSON", '{"signed": {"_type": "targets"}}', "[" * 100_000])
+def test_a_file_that_is_no_root_is_warned_of(tmp_path: Path, content: str) -> None:
+    (tmp_path / "root.json").write_text(content)
+    found = only(GOOD + "ota: {root_file: root.json}\n", "warning", tmp_path)
+    assert found.path == "ota.root_file"
+    assert f"{tmp_path / 'root.json'} is no root.json" in found.message
+
+
+def test_updates_without_any_way_are_warned_of() -> None:
+    text = GOOD.partition("cloud:")[0] + "ota: {root_file: root.json}\n"
+    found = {each.path: each for each in check(text, require_files=False)}
+    assert "gateway ota import" in found["ota"].remedy
+    control = text.replace("root.json", 'root.json, url: "https://b.example:8472"')
+    assert "ota" not in {each.path for each in check(control, require_files=False)}
+    assert "ota" not in {each.path for each in check(GOOD + "ota: {root_file: r}\n", require_files=False)}
 
 
 def test_only_a_camera_on_the_network_has_a_query(tmp_path: Path) -> None:
