@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from hil.loopback.children import RigError, free_port
-from hil.loopback.rig import Rig
+from hil.loopback.rig import Rig, eventually
 from hil.loopback.updates import BAD, BETTER, MODEL, PIPELINE, Updates
-from tests.e2e.flow import eventually, settle
+from tests.e2e.flow import settle
 from tests.e2e.security.conftest import Secured
 
 
