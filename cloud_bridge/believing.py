@@ -74,7 +74,7 @@ def believe(before: Belief | None, elapsed_ns: int | None, wall_ns: int) -> Beli
     ran_ns = elapsed_ns or 0
     expected_ns = before.at_ns + ran_ns
     if abs(wall_ns - expected_ns) <= STEP_NS:
-        return Belief(wall_ns, steps=steps)
+        return Belief(wall_ns, steps=_standing(steps, wall_ns))
     since_ns = before.doubted_since_ns
     if since_ns is None:
         return Belief(expected_ns, expected_ns, wall_ns, elapsed_ns is not None, steps)
@@ -85,9 +85,14 @@ def believe(before: Belief | None, elapsed_ns: int | None, wall_ns: int) -> Beli
             return Belief(expected_ns, since_ns, wall_ns, before.stepped, steps)
         if before.stepped and wall_ns > expected_ns:
             steps = (*steps, Step(since_ns, wall_ns - expected_ns))[-MAX_STEPS:]
-        return Belief(wall_ns, steps=steps)
+        return Belief(wall_ns, steps=_standing(steps, wall_ns))
     if wall_ns < expected_ns < doubted_ns:
         # One without a battery, that is set in a moment. What is behind removes nothing, so the wait is only
         # interrupted: where each start begins like this, and none lasts for a day, it would never end.
         return Belief(expected_ns, since_ns + ran_ns, doubted_ns, before.stepped, steps)
     return Belief(expected_ns, expected_ns, wall_ns, before.stepped or elapsed_ns is not None, steps)
+
+
+def _standing(steps: tuple[Step, ...], wall_ns: int) -> tuple[Step, ...]:
+    """Leave out settings that turned out to be mistakes: the clock was set back, and time goes on from before them."""
+    return tuple(step for step in steps if step.from_ns + step.by_ns <= wall_ns)

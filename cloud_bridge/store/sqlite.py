@@ -268,11 +268,15 @@ class SqliteStore(SqliteReader, Folding):
     def _close_in_place(self) -> None:
         """Close for good; what was taken away since the last commit is written out first."""
         if self._connection is not None and not self._in_place():
+            connection = self._connection
             try:
-                self._rescue(self._connection)
+                self._rescue(connection)
                 displaced.put_back(self.path, self._wall_ns())
-            except (StoreError, OSError) as error:
-                self._leave_beside(self._connection, error)
+            except StoreError as error:
+                self._leave_beside(connection, error)
+            except OSError as error:  # it is written out, and the next start puts it back
+                kept = f"{self.path}{displaced.RESCUED}"
+                log.error("store_not_put_back", path=str(self.path), reason=str(error), kept_as=kept)
         self._close_connection()
 
     def _leave_beside(self, connection: sqlite3.Connection, reason: Exception) -> None:

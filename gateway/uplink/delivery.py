@@ -372,6 +372,11 @@ class Delivery:
         return any(stream.unheard for stream in self._streams.values())
 
     @property
+    def is_unacknowledged(self) -> bool:
+        """Whether somebody takes what goes out, and no ack comes back."""
+        return any(stream.timeouts for stream in self._streams.values())
+
+    @property
     def confirmed(self) -> int:
         """How many numbers of this epoch are confirmed, in all classes together."""
         return sum(stream.confirmed for stream in self._streams.values())

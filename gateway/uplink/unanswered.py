@@ -22,7 +22,7 @@ def reason_of(delivery: Delivery) -> str:
     """Say why records wait although a broker is connected; "" if they do not."""
     if delivery.is_unheard:
         return NOBODY_LISTENS
-    return SILENT if delivery.is_degraded else ""
+    return SILENT if delivery.is_unacknowledged else ""
 
 
 @dataclass(slots=True)
@@ -40,8 +40,8 @@ class Unanswered:
     def hears(self, confirmed: int) -> bool:
         """Take note of what has been confirmed so far; return whether that is more than before."""
         heard = confirmed != self.confirmed
-        if heard:
-            self.confirmed, self.in_a_row = confirmed, 0
+        if heard:  # also of one class alone: a bridge is there, and what keeps the others is no matter of the broker's
+            self.confirmed, self.in_a_row, self.since_ns = confirmed, 0, None
         return heard
 
     def is_over(self, now_ns: int, reason: str) -> bool:

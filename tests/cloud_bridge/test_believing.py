@@ -80,6 +80,16 @@ def test_a_clock_that_was_set_while_the_bridge_ran_is_remembered_one_over_a_stop
     assert believe(off, PATIENCE_NS, AHEAD + PATIENCE_NS).steps == ()
 
 
+def test_a_setting_that_was_a_mistake_is_forgotten_when_the_clock_is_set_back() -> None:
+    ahead = believe(believe(Belief(NOW), HOUR, AHEAD), PATIENCE_NS, AHEAD + PATIENCE_NS)
+    assert len(ahead.steps) == 1
+    now = NOW + 2 * PATIENCE_NS
+    back = believe(believe(ahead, HOUR, now), PATIENCE_NS, now + PATIENCE_NS)
+    assert back == Belief(now + PATIENCE_NS)
+    year = 365 * 24 * HOUR
+    assert before_ns(back.at_ns + year, 30 * STEP_NS, back.steps) == back.at_ns + year - 30 * STEP_NS
+
+
 @pytest.mark.parametrize(
     ("now", "age", "before"),
     [

@@ -173,6 +173,21 @@ def test_stopped_beside_another_bridge_it_leaves_what_it_has_under_another_name(
     assert held(Path(entry["kept_as"])) == 100
 
 
+def test_stopped_where_it_cannot_get_its_name_back_it_is_left_for_the_next_start(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_path: Path, _stamp: int) -> bool:
+        raise OSError(5, "Input/output error")
+
+    delete(path, *EVERYTHING)
+    with monkeypatch.context() as patched, structlog.testing.capture_logs() as logs:
+        patched.setattr("cloud_bridge.store.displaced.put_back", fails)
+        store.close()
+    (entry,) = [entry for entry in logs if entry["event"] == "store_not_put_back"]
+    assert entry["kept_as"] == f"{path}.rescued"
+    assert held(path) == 100
+
+
 def test_killed_in_the_middle_the_next_start_puts_it_back(store: SqliteStore, path: Path) -> None:
     delete(path, *EVERYTHING)
     connection = store._connection

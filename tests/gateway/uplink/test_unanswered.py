@@ -31,3 +31,10 @@ def test_one_answer_in_between_is_enough() -> None:
     assert not state.is_over(almost, "")
     assert not state.is_over(almost + SECOND, NOBODY_LISTENS)
     assert not state.is_over(2 * almost, NOBODY_LISTENS)
+
+
+def test_a_bridge_that_acknowledges_one_class_is_there_whatever_becomes_of_the_others() -> None:
+    state = Unanswered()
+    for second in range(600):
+        assert state.hears(second + 1)
+        assert not state.is_over(second * SECOND, SILENT)
