@@ -87,6 +87,9 @@ def parse(text: str, *, name: str = "configuration", directory: Path = Path()) -
         values = {}
     if not isinstance(values, dict):
         raise InvalidConfigError(name, [Problem(1, 1, "", "expected a table of `key: value` lines at the top")])
+    if (knot := _knot(tree)) is not None:
+        place = knot.start_mark.line + 1, knot.start_mark.column + 1
+        raise InvalidConfigError(name, [Problem(*place, "", "stands inside what it names; write the value out")])
     problems = _doubled(tree)
     for path in _endless(values):
         problems.append(Problem(*_place(tree, path), _shown(path), "expected a number that ends; write it out"))
@@ -201,6 +204,25 @@ def _is_there(place: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _knot(tree: yaml.Node | None) -> yaml.Node | None:
+    """Find a part that has itself inside, by way of its anchor; None where there is none."""
+    done: set[int] = set()
+
+    def look(node: yaml.Node, around: frozenset[int]) -> yaml.Node | None:
+        if id(node) in around:
+            return node
+        if id(node) in done or not isinstance(node, yaml.CollectionNode):
+            return None
+        inside = around | {id(node)}
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        found = next((knot for part in parts if (knot := look(part, inside)) is not None), None)
+        done.add(id(node))
+        return found
+
+    return look(tree, frozenset()) if tree is not None else None
 
 
 def _endless(part: Any, at: Path_ = ()) -> list[Path_]:

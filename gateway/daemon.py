@@ -18,7 +18,7 @@ from gateway.config import Pipeline as PipelineSettings
 from gateway.configload import Reading
 from gateway.control import Command, ControlServer, Handler, socket_path
 from gateway.draining import drain
-from gateway.errors import GatewayError, OutboxError, WeightsWithheldError
+from gateway.errors import ConfigError, GatewayError, OutboxError, WeightsWithheldError
 from gateway.health.metrics import Metrics
 from gateway.hotplug import HotPlug
 from gateway.ids import new_id
@@ -506,7 +506,7 @@ class Daemon:
         try:
             await in_thread("outbox-reopen", self._recorder.reopen)
             self._components.pop("outbox", None)
-        except OutboxError as error:
+        except (ConfigError, OutboxError) as error:
             self._components["outbox"] = str(error)
             await asyncio.sleep(_REOPEN_EVERY_SECONDS)
 

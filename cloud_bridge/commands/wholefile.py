@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from cloud_bridge.errors import TransferError
+from cloud_bridge.identity.files import sync_directory
 
 _DATABASE: Final = b"SQLite format 3\0"
 
@@ -32,6 +33,7 @@ def whole_file(target: Path) -> Iterator[Path]:
             with part.open("rb") as written:
                 os.fsync(written.fileno())
             part.replace(target)
+            sync_directory(target.parent)
         except BaseException:
             with suppress(OSError):  # it takes room that there may be none of, and is no export
                 part.unlink(missing_ok=True)

@@ -125,7 +125,7 @@ def install(pipeline: str, model: str, seconds: float, config_file: Path) -> Non
 
 def _follow(config: Config, pipeline: str, wanted: Installed, before: UpdateState | None, seconds: float) -> None:
     """Say how an update goes on until it has ended."""
-    said = before
+    said, was_wanted = before, False
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         slot = _status(config).pipelines.get(pipeline, Slot())
@@ -139,7 +139,13 @@ def _follow(config: Config, pipeline: str, wanted: Installed, before: UpdateStat
             return
         if (blocked := slot.is_blocked(wanted)) is not None:
             raise OtaError(f"{wanted.label} was given up: {blocked.reason}")
+        is_wanted = slot.wanted is not None and slot.wanted.model == wanted
+        if was_wanted and not is_wanted and slot.active != wanted:
+            raise OtaError(f"{wanted.label} is not wanted any more: see `gateway ota history`")
+        was_wanted = was_wanted or is_wanted
         time.sleep(0.2)
+    if not seconds:
+        return
     raise OtaError(f"{wanted.label} does not run after {seconds:g} s; it goes on: see `gateway ota status`")
 
 

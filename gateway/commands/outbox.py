@@ -247,9 +247,9 @@ def _export_to(
 
 def _refuse_database(target: Path) -> None:
     """Keep an export from taking the place of an outbox, its own or another one, through a slip of the name."""
-    if not target.is_file():
-        return
     try:
+        if not target.is_file():
+            return
         with target.open("rb") as present:
             is_database = present.read(len(HEADER)) == HEADER
     except OSError as error:

@@ -197,6 +197,7 @@ class OsAgent:
         self._reconcile(status, self._around.release)
         if (found := self._media.look(status)) is not None:
             self._begin(found)
+            self._media.note_begun(found)
         job = self._journal.book.job
         self._around.metrics.under_way(is_under_way=job is not None)
         if job is not None and not self._carrying.is_pausing:

@@ -97,10 +97,13 @@ class MediaWatch:
         # Begun, and not among what was taken: it was given up, and the medium has not been pulled out since.
         if book.offered.version in book.taken or best in self._begun:
             return None
-        self._begun.add(best)
         return Job(
             compatible=status.compatible, version=book.offered.version, origin="medium", source=book.offered.path
         )
+
+    def note_begun(self, job: Job) -> None:
+        """Take note that a job of `look` is in the journal: until its medium is pulled out it is not begun again."""
+        self._begun.update(key for key in self._known if str(key[0]) == job.source)
 
     def _forget_all_but(self, found: Collection[_File]) -> None:
         """Forget what is not plugged in any more."""

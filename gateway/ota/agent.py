@@ -342,7 +342,10 @@ class OtaAgent:
         self._fetch_wake.set()
 
     def _want(self, pipeline: str, model: Installed) -> None:
-        if self._journal.book.slot(pipeline).active == model:
+        slot = self._journal.book.slot(pipeline)
+        if slot.active == model:
+            if slot.wanted is not None:
+                self._journal.change(slots.withdraw(pipeline, self._telling.at()))
             return
         token = self._journal.book.fencing_token
         self._journal.change(slots.accept(pipeline, model, token, self._telling.at(), by_hand=True))

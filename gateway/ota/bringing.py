@@ -22,12 +22,12 @@ from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError, CanaryStarvedError
 from gateway.ota.errors import (
     BudgetError,
+    FetchError,
     FloorError,
     NoRootError,
     OtaError,
     StoppedError,
     TrustError,
-    UnreachableError,
 )
 from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
@@ -204,10 +204,10 @@ class Bringing:
     def _bring(self, pipeline: str, bay: Bay, model: Installed) -> None:
         try:
             self._refresh()
-        except UnreachableError as error:
+        except FetchError as error:
             # A person on a site without a cloud means what was imported; the list that is kept is verified anew.
             wanted = self._journal.book.slot(pipeline).wanted
-            if wanted is None or not wanted.by_hand:
+            if isinstance(error, StoppedError) or wanted is None or not wanted.by_hand:
                 raise
             self._repository_failed(error)
         offer = self._repository.offer(model.name, model.version)

@@ -137,6 +137,8 @@ class Serving:
                 log.warning("model_swap_waits", pipeline=pipeline, model=label, error=str(error))
             self._busy[pipeline] = self._around.monotonic()
         except (InferenceError, ModelError, BackendUnavailableError, WeightsWithheldError, VaultError) as error:
+            if isinstance(error, WeightsWithheldError | VaultError) and self._missing.get(pipeline):
+                return  # another serves instead, and goes on: the vault could not be asked a moment ago
             log.error("model_swap_failed", pipeline=pipeline, model=label, error=str(error))
             bay.give_up(f"{label} cannot take over: {error}")
 

@@ -12,6 +12,7 @@ import structlog
 from gateway.errors import ConfigError, OutboxError
 from gateway.outbox.faults import StoreFullError
 from gateway.outbox.opening import Opened
+from gateway.wire.plain import so_many
 
 log = structlog.get_logger()
 
@@ -19,7 +20,7 @@ _OWNER: Final = "gateway"
 """In `meta`: the id of the gateway whose records these are."""
 
 
-def settle_owner(opened: Opened, gateway: str, begin_anew: Callable[[str], Opened]) -> Opened:
+def settle_owner(opened: Opened, gateway: str, begin_anew: Callable[[], Opened]) -> Opened:
     """Return a store of this gateway: the opened one, or, where that is empty and another one's, a new one.
 
     Raises:
@@ -36,11 +37,13 @@ def settle_owner(opened: Opened, gateway: str, begin_anew: Callable[[str], Opene
     database.let_go()
     if waiting:
         raise ConfigError(
-            f"gateway.id {gateway!r}: {database.file} holds {waiting} records of gateway {owner!r}, which the bridge"
-            f" would store a second time under another name: set gateway.id back to {owner!r} until they are delivered,"
-            " or export them (gateway outbox export) and give the new name a gateway.state_directory of its own"
+            f"gateway.id {gateway!r}: {database.file} holds {so_many(waiting, 'record')} of gateway {owner!r},"
+            f" which the bridge would store a second time under another name: set gateway.id back to {owner!r}"
+            " until they are delivered, or export them (gateway outbox export) and give the new name an outbox.file"
+            " of its own"
         )
-    return _claimed(begin_anew(f"it belonged to gateway {owner!r}, and was empty"), gateway)
+    log.warning("store_begun_anew", file=str(database.file), reason=f"it belonged to gateway {owner!r}, and was empty")
+    return _claimed(begin_anew(), gateway)
 
 
 def _claimed(opened: Opened, gateway: str) -> Opened:

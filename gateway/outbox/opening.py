@@ -178,6 +178,16 @@ def replace_store(file: Path, reason: str, page_limit: int, clocks: Clocks, ball
     return _begin_anew(file, damage, page_limit, clocks, ballast)
 
 
+def begin_anew(file: Path, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
+    """Put an empty store aside and begin a new one, of which nothing need be told.
+
+    Raises:
+        OutboxError: the old one cannot be renamed, or no new one be made; the next opening makes one.
+    """
+    quarantine(file)
+    return _create(file, page_limit, clocks, ballast)
+
+
 def _begin_anew(file: Path, damage: Damage, page_limit: int, clocks: Clocks, ballast: Ballast) -> Opened:
     begins = file.exists()  # else it goes on, perhaps again and again for want of room
     aside = quarantine(file)

@@ -23,7 +23,15 @@ from gateway.outbox.evictions import row_of
 from gateway.outbox.faults import DamagedStoreError, StoreClosedError, may_pass
 from gateway.outbox.generation import Generation, Surroundings
 from gateway.outbox.mailbox import Done, Lead, Mailbox, Submission
-from gateway.outbox.opening import Opened, lock_store, open_store, prepare_directory, process_page_limit, replace_store
+from gateway.outbox.opening import (
+    Opened,
+    begin_anew,
+    lock_store,
+    open_store,
+    prepare_directory,
+    process_page_limit,
+    replace_store,
+)
 from gateway.outbox.quota import Amount, Held, page_quota, quotas_of
 from gateway.outbox.rollback import keep_ahead
 from gateway.outbox.space import CHECKPOINT_PAGES
@@ -412,10 +420,10 @@ class Outbox:
         return self._owned(open_store(self._file, self._page_limit, self._clocks, self._ballast))
 
     def _replacement(self, reason: str) -> Opened:
-        return self._owned(self._begin_anew(reason))
+        return self._owned(replace_store(self._file, reason, self._page_limit, self._clocks, self._ballast))
 
-    def _begin_anew(self, reason: str) -> Opened:
-        return replace_store(self._file, reason, self._page_limit, self._clocks, self._ballast)
+    def _begin_anew(self) -> Opened:
+        return begin_anew(self._file, self._page_limit, self._clocks, self._ballast)
 
     def _owned(self, opened: Opened) -> Opened:
         return opened if self._gateway is None else settle_owner(opened, self._gateway, self._begin_anew)

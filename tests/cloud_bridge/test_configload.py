@@ -140,3 +140,14 @@ def test_the_schema_accepts_what_the_loader_accepts_and_refuses_unknown_keys() -
     jsonschema.validate(good, schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"broker": []}, schema())
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]\n", "a: &a {b: {c: *a}}\n"])
+def test_a_value_that_stands_inside_itself_is_refused_with_its_place(text: str) -> None:
+    with pytest.raises(InvalidConfigError, match="line 1, column 4: stands inside what it names"):
+        parse(text)
+
+
+def test_a_value_that_is_only_used_twice_is_none_of_these() -> None:
+    with pytest.raises(InvalidConfigError, match="unknown"):
+        parse("a: &a [1]\nb: *a\n")

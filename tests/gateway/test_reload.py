@@ -21,6 +21,7 @@ RUNNING = Config(
     pipelines={"own": PipelineSettings(source="own", model="calm")},
 )
 OTHER = msgspec.structs.replace(RUNNING, sources={"own": HealthSource(rate_hz=2.0)}, pipelines={})
+RENAMED = msgspec.structs.replace(OTHER, gateway=GatewaySettings(id="gw-2"))
 
 
 class Asked:
@@ -73,6 +74,7 @@ async def test_a_changed_valid_file_is_taken_over() -> None:
         (Reading(RUNNING, []), "reload_changed_nothing", "nothing has changed"),
         (Reading(None, [Problem(7, 3, "pipelines.own", "no such source")]), "reload_refused", "line 7: pipelines.own"),
         (ConfigError("gateway.yaml: Permission denied"), "reload_refused", "Permission denied"),
+        (Reading(RENAMED, []), "reload_refused", "gateway.id: stop the gateway"),
     ],
 )
 async def test_anything_else_leaves_the_gateway_as_it_is_and_says_why(

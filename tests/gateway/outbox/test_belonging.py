@@ -33,9 +33,9 @@ def test_records_of_another_name_are_not_delivered_under_this_one(tmp_path: Path
     again.close()
 
 
-def test_control_a_store_that_does_not_know_whose_it_is_is_delivered_under_any_name(tmp_path: Path) -> None:
+def test_control_where_nobody_asks_whose_it_is_it_is_delivered_under_any_name(tmp_path: Path) -> None:
     file = tmp_path / "outbox.db"
-    epoch = filled(file, None)
+    epoch = filled(file, "dock-1")
     outbox = opened(file, None)
     assert (outbox.epoch, len(rows(outbox, "event"))) == (epoch, 5)
     outbox.close()
@@ -49,7 +49,7 @@ def test_a_store_of_an_earlier_version_becomes_that_of_who_opens_it(tmp_path: Pa
         opened(file, "dock-2")
 
 
-def test_an_empty_store_of_another_name_gives_way_to_a_new_one_with_a_notice(tmp_path: Path) -> None:
+def test_an_empty_store_of_another_name_gives_way_to_a_new_one(tmp_path: Path) -> None:
     file = tmp_path / "outbox.db"
     outbox = opened(file, "dock-1")
     outbox.put([event(1)])
@@ -59,7 +59,9 @@ def test_an_empty_store_of_another_name_gives_way_to_a_new_one_with_a_notice(tmp
     outbox.close()
     renamed = opened(file, "dock-2")
     assert renamed.epoch != epoch
-    assert [b"'dock-1', and was empty" in row.body for row in rows(renamed, "critical")] == [True]
+    renamed.close()
+    opened(file, "dock-1").close()  # a slip of the name, noticed at once, is no harm
+    renamed = opened(file, "dock-2")
     (receipt,) = renamed.put([event(2)])
     assert receipt.seq == 1
     renamed.close()
