@@ -69,8 +69,9 @@ def test_the_comparison_judges_what_was_lost_of_ours_and_only_that() -> None:
         "doubles_over_kill": 2,
         "first_after_seconds": 3.0,
     }
-    assert [one["met"] for one in peers_rows(ours)] == [False, True, True, True, True]
-    assert [one["met"] for one in peers_rows({**ours, "doubles_over_kill": 1})] == [False, True, True, False, True]
+    assert [one["met"] for one in peers_rows(ours)] == [False, None, True, True, True, True]
+    assert [one["met"] for one in peers_rows({**ours, "doubles_over_kill": 1})][-2:] == [False, True]
+    assert next(one["met"] for one in peers_rows({**ours, "given_up_by_name": 1})), "the cloud was told of it"
     assert [one["met"] for one in peers_rows({"skipped": "the broker ended"})] == [False], "that is no success"
     assert peers_rows({}) == [], "it was not asked for"
 

@@ -20,7 +20,7 @@ from tests.bench.peers.script import length, perform, plan
 from tests.bench.peers.sluice import Sluice
 from tests.bench.peers.systems import Consumer, System
 from tests.bench.peers.thingsboard import NotInstalledError, ThingsBoard, ThingsBoardDefaults
-from tests.bench.table import Row, at_most, grid
+from tests.bench.table import Row, at_most, grid, row
 
 SYSTEMS: tuple[type[System], ...] = (Sluice, ThingsBoard, ThingsBoardDefaults, MosquittoBridge, MosquittoDefaults)
 NAMES = [system.name for system in SYSTEMS]
@@ -104,8 +104,14 @@ def _rows(ours: dict[str, Any]) -> list[Row]:
         return [at_most(f"systems that could not be measured: {ours['skipped'].splitlines()[0]}", 1, 0)]
     if not ours:
         return []
+    named = ours.get("given_up_by_name") or 0
     return [
-        at_most(f"readings lost in the kill script, of {ours['accepted']:,}", ours["lost"], 0),
+        at_most(
+            f"readings lost in the kill script and not given up by name, of {ours['accepted']:,}",
+            max(0, ours["lost"] - named),
+            0,
+        ),
+        row("of them given up by name, as quotas say, while the disk was full", f"{named:,}"),
         at_most(f"readings lost in the drain, of {BACKLOG:,}", ours["lost_in_drain"], 0),
         at_most("records stored twice in the kill script", ours["stored_twice"], 0),
         at_most(
