@@ -10,6 +10,7 @@ import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
 
@@ -101,6 +102,32 @@ def chunks(file: IO[bytes]) -> Iterator[list[bytes]]:
         TransferError: a line is longer than any record.
     """
     return in_chunks(_lines(file))
+
+
+EMPTY: Final = "empty, as of a medium that was pulled out too early: copy the file again"
+_FOREIGN: Final = (
+    (b"\x1f\x8b", "packed with gzip: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd: unpack it first"),
+    (b"PK\x03\x04", "a zip archive: unpack it first"),
+    (b"SQLite format 3\0", "a database: `gateway outbox export --file` makes a file of records of an outbox"),
+    (
+        b"\xef\xbb\xbf",
+        "changed by an editor, which put a byte-order mark in front: copy the file as it was written",
+    ),
+    (b"\xff\xfe", "changed to UTF-16: copy the file as it was written"),
+    (b"\xfe\xff", "changed to UTF-16: copy the file as it was written"),
+    (b"\0" * 8, "zeros at its beginning, as where the power went during a copy: copy the file again"),
+)
+
+
+def foreign_to(source: IO[bytes]) -> str:
+    """Say what a stream is if it cannot be one of records, and what to do; "" if it may be. Nothing is consumed."""
+    if not isinstance(source, BufferedReader):
+        return ""
+    head = source.peek(16)
+    if not head:
+        return EMPTY
+    return next((words for beginning, words in _FOREIGN if head.startswith(beginning)), "")
 
 
 def in_chunks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -16,7 +16,7 @@ from cloud_bridge.errors import TransferError
 from cloud_bridge.parquet import is_parquet, parquet_lines
 from cloud_bridge.seal import Seal
 from cloud_bridge.store.base import RollupFilter
-from cloud_bridge.transfer import chunks, export_ndjson, export_parquet
+from cloud_bridge.transfer import EMPTY, chunks, export_ndjson, export_parquet, foreign_to
 from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
@@ -127,6 +127,8 @@ def import_(
     A file that is not whole is refused before anything is imported, with exit status 1. From a pipe that is known only
     at its end: what came is imported, with exit status 3.
     """
+    if (foreign := foreign_to(source)) and not (foreign == EMPTY and allow_partial):
+        raise TransferError(f"{source.name}: {foreign}. Nothing was imported")
     if not allow_partial and not is_parquet(source) and (unsound := _unsound(source)):
         raise TransferError(
             f"{unsound[0]}. Nothing was imported; what is there comes in with --allow-partial, and the whole file later"

@@ -116,6 +116,28 @@ def test_an_export_is_imported_elsewhere_without_loss(path: Path, tmp_path: Path
     assert "line 7: " in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty, as of a medium that was pulled out too early"),
+        (b"\0" * 4096, "zeros at its beginning"),
+        (b"\x1f\x8b\x08\0", "packed with gzip: unpack it first"),
+        (b"\xef\xbb\xbf{}", "byte-order mark"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        (b"SQLite format 3\0", "gateway outbox export --file"),
+    ],
+)
+def test_a_file_that_is_none_of_records_is_refused_with_what_it_is(
+    path: Path, tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "brought.ndjson"
+    file.write_bytes(content)
+    result = call(path, "import", str(file))
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert "Nothing was imported" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["out.ndjson", "out.parquet"])
 def test_an_export_that_does_not_come_about_leaves_the_one_before_as_it_was(
     path: Path, tmp_path: Path, name: str
