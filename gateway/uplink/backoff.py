@@ -17,11 +17,12 @@ Lane = Literal["unreachable", "busy", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Full-jitter exponential back-off (a uniform draw below a doubling window), with a floor where refused."""
+    """Exponential back-off with jitter: a uniform draw below a doubling window, with a floor where a broker is there."""
 
     base_seconds: float = 0.5
     unreachable_cap_seconds: float = 5.0
     cap_seconds: float = 30.0
+    busy_share: float = 0.25
     refused_floor_seconds: float = 5.0
     refused_cap_seconds: float = 60.0
 
@@ -32,7 +33,8 @@ class Backoff:
             case "unreachable":
                 return draw * min(doubled, self.unreachable_cap_seconds)
             case "busy":
-                return draw * min(doubled, self.cap_seconds)
+                # A row of short draws would ask an overloaded broker more often than once a second.
+                return (self.busy_share + (1.0 - self.busy_share) * draw) * min(doubled, self.cap_seconds)
             case "refused":
                 # No draw may lead below one attempt a second: a refusal is answered at once, so nothing else slows us.
                 window = min(2 * doubled, self.refused_cap_seconds - self.refused_floor_seconds)
