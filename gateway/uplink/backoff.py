@@ -17,7 +17,7 @@ Lane = Literal["unreachable", "busy", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential back-off with jitter: a uniform draw below a doubling window, with a floor where a broker is there."""
+    """Exponential back-off with jitter: a uniform draw below a doubling window, with a floor if a broker is there."""
 
     base_seconds: float = 0.5
     unreachable_cap_seconds: float = 5.0
