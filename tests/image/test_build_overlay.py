@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,35 @@ class LocalBroker:
         except OSError:
             return False
         return up.is_set()
+
+
+def mounts() -> dict[str, tuple[str, list[str]]]:
+    """Return what the image's fstab mounts: by place, what and how."""
+    lines = (REPO / "image/overlay/etc/fstab").read_text().splitlines()
+    fields = [line.split() for line in lines if line and not line.startswith("#")]
+    return {where: (what, how.split(",")) for what, where, _, how, *_ in fields}
+
+
+def test_a_slow_disk_has_as_long_to_be_mounted_as_to_appear_and_not_for_ever() -> None:
+    """A mount of `data` that systemd gives up ends in the emergency, and a slot on trial is left for it."""
+    cmdline = tomllib.loads((REPO / "image/base.toml").read_text())["cmdline"]
+    (appears,) = [int(word.partition("=")[2]) for word in cmdline if "default_device_timeout_sec=" in word]
+    for where, (what, how) in mounts().items():
+        if what.startswith("/dev/mapper/"):
+            assert f"x-systemd.mount-timeout={appears // 60}min" in how, where
+
+
+def test_the_last_known_time_outlives_a_restart_where_no_clock_does() -> None:
+    overlay = REPO / "image/overlay"
+    # Where systemd-timesyncd keeps it (StateDirectory=systemd/timesync); the rest of /var is in memory.
+    what, how = mounts()["/var/lib/systemd/timesync"]
+    assert what.startswith("/data/")
+    assert "bind" in how
+    folders = [line.split() for line in (overlay / "usr/lib/tmpfiles.d/sluice.conf").read_text().splitlines()]
+    (made,) = [words for words in folders if words[1] == what]
+    assert made[3:5] == ["systemd-timesync", "systemd-timesync"]
+    # Its time, that of the release, is the earliest that a device believes: systemd(1), /usr/lib/clock-epoch.
+    assert (overlay / "usr/lib/clock-epoch").is_file()
 
 
 @needs_mosquitto
