@@ -108,7 +108,7 @@ RIG_QEMU     := $(if $(filter arm64,$(RIG_KIND)),qemu-system-arm qemu-efi-aarch6
 RIG_PACKAGES := $(RIG_QEMU) qemu-utils swtpm swtpm-tools mtools dosfstools mosquitto
 RIG_DISK     := var/image/uefi-$(RIG_KIND)/disk-rig.raw
 RIG_PYTEST    = SLUICE_RIG_REPORT=var/hil/report $(PY) -m pytest -p labgrid -p hil.rig.report --lg-env $(ENV) \
-	--junit-xml var/hil/report/junit.xml -p no:cacheprovider
+	--junit-xml var/hil/report/junit.xml -o cache_dir=var/hil/cache
 
 rig: setup
 	@sh hil/loopback/system-packages.sh $(RIG_PACKAGES)

@@ -100,6 +100,11 @@ class Rig:
         self.changed()
         self.strategy.plugs.unplug(role)
 
+    def rest(self) -> None:
+        """Pull out all that the device watches: it is about to be updated, and shall have its processors for that."""
+        self.changed()
+        self.strategy.rest()
+
     def show(self, scene: Scene) -> None:
         """Change what the camera sees."""
         self.changed()

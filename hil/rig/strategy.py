@@ -210,7 +210,13 @@ class ApplianceStrategy(Strategy):
                 )
             time.sleep(max(ASK_SECONDS, pause(time.monotonic() - asked)))
 
+    def rest(self) -> None:
+        """Pull out what the device watches: emulated processors that decode pictures have little left for an update."""
+        for role in ("camera", "sensor"):
+            self.plugs.unplug(role)
+
     def _to_updated(self) -> None:
+        self.rest()
         self.site.update()
 
     def _is_known(self) -> bool:

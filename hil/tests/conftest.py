@@ -6,10 +6,18 @@ from typing import Any
 
 import pytest
 
+from hil.rig.budget import Budget
 from hil.rig.report import Report
 from hil.rig.rig import Rig
 
 VIRTUAL = Path(__file__).parents[1] / "envs" / "virtual-amd64.yaml"
+BUDGET = Budget()
+
+
+def pytest_runtest_setup() -> None:
+    """Leave out what would begin too late, and say so."""
+    if why := BUDGET.over():
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="session")

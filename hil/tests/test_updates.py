@@ -25,7 +25,7 @@ def given(rig: Rig, kind: Kind) -> Told:
     """Give a bundle of a kind to a device that runs; returns how it ended in the device's words."""
     rig.reach("running")
     assert rig.device.booted_slot() == "a"
-    rig.changed()
+    rig.rest()
     return rig.site.ended(rig.site.publish(rig.site.bundle(kind)))
 
 
@@ -52,7 +52,7 @@ def test_an_updated_device_is_the_same_gateway_and_goes_on_watching(rig: Rig) ->
 
 def test_a_system_whose_gateway_does_not_run_is_left_for_the_old_one_and_the_bridge_hears_why(rig: Rig) -> None:
     rig.reach("running")
-    rig.changed()
+    rig.rest()
     version = rig.site.publish(rig.site.bundle("unhealthy"))
     rig.device.eventually(
         "grep -q rauc.slot=b /proc/cmdline && systemctl is-active -q multi-user.target",
@@ -70,7 +70,7 @@ def test_a_system_whose_gateway_does_not_run_is_left_for_the_old_one_and_the_bri
 def test_a_system_that_was_called_good_as_soon_as_it_had_booted_would_never_be_left(rig: Rig) -> None:
     """The control, and why systemd-bless-boot is masked: it takes the counter away whatever the gateway does."""
     rig.reach("running")
-    rig.changed()
+    rig.rest()
     rig.site.publish(rig.site.bundle("unhealthy"))
     rig.device.eventually(
         "grep -q rauc.slot=b /proc/cmdline && systemctl is-active -q multi-user.target",
@@ -101,7 +101,7 @@ def test_a_system_that_panics_or_does_nothing_any_more_is_left_for_the_old_one_a
 @pytest.mark.lg_feature("virtual")
 def test_a_slot_that_was_tampered_with_is_never_run_and_the_bridge_hears_of_it(rig: Rig) -> None:
     rig.reach("running")
-    rig.changed()
+    rig.rest()
     bundle = rig.site.bundle("good")
     version = rig.site.publish(bundle)
     rig.machine.qmp.wait_for("RESET", seconds=2400.0)
@@ -138,7 +138,7 @@ def test_a_bundle_that_must_not_be_installed_is_refused_and_the_bridge_hears_why
 @pytest.mark.lg_feature("link-cut")
 def test_an_installation_whose_link_is_cut_in_the_middle_is_taken_up_again(rig: Rig) -> None:
     rig.reach("running")
-    rig.changed()
+    rig.rest()
     registry = rig.cloud.links["registry"]
     before = registry.carried_down
     version = rig.site.publish(rig.site.bundle("good"))
@@ -162,7 +162,7 @@ def test_an_installation_whose_link_is_cut_in_the_middle_is_taken_up_again(rig: 
 @pytest.mark.lg_feature("stick")
 def test_an_update_on_a_stick_is_installed_where_the_configuration_allows_it(rig: Rig, tmp_path: Path) -> None:
     rig.reach("running")
-    rig.changed()
+    rig.rest()
     bundle = rig.site.bundle("good")
     version = rig.site.expect(bundle)
     stick = media.fat_stick(tmp_path / "stick.img", {"update.raucb": bundle}, mib=(bundle.stat().st_size >> 20) + 64)
@@ -192,7 +192,7 @@ def vault(rig: Rig) -> dict[str, Any]:
 @pytest.mark.lg_feature("tpm")
 def test_a_system_of_an_older_generation_gets_no_key_any_more_once_a_newer_one_was_kept(rig: Rig) -> None:
     rig.reach("running")
-    rig.changed()
+    rig.rest()
     before = vault(rig)
     assert (before["ready"], before["counter"]) == (True, 1), "the same system opens it now"
     version = rig.site.publish(rig.site.bundle("next-generation"))
