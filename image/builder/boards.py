@@ -55,6 +55,7 @@ class Board:
     bootloader: Bootloader
     packages: tuple[str, ...]
     drop_modules: tuple[str, ...]
+    initrd_without: tuple[str, ...]  # patterns
     cmdline: tuple[str, ...]
     tries: int
     partitions: Partitions
@@ -112,6 +113,8 @@ def _board(name: str, folder: Path, base: Mapping[str, Any], board: Mapping[str,
         bootloader=cast(Bootloader, bootloader),
         packages=tuple(sorted({*base["packages"], *board["packages"]} - absent)),
         drop_modules=tuple(base["drop_modules"]) if board.get("drop_modules", True) else (),
+        # What a vendor's kernel boots with is not ours to know.
+        initrd_without=tuple(base["initrd_without"]) if board.get("drop_modules", True) else (),
         cmdline=(*base["cmdline"], *board.get("cmdline", []), *(f"console={each}" for each in board["console"])),
         tries=base["tries"]["count"],
         partitions=Partitions(

@@ -175,7 +175,14 @@ class Build:
                 layers.overlay(folder, root)
         with self._progress.step("initrd", f"dracut, kernel {version}"):
             layers.overlay(order.repo / "image/initrd", root / "usr/lib/dracut/modules.d")
-            initrd.build(root, version, boot / "initrd", order.release.epoch, tools)
+            initrd.build(
+                root,
+                version,
+                boot / "initrd",
+                tools,
+                epoch=order.release.epoch,
+                without=board.initrd_without,
+            )
         components = sbom.debian(root, debian.RELEASE) + sbom.python(root / "opt/sluice" / wheels.SITE)
         (root / "usr/share/sluice/sbom.cdx.json").write_text(sbom.document(board, order.release, components))
         owners = sizes.debian_owners(root)

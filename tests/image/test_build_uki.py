@@ -9,6 +9,7 @@ import pytest
 
 from gateway.vault import policy
 from image.builder import initrd, uki
+from image.builder.boards import load
 from image.builder.chroot import Tree
 from image.builder.errors import BuildError
 from image.builder.progress import Progress
@@ -83,11 +84,75 @@ def test_the_initrd_measures_its_own_phase_without_which_the_disk_opens_in_none(
     modules = tmp_path / "root/usr/lib/dracut/modules.d"
     for name in ("00systemd", "01systemd-pcrphase", "98systemd-cryptsetup"):
         (modules / name).mkdir(parents=True)
+    kernel = tmp_path / "root/usr/lib/modules/6.12"
+    kernel.mkdir(parents=True)
+    (kernel / "modules.dep").write_text("")
     heard = Heard(tmp_path / "log")
-    initrd.build(tmp_path / "root", "6.12", tmp_path / "initrd", 0, Tree(tmp_path / "tools", heard))
+    initrd.build(tmp_path / "root", "6.12", tmp_path / "initrd", Tree(tmp_path / "tools", heard), epoch=0)
     (dracut,) = [words for words in heard.commands if "dracut" in words]
     assert "systemd-pcrphase" in dracut[dracut.index("--add") + 1].split()
     assert "systemd-pcrphase" not in dracut[dracut.index("--omit") + 1].split()
+
+
+MODULES = {
+    "kernel/fs/erofs/erofs.ko.xz": ("kernel/lib/libcrc32c.ko.xz",),
+    "kernel/fs/ext4/ext4.ko.xz": ("kernel/fs/jbd2/jbd2.ko.xz", "kernel/lib/libcrc32c.ko.xz"),
+    "kernel/fs/jbd2/jbd2.ko.xz": (),
+    "kernel/lib/libcrc32c.ko.xz": (),
+    "kernel/drivers/md/dm-verity.ko.xz": ("kernel/drivers/md/dm-bufio.ko.xz",),
+    "kernel/drivers/md/dm-bufio.ko.xz": (),
+    "kernel/drivers/md/raid1.ko.xz": (),
+    "kernel/drivers/hid/hid.ko": (),
+    "kernel/drivers/iio/hid-sensor.ko": ("kernel/drivers/hid/hid.ko",),
+    "kernel/drivers/ata/ahci.ko": (),
+    "kernel/drivers/ata/pata_via.ko": (),
+}
+
+
+def test_the_initrd_goes_without_what_opens_no_root_and_keeps_what_its_drivers_need() -> None:
+    without = ("kernel/fs", "kernel/drivers/md", "kernel/drivers/hid", "kernel/drivers/ata/pata_*")
+    gone = initrd.left_out(MODULES, without, ("erofs", "dm_verity"))
+    assert {path.split("/")[-1].partition(".")[0] for path in gone} == {
+        "ext4", "jbd2", "raid1", "hid", "hid-sensor", "pata_via",
+    }  # fmt: skip
+    # The control: by the patterns alone the root could not be read.
+    assert "kernel/fs/erofs/erofs.ko.xz" in initrd.left_out(MODULES, without, ())
+    assert initrd.left_out(MODULES, (), ()) == frozenset()
+
+
+class Emptied(Heard):
+    """Notes which modules dracut would see."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(log)
+        self.seen: set[str] = set()
+
+    def run(self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        super().run(argv, env=env, cwd=cwd)
+        words = self.commands[-1]
+        if "dracut" in words:
+            shown = Path(words[words.index("/usr/lib/modules/6.12") - 1])
+            self.seen = {path.name for path in shown.rglob("*.ko*")}
+
+
+def test_dracut_sees_only_the_modules_that_may_be_in_the_initrd_and_the_root_keeps_all(tmp_path: Path) -> None:
+    kernel = tmp_path / "root/usr/lib/modules/6.12"
+    (tmp_path / "root/usr/lib/dracut/modules.d").mkdir(parents=True)
+    for path in MODULES:
+        (kernel / path).parent.mkdir(parents=True, exist_ok=True)
+        (kernel / path).write_text("")
+    (kernel / "modules.dep").write_text("".join(f"{path}: {' '.join(needs)}\n" for path, needs in MODULES.items()))
+    heard = Emptied(tmp_path / "log")
+    without = load(Path(__file__).parents[2] / "image", "uefi-amd64").initrd_without
+    tools = Tree(tmp_path / "tools", heard)
+    initrd.build(tmp_path / "root", "6.12", tmp_path / "initrd", tools, epoch=0, without=without)
+    assert heard.seen == {"erofs.ko.xz", "libcrc32c.ko.xz", "dm-verity.ko.xz", "dm-bufio.ko.xz", "ahci.ko"}
+    assert {str(path.relative_to(kernel)) for path in kernel.rglob("*.ko*")} == MODULES.keys()
+
+
+@pytest.mark.parametrize(("target", "is_less"), [("uefi-amd64", True), ("uefi-arm64", True), ("jetson", False)])
+def test_what_a_vendors_kernel_boots_with_is_left_to_dracut(target: str, *, is_less: bool) -> None:
+    assert bool(load(Path(__file__).parents[2] / "image", target).initrd_without) is is_less
 
 
 def test_the_policy_is_the_one_that_the_vault_computes() -> None:

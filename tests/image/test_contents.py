@@ -1,16 +1,22 @@
 """What is on the disk, read without booting it."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from hil.rig.disk import find, partitions
+from image.builder import uki
 from tests.image.conftest import DISK, REPO
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 
 LIMIT_BYTES = 600 * 1000 * 1000
+KERNEL_IMAGE_LIMIT_BYTES = 30 * 1000 * 1000
+"""Every update fetches one whole; nothing of it is taken from what the device has."""
 
 
 def manifest(image: Path) -> dict[str, dict[str, dict[str, int]]]:
@@ -24,6 +30,26 @@ def test_the_disk_has_a_boot_partition_and_two_slots_and_nothing_of_a_device(ima
 
 def test_the_compressed_image_is_not_larger_than_what_was_promised(image: Path) -> None:
     assert (image / "disk.raw.zst").stat().st_size <= LIMIT_BYTES
+
+
+def kernel_image(disk: Path) -> bytes:
+    """Read the kernel image of slot a from the boot partition."""
+    at = f"{disk}@@{partitions(disk)['ESP'].offset}"
+    return subprocess.run(["mcopy", "-i", at, "::EFI/sluice/a.efi", "-"], capture_output=True, check=True).stdout
+
+
+def test_the_initrd_drives_the_disks_of_gateways_and_has_little_else(image: Path) -> None:
+    whole = kernel_image(image / "disk.raw")
+    archive = zstandard.ZstdDecompressor().stream_reader(uki.sections(whole)[".initrd"]).read()
+    # Each entry of a cpio archive: a magic number, thirteen figures, a name.
+    names = {match.decode() for match in re.findall(rb"070701[0-9A-Fa-f]{104}([^\0]+)\0", archive)}
+    modules = {Path(name).name.partition(".ko")[0] for name in names if "/kernel/" in name and ".ko" in name}
+    root = {"erofs", "dm-verity", "libcrc32c", "crc32c_generic"}
+    disks = {"virtio_blk", "virtio_scsi", "nvme", "ahci", "sd_mod", "mmc_block", "sdhci-pci", "usb-storage", "uas"}
+    assert root | disks | {"xhci-pci"} <= modules
+    assert modules.isdisjoint({"ext4", "hid", "raid456", "qed", "libceph", "pata_via"})
+    assert not any(name.endswith("hwdb.bin") for name in names)
+    assert len(whole) <= KERNEL_IMAGE_LIMIT_BYTES
 
 
 @pytest.mark.parametrize("disk", ["disk.raw", "disk-rig.raw"])
