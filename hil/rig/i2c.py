@@ -71,3 +71,9 @@ HWMON_LM75: Final = "cat $(dirname $(grep -lx lm75 /sys/class/hwmon/hwmon*/name)
 
 IIO_NAME: Final = f"cat /sys/bus/i2c/devices/*-00{_TMP006:x}/iio:device*/name"
 """Prints what IIO calls the TMP006: its driver names it after its place on the bus."""
+
+IIO_KIND: Final = (
+    f"udevadm info --query=property --property=SLUICE_KIND --value "
+    f"--path=$(echo /sys/bus/i2c/devices/*-00{_TMP006:x}/iio:device*)"
+)
+"""Prints what the rules for devices have made of the TMP006."""

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -188,6 +190,21 @@ def _updates(rig: "Rig") -> dict[str, float]:
     site: Any = rig.strategy.site
     found: dict[str, float] = dict(site.update_seconds)
     return found
+
+
+@contextmanager
+def session(look: Callable[[], None], close: Callable[[], None]) -> Iterator[None]:
+    """Look at the device once more when a session ends, and whatever comes of that, switch all off.
+
+    A device that a test has left broken may not answer.
+    """
+    try:
+        yield
+    finally:
+        try:
+            look()
+        finally:
+            close()
 
 
 # ---- as a plugin: `-p hil.rig.report` --------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hil.rig.budget import Budget
-from hil.rig.report import Report
+from hil.rig.report import Report, session
 from hil.rig.rig import Rig
 
 VIRTUAL = Path(__file__).parents[1] / "envs" / "virtual-amd64.yaml"
@@ -26,12 +26,8 @@ def _rig(strategy: Any, request: pytest.FixtureRequest) -> Iterator[Rig]:
     rig = Rig(strategy)
     if report is not None:
         report.rig = rig
-    try:
+    with session(lambda: report.look(rig) if report is not None else None, strategy.close):
         yield rig
-    finally:
-        if report is not None:
-            report.look(rig)
-        strategy.close()
 
 
 @pytest.fixture

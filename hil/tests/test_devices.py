@@ -281,6 +281,7 @@ def chips(rig: Rig) -> Iterator[None]:
 @pytest.mark.usefixtures("chips")
 def test_a_sensor_on_the_boards_bus_is_read_by_a_pipeline(rig: Rig) -> None:
     name = rig.device.run(i2c.IIO_NAME)
+    assert rig.device.run(i2c.IIO_KIND) == "iio", "its rule has seen it"
     also(
         rig,
         sources={"board": {"type": "iio", "device": name, "channels": [i2c.CHANNEL], "rate_hz": RATE_HZ}},

@@ -184,6 +184,7 @@ class Build:
                 without=board.initrd_without,
             )
         components = sbom.debian(root, debian.RELEASE) + sbom.python(root / "opt/sluice" / wheels.SITE)
+        components += sbom.vendor(parts)
         (root / "usr/share/sluice/sbom.cdx.json").write_text(sbom.document(board, order.release, components))
         owners = sizes.debian_owners(root)
         layers.clean(root, order.release.epoch)

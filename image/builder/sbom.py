@@ -1,10 +1,10 @@
-"""What is inside, as CycloneDX 1.6: Debian packages and Python packages."""
+"""What is inside, as CycloneDX 1.6: Debian packages, Python packages, and the parts that a vendor has supplied."""
 
 import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.parser import Parser
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from image.builder.boards import Board
+from image.builder.boards import Board, Part
 from image.builder.release import Release
 
 _SPACE: Final = uuid.UUID("6b8d7f2e-93d0-5b53-9d0e-5c1a0a9e4a10")
@@ -28,6 +28,7 @@ class Component:
     kind: str  # deb, pypi or generic
     licence: str = ""
     size: int = 0  # bytes as installed
+    sha256: str = ""  # of a file that is a component by itself
 
 
 def debian(root: Path, release: str) -> list[Component]:
@@ -61,6 +62,18 @@ def python(site: Path) -> list[Component]:
                 sum(int(each) for each in sizes if each.isdigit()),
             )
         )
+    return sorted(found)
+
+
+def vendor(parts: Mapping[Part, Path]) -> list[Component]:
+    """Name each part by its digest: what version it is only its vendor knows."""
+    found = []
+    for part, file in parts.items():
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        name = Path(part.path).name
+        purl = f"pkg:generic/{quote(name)}?checksum=sha256:{digest}"
+        found.append(Component(purl, name, digest[:12], "generic", "", len(content), digest))
     return sorted(found)
 
 
@@ -103,6 +116,8 @@ def _entry(component: Component) -> dict[str, object]:
         "version": component.version,
         "purl": component.purl,
     }
+    if component.sha256:
+        entry["hashes"] = [{"alg": "SHA-256", "content": component.sha256}]
     if component.licence:
         entry["licenses"] = [{"license": {"name": component.licence}}]
     return entry

@@ -4,7 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from hil.rig.report import Report
+import pytest
+
+from hil.rig.report import Report, session
 
 
 def ended(name: str, outcome: str, why: str = "") -> Any:
@@ -32,3 +34,15 @@ def test_logs_beside_the_page_are_shown_in_it(tmp_path: Path) -> None:
     page = report.page()
     assert "Booting &lt;Linux&gt;" in page
     assert "emulated" not in page
+
+
+def test_a_device_that_does_not_answer_at_the_end_is_switched_off_all_the_same() -> None:
+    told: list[str] = []
+
+    def look() -> None:
+        told.append("looked")
+        raise OSError("the console is gone")
+
+    with pytest.raises(OSError, match="console is gone"), session(look, lambda: told.append("closed")):
+        pass
+    assert told == ["looked", "closed"]

@@ -129,6 +129,17 @@ def test_the_bill_of_materials_names_packages_of_both_kinds_and_is_the_same_each
     assert found[0].size == 160 * 1024
 
 
+def test_the_bill_of_materials_names_each_part_of_a_vendor_by_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "u-boot.imx").write_bytes(b"U-Boot 2024.01")
+    board = load(REPO / "image", "coral-devboard")
+    found = sbom.vendor({board.vendor[0]: tmp_path / "u-boot.imx"})
+    (entry,) = json.loads(sbom.document(board, Release("1.2.3", "abc", 1_700_000_000, "1.0.0", 1), found))["components"]
+    digest = hashlib.sha256(b"U-Boot 2024.01").hexdigest()
+    assert (entry["type"], entry["name"]) == ("file", "u-boot.imx")
+    assert entry["purl"] == f"pkg:generic/u-boot.imx?checksum=sha256:{digest}"
+    assert entry["hashes"] == [{"alg": "SHA-256", "content": digest}]
+
+
 def test_only_the_locked_version_is_taken_from_the_cache_and_only_with_a_locked_hash(tmp_path: Path) -> None:
     right, later, other = (tmp_path / name for name in ("pkg-1.0-py3-none-any.whl", "pkg-1.0.1-py3-none-any.whl", "x"))
     right.write_bytes(b"right")

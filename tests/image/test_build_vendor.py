@@ -108,6 +108,8 @@ def test_the_coral_board_gets_u_boot_its_script_and_debians_device_tree(tmp_path
     told = in_root(unpacked / "root.img", "/usr/lib/aarch64-linux-gnu/libedgetpu.so.1", tmp_path)
     assert "regular file" in told
     assert set(document["variants"]["shipping"]["pcr11"]) == {"a", "b"}
+    bill = json.loads((tmp_path / "out/sbom.cdx.json").read_text())
+    assert {each["name"] for each in bill["components"] if each["type"] == "file"} == {"u-boot.imx", "libedgetpu.so.1"}
 
 
 def kernel_package(folder: Path) -> Path:
