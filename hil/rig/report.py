@@ -40,6 +40,9 @@ _LOOKS: Final = {
     "slots": "rauc status",
 }
 
+_PAGES: Final = {"fleet": "", "events": "events", "rollouts": "rollouts"}
+"""Pages of the bridge's console that pictures are taken of, besides that of the device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -95,7 +98,8 @@ class Report:
             except RigError as error:
                 self.looks[title] = str(error)
         if rig.cloud.bridge.running:
-            self.picture("fleet", f"http://127.0.0.1:{rig.cloud.ports.console}/")
+            for name, path in {**_PAGES, "gateway": f"gateways/{rig.gateway}"}.items():
+                self.picture(name, f"http://127.0.0.1:{rig.cloud.ports.console}/{path}")
         self._consoles(rig)
 
     def picture(self, name: str, url: str) -> Path | None:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from hil.rig.report import Report, session
+
+if TYPE_CHECKING:
+    from hil.rig.rig import Rig
 
 
 def ended(name: str, outcome: str, why: str = "") -> Any:
@@ -46,3 +49,46 @@ def test_a_device_that_does_not_answer_at_the_end_is_switched_off_all_the_same()
     with pytest.raises(OSError, match="console is gone"), session(look, lambda: told.append("closed")):
         pass
     assert told == ["looked", "closed"]
+
+
+def browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Put a browser in the place of the real ones."""
+    program = tmp_path / "bin/chromium"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+
+def test_the_page_shows_the_picture_that_a_browser_has_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser(tmp_path, monkeypatch, 'for word; do case $word in --screenshot=*) echo png >"${word#*=}" ;; esac; done')
+    report = Report(tmp_path / "report", "board.yaml")
+    assert report.picture("fleet", "http://127.0.0.1:1/") == tmp_path / "report/fleet.png"
+    assert "<img src=fleet.png alt='fleet'>" in report.page()
+
+
+def test_a_browser_that_takes_no_picture_leaves_none_in_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser(tmp_path, monkeypatch, "exit 1")
+    report = Report(tmp_path / "report", "board.yaml")
+    assert report.picture("fleet", "http://127.0.0.1:1/") is None
+    assert "<img" not in report.page()
+
+
+def test_pictures_are_taken_of_the_fleet_the_device_its_events_and_the_rollouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser(tmp_path, monkeypatch, f'echo "$*" | grep -o "http://.*" >>{tmp_path}/asked')
+    running = SimpleNamespace(running=True, log=tmp_path / "none", name="bridge")
+    cloud = SimpleNamespace(bridge=running, broker=running, ports=SimpleNamespace(console=8080))
+    site = SimpleNamespace(update_seconds={}, update_bytes={})
+    strategy = SimpleNamespace(times={}, site=site, status="running", power=None)
+    device = SimpleNamespace(attempt=lambda command, seconds: (f"{command}!", "", 0))
+    report = Report(tmp_path / "report", "board.yaml")
+    report.look(cast("Rig", SimpleNamespace(strategy=strategy, cloud=cloud, device=device, gateway="rig-gateway")))
+    asked = (tmp_path / "asked").read_text().split()
+    assert set(asked) == {
+        f"http://127.0.0.1:8080/{path}" for path in ("", "events", "rollouts", "gateways/rig-gateway")
+    }
+    assert report.looks["critical chain"].startswith("systemd-analyze critical-chain")
