@@ -275,3 +275,64 @@ def test_a_device_has_a_host_key_whatever_a_power_cut_has_left_of_one_and_keeps_
     assert key.read_bytes() == made
     assert [file.name for file in tmp_path.iterdir()] == [key.name]
     assert "ExecStartPre=/usr/lib/sluice/ssh-key" in (UNITS / "ssh.service.d/10-sluice.conf").read_text()
+
+
+def hooked(tmp_path: Path, stage: str = "slot-post-install", *, programs: dict[str, str] | None = None) -> int:
+    """Run the hook of a bundle for slot b, on a boot partition that has an older system in both slots."""
+    bundle, esp, stand_ins = tmp_path / "bundle", tmp_path / "efi", tmp_path / "bin"
+    for folder in (bundle, esp / "EFI/sluice", stand_ins):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a.efi", "b.efi", "a.policy.json", "b.policy.json", "first.policy.json", "advance-1.policy.json"):
+        (bundle / name).write_text(f"new {name}")
+        (esp / "EFI/sluice" / name).write_text(f"old {name}")
+    (esp / "EFI/sluice/.b.efi.new").write_text("half of one, of a power cut")
+    for name, body in (programs or {}).items():
+        (stand_ins / name).write_text(f"#!/bin/sh\n{body}\n")
+        (stand_ins / name).chmod(0o755)
+    hook = (SCRIPTS.parents[3] / "bundle/hook").read_text()
+    hook = hook.replace("=/efi/", f"={esp}/").replace("/usr/lib/sluice/policy-in-place", "/nonexistent")
+    environment = {
+        "PATH": f"{stand_ins}:{os.environ['PATH']}",
+        "RAUC_SLOT_BOOTNAME": "b",
+        "RAUC_BUNDLE_MOUNT_POINT": str(bundle),
+    }
+    return subprocess.run(
+        ["sh", "-c", hook, "hook", stage], env=environment, capture_output=True, check=False
+    ).returncode
+
+
+def on_the_boot_partition(tmp_path: Path) -> dict[str, str]:
+    return {file.name: file.read_text().split()[0] for file in (tmp_path / "efi/EFI/sluice").iterdir()}
+
+
+OF_THE_SLOT = {"b.efi", "b.policy.json", "first.policy.json", "advance-1.policy.json"}
+
+
+def test_a_bundle_brings_the_kernel_image_of_its_slot_and_leaves_that_of_the_system_that_runs(tmp_path: Path) -> None:
+    assert hooked(tmp_path) == 0
+    there = on_the_boot_partition(tmp_path)
+    assert {name for name, what in there.items() if what == "new"} == OF_THE_SLOT
+    assert {name for name, what in there.items() if what == "old"} == {"a.efi", "a.policy.json"}
+    assert len(there) == 6, "what a power cut has left is gone"
+
+
+@pytest.mark.parametrize("stage", ["slot-pre-install", "install-check"])
+def test_at_other_stages_of_an_installation_the_hook_does_nothing(tmp_path: Path, stage: str) -> None:
+    assert hooked(tmp_path, stage) == 0
+    assert "new" not in on_the_boot_partition(tmp_path).values()
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [
+        pytest.param({"cp": 'printf "new ha" >"$2"; exit 1'}, id="the boot partition is full"),
+        pytest.param({"sync": "exit 1"}, id="it cannot be written down"),
+        pytest.param({"cp": 'printf "torn" >"$2"'}, id="what is there is something else"),
+    ],
+)
+def test_an_installation_fails_where_the_kernel_image_is_not_whole_on_the_boot_partition(
+    tmp_path: Path, programs: dict[str, str]
+) -> None:
+    """RAUC then leaves the slot marked bad, and boots the other one."""
+    assert hooked(tmp_path, programs=programs) != 0
+    assert on_the_boot_partition(tmp_path)["a.efi"] == "old"
