@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from cloud_bridge.commands.options import Share
 from cloud_bridge.training import release
 from cloud_bridge.training.errors import TrainingError
 from cloud_bridge.training.recipes import RECIPES
@@ -20,7 +21,7 @@ TOLERANCE: Final = 0.02
 name_argument = click.argument("name", type=click.Choice(sorted(RECIPES)))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 share_option = click.option(
-    "--share", type=click.FloatRange(0.01, 1), default=1.0, help="Share of the full amount of data, for a quick look."
+    "--share", type=Share(0.01), default=1.0, help="Share of the full amount of data, for a quick look."
 )
 
 

@@ -25,7 +25,7 @@ from gateway.appliance.provisioning import Provisioner, identifiers_of, read_pro
 from gateway.appliance.reset import look_for_stick, request_reset, reset_wished, withdraw_reset
 from gateway.appliance.tpmobjects import forget_storage_root
 from gateway.appliance.volumes import KernelMounter
-from gateway.commands.options import json_option
+from gateway.commands.options import Number, json_option
 from gateway.commands.output import print_json, say
 from gateway.config import Log, Vault
 from gateway.configload import read
@@ -106,11 +106,9 @@ def activate_(*, root: Path | None, as_json: bool) -> None:
 
 @command.command("health")
 @click.option(
-    "--soak", type=click.FloatRange(0), default=120.0, show_default=True, help="Seconds to look, from the first answer."
+    "--soak", type=Number(0), default=120.0, show_default=True, help="Seconds to look, from the first answer."
 )
-@click.option(
-    "--start-within", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds to the first answer."
-)
+@click.option("--start-within", type=Number(0), default=300.0, show_default=True, help="Seconds to the first answer.")
 @root_option
 @json_option
 def health(*, soak: float, start_within: float, root: Path | None, as_json: bool) -> None:

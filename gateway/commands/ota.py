@@ -8,7 +8,7 @@ from typing import Final
 import click
 import msgspec
 
-from gateway.commands.options import config_option, json_option
+from gateway.commands.options import Number, config_option, json_option
 from gateway.commands.ota_fetch import import_command, offered_command, refresh_command
 from gateway.commands.output import print_json, print_table, say
 from gateway.config import Config
@@ -98,7 +98,7 @@ def rollback(pipeline: str | None, config_file: Path) -> None:
 @command.command("install")
 @click.argument("pipeline")
 @click.argument("model")
-@click.option("--wait", "seconds", type=click.FloatRange(0), default=600.0, show_default=True, help="At most so long.")
+@click.option("--wait", "seconds", type=Number(0), default=600.0, show_default=True, help="At most so long.")
 @config_option
 def install(pipeline: str, model: str, seconds: float, config_file: Path) -> None:
     """Have a PIPELINE try a MODEL@VERSION of the signed list, as if the bridge had assigned it.

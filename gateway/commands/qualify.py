@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from gateway.commands.options import Number
 from gateway.commands.output import say
 from gateway.errors import OutboxError
 from gateway.outbox.medium import Tell, Timing, acknowledgements, verify, write
@@ -42,7 +43,7 @@ def command() -> None:
 
 @command.command("write")
 @_directory
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True)
+@click.option("--minutes", type=Number(min=0, min_open=True), default=10.0, show_default=True)
 @click.option("--host", metavar="ADDRESS:PORT", help="Where `listen` runs.")
 @_witness
 def write_command(directory: Path, minutes: float, host: str | None, witness: Path | None) -> None:

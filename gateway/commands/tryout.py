@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from gateway import logs
-from gateway.commands.options import config_option, json_option
+from gateway.commands.options import Number, config_option, json_option
 from gateway.commands.output import print_json_line, say
 from gateway.configload import InvalidConfigError, read
 from gateway.tryout import Outcome, Told, try_out
@@ -20,7 +20,7 @@ from gateway.wire.plain import so_many
 @click.option("--pipeline", required=True, help="Its name in the configuration.")
 @config_option
 @click.option("--at", "began", metavar="TIME", help="When it begins, as 2026-01-31T22:00:00+01:00; default: now.")
-@click.option("--rate-hz", type=click.FloatRange(0, min_open=True), help="Of samples or pictures that do not say.")
+@click.option("--rate-hz", type=Number(0, min_open=True), help="Of samples or pictures that do not say.")
 @click.option(
     "--directory",
     "directories",

@@ -32,7 +32,12 @@ def test_evaluate_refuses_a_release_that_is_not_intact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "nothing", "--out", "x"], ["evaluate", "vibration-anomaly", "--share", "2"]]
+    "arguments",
+    [
+        ["train", "nothing", "--out", "x"],
+        ["evaluate", "vibration-anomaly", "--share", "2"],
+        ["evaluate", "vibration-anomaly", "--share", "nan"],
+    ],
 )
 def test_a_wrong_argument_is_a_usage_error(arguments: list[str]) -> None:
     assert CliRunner().invoke(main, arguments).exit_code == 2
