@@ -33,6 +33,10 @@ class WeightsWithheldError(GatewayError):
     """The key of a model's weights is not given out now; asking again may help, another backend would not."""
 
 
+class ModelAwaitedError(GatewayError):
+    """No release that a pipeline may run is on this device; one that comes over the air ends that."""
+
+
 class InferenceError(GatewayError):
     """One invocation failed; the next may succeed."""
 

@@ -23,6 +23,7 @@ from gateway.errors import (
     ConfigError,
     GatewayError,
     InferenceError,
+    ModelAwaitedError,
     OutboxError,
     PipelineBusyError,
     WeightsWithheldError,
@@ -164,7 +165,7 @@ class Pipeline:
         """
         with self._swapping:
             run = self._run
-            if run is None:
+            if run is None or run.abandoned:
                 raise InferenceError(f"pipeline {self.name} does not run")
             slot = run.slot
             old = slot.current
@@ -186,7 +187,7 @@ class Pipeline:
     def model(self) -> Model | None:
         """The model that the next sample gets; None while it does not run. Read its manifest, do not use it."""
         run = self._run
-        return run.slot.current if run is not None else None
+        return run.slot.current if run is not None and not run.abandoned else None
 
     @property
     def device(self) -> LocalDevice | None:
@@ -219,8 +220,7 @@ class Pipeline:
         if run is None:
             return
         run.abandoned = True
-        self._state, self._last_error = "failed", str(error) if error is not None else reason
-        self._waits_for = _awaited(error) if error is not None else ""
+        self._ended_with(error, reason)
         self._inbox.close()
         # A thread that does not hang comes to its own end.
         if self._looking_ns is not None and run.claim():
@@ -272,6 +272,7 @@ class Pipeline:
             InferenceError: the run was abandoned.
             ModelError: the model cannot be used.
             WeightsWithheldError: the key of the model is not given out now; run it again.
+            ModelAwaitedError: none is here; run it again.
             BackendUnavailableError: the accelerator asked for is not there.
         """
         self._state = "starting"
@@ -281,11 +282,17 @@ class Pipeline:
         finally:
             error = sys.exception()
             if error is not None and not isinstance(error, AbandonedError):
-                withheld = isinstance(error, WeightsWithheldError)
-                self._state, self._last_error = "starting" if withheld else "failed", _told(error)
-                self._waits_for = "key" if withheld else _awaited(error)
+                self._ended_with(error, _told(error))
                 # The source was closed: it does not stream any more, and the next run opens it again.
                 self._source_state = SourceState(self._settings.source, "opening", self._around.wall_ns())
+
+    def _ended_with(self, error: BaseException | None, reason: str) -> None:
+        """Note what a run ended with; one that waits for something has not failed."""
+        self._waits_for = _awaited(error)
+        self._state = "starting" if self._waits_for in ("key", "model") else "failed"
+        self._last_error = reason
+        if self._waits_for == "model":
+            self._model, self._backend = None, ""
 
     def _work(self) -> None:
         around = self._around
@@ -456,6 +463,8 @@ class Pipeline:
                 intake.accept(capture, put)
             except ConfigError as error:  # told here: opening the source again would not help
                 self._fails("wrong-source", error)
+                if self._model is not None:  # a release on trial must not wait for ever for samples that cannot come
+                    self._around.spectator.failed(self._model, InferenceError(str(error)))
                 if isinstance(capture, SampleBlock) and capture.held is not None:
                     capture.held.done()
 
@@ -507,8 +516,17 @@ def _drops_of(capture: CaptureThread, inbox: Inbox) -> Counter[str]:
 PipelineState = PipelineStatus.__annotations__["state"]
 
 
-def _awaited(error: BaseException) -> str:
-    return "accelerator" if isinstance(error, BackendUnavailableError) else ""
+def _awaited(error: BaseException | None) -> str:
+    """Return what a run that ended so waits for, "" for nothing."""
+    match error:
+        case WeightsWithheldError():
+            return "key"
+        case ModelAwaitedError():
+            return "model"
+        case BackendUnavailableError():
+            return "accelerator"
+        case _:
+            return ""
 
 
 def _told(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from gateway.errors import AcceleratorLostError, WeightsWithheldError
+from gateway.errors import AcceleratorLostError, ModelAwaitedError, WeightsWithheldError
 from gateway.modelwatch import fingerprint
 from gateway.moments import happens
 from gateway.pipeline import Pipeline
@@ -29,9 +29,10 @@ _KEY_PAUSES_SECONDS: Final = (1.0, 2.0, 5.0, 10.0)
 
 
 class Judge(Protocol):
-    """Hears how runs end: `gateway.updates.Updates`."""
+    """Hears how runs end, and says when to look for a release: `gateway.updates.Updates`."""
 
     def ended(self, name: str, error: BaseException | None) -> None: ...
+    def beckons(self, name: str) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class PipelineTasks:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._arrivals_before: dict[str, int] = {}  # at the beginning of each pipeline's last try
+        self._before: dict[str, tuple[int, int]] = {}  # what had come at the beginning of each pipeline's last try
 
     async def run(self, pipeline: Pipeline) -> None:
         """Run a pipeline until it has ended, or the gateway stops; raises what it fails of."""
@@ -60,12 +61,14 @@ class PipelineTasks:
         pauses = itertools.chain(_KEY_PAUSES_SECONDS, itertools.repeat(_KEY_PAUSES_SECONDS[-1]))
         while not parts.stop.is_set():
             parts.progress.expect(f"pipeline-{name}", STALLS_AFTER_SECONDS)
-            self._arrivals_before[name] = parts.arrivals()
+            self._before[name] = self._come(name)
             try:
                 await self._run_once(pipeline)
                 return
             except WeightsWithheldError:
                 pass  # no failure: `KeyWatch` has told it, and it is tried until the key is given out
+            except ModelAwaitedError:
+                pass  # nor this: the twin says so, and it is tried until a release is brought
             except AcceleratorLostError as error:  # no failure either: another may be there, or the CPU will do
                 log.warning("pipeline_lost_accelerator", pipeline=name, error=str(error))
                 await self.pause(_AFTER_ACCELERATOR_LOSS_SECONDS)
@@ -82,7 +85,9 @@ class PipelineTasks:
             await asyncio.sleep(min(seconds, _STOPPING_PAUSE_SECONDS))
 
     async def pause_for_model(self, name: str, seconds: float) -> None:
-        """Wait before a pipeline is tried again; not any longer once a model, a key or an accelerator has come."""
+        """Wait before a pipeline is tried again; not any longer once a model, a key or an accelerator has come, or its
+        updates beckon.
+        """
         parts = self._parts
         look = partial(fingerprint, parts.directories)  # a medium that hangs holds up nobody else
         before = await in_thread(f"look-{name}", look)
@@ -90,10 +95,15 @@ class PipelineTasks:
         looks = itertools.count(1)
         while (left := deadline - time.monotonic()) > 0 and not parts.stop.is_set():
             await self.pause(min(left, _LOOK_FOR_MODEL_EVERY_SECONDS / 4))
-            if parts.arrivals() != self._arrivals_before.get(name, 0):
+            if self._come(name) != self._before.get(name, (0, 0)):
                 return
             if next(looks) % 4 == 0 and await in_thread(f"look-{name}", look) != before:
                 return
+
+    def _come(self, name: str) -> tuple[int, int]:
+        """Return how many accelerators have come so far, and how often the pipeline was told to look."""
+        judge = self._parts.judge
+        return self._parts.arrivals(), judge.beckons(name) if judge is not None else 0
 
     async def _run_once(self, pipeline: Pipeline) -> None:
         """Run a pipeline, and tell the updates how that ended: a release on trial must not end it badly."""

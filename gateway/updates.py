@@ -12,7 +12,7 @@ import structlog
 
 from gateway.config import Config, Ota
 from gateway.config import Pipeline as PipelineSettings
-from gateway.errors import AcceleratorLostError, ConfigError, OutboxError, WeightsWithheldError
+from gateway.errors import AcceleratorLostError, ConfigError, ModelAwaitedError, OutboxError, WeightsWithheldError
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.metering.meter import Meter
@@ -44,7 +44,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_NO_FAULT_OF_A_MODEL = (AcceleratorLostError, ConfigError, JournalError, OutboxError, WeightsWithheldError)
+_NO_FAULT_OF_A_MODEL = (
+    AcceleratorLostError,
+    ConfigError,
+    JournalError,
+    ModelAwaitedError,
+    OutboxError,
+    WeightsWithheldError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +141,20 @@ class Updates:
             self._bays[name].host = pipeline
 
     def begins(self, name: str, settings: PipelineSettings) -> PipelineSettings:
-        """Return the settings with which a run of a pipeline begins: with the release that counts now."""
-        return msgspec.structs.replace(settings, model=self._agent.run_begins(name))
+        """Return the settings with which a run of a pipeline begins: with the release that counts now.
+
+        Raises:
+            ModelAwaitedError: there is none that it may run; a release that comes over the air ends that.
+        """
+        label = self._agent.run_begins(name)
+        awaited = self._agent.awaited(name)
+        if awaited is not None:
+            raise awaited
+        return msgspec.structs.replace(settings, model=label)
+
+    def beckons(self, name: str) -> int:
+        """Count how often a pipeline that does not run was told to look for its release at once."""
+        return self._bays[name].beckons
 
     def ended(self, name: str, error: BaseException | None) -> None:
         """Note the end of a run; only what a model may be guilty of counts against one on trial."""

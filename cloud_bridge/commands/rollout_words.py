@@ -31,7 +31,10 @@ def report_lines(report: Report, comparison: Comparison | None = None) -> list[s
             f"  wave {wave.name}: {wave.state}, {so_many(wave.devices, 'device')}{': ' + counted if counted else ''}"
         )
     if report.returned:
-        lines.append(f"  {report.recovered} of {so_many(report.returned, 'device')} run again what they had before")
+        again = f"  {report.recovered} of {so_many(report.returned, 'device')} run again what they had before"
+        if report.awaiting:
+            again += f"; {report.awaiting} of these had nothing, and wait for a release again"
+        lines.append(again)
     lines += _gates(report)
     for stand in report.stands:
         if stand.standing in {"failing", "left"} or (stand.standing == "updating" and stand.reason):
@@ -72,7 +75,9 @@ def device_plain(fleet: Fleet, gateway: str) -> dict[str, Any]:
         "seen_at": None if state is None else rfc3339(state.seen_at_ns),
         "version": "" if state is None else state.version,
         "labels": dict(fleet.labels_of(gateway)),
-        "pipelines": {
+        # The report of one that has just been enrolled may be there before the status of its pipelines.
+        "pipelines": dict.fromkeys([] if reported is None else reported.twin.awaiting)
+        | {
             pipeline: None if status.model is None else f"{status.model.name}@{status.model.version}"
             for (name, pipeline), status in sorted(fleet.statuses.items())
             if name == gateway
@@ -85,7 +90,11 @@ def device_plain(fleet: Fleet, gateway: str) -> dict[str, Any]:
 def device_line(plain: dict[str, Any]) -> str:
     """Put a device for people."""
     labels = " ".join(f"{key}={value}" for key, value in plain["labels"].items())
-    runs = ", ".join(f"{pipeline}: {model or 'no model'}" for pipeline, model in plain["pipelines"].items())
+    awaiting = (plain["reported"] or {}).get("awaiting", ())
+    runs = ", ".join(
+        f"{pipeline}: {'waits for a release' if pipeline in awaiting else model or 'no model'}"
+        for pipeline, model in plain["pipelines"].items()
+    )
     features = ((plain["desired"] or {}).get("features")) or {}
     flags = "".join(f" {'+' if on else '-'}{name}" for name, on in sorted(features.items()))
     return f"{plain['gateway']} {plain['state']} [{labels}] {runs}{flags}"

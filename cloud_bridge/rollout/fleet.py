@@ -80,6 +80,8 @@ class Fleet:
         """Return what a pipeline runs, as its device says; what it is to run, if it has not said."""
         report = self.reported.get(gateway)
         if report is not None:
+            if report.awaits(pipeline):
+                return None
             for assignment in report.twin.assignments:
                 if assignment.pipeline == pipeline:
                     return release_from(assignment.model)
@@ -88,6 +90,11 @@ class Fleet:
             return release_from(status.model)
         desired = self.desired.get(gateway)
         return None if desired is None else release_from(desired.model_of(pipeline))
+
+    def awaits(self, gateway: str, pipeline: str) -> bool:
+        """Tell whether a pipeline waits for a release, because its device has none for it."""
+        report = self.reported.get(gateway)
+        return report is not None and report.awaits(pipeline)
 
     def heard(self, gateway: str, pipeline: str, offline_since_ns: int = 0) -> Heard:
         """Return what is known of a device now."""

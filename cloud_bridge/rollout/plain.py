@@ -69,6 +69,7 @@ def report_plain(report: Report, comparison: Comparison | None = None) -> dict[s
     ]
     plain["returned"] = report.returned
     plain["recovered"] = report.recovered
+    plain["awaiting"] = report.awaiting
     plain["history"] = [transition_plain(one) for one in report.history]
     if comparison is not None:
         plain["comparison"] = comparison_plain(comparison)

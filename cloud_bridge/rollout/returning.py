@@ -36,7 +36,7 @@ def words_of(back: Sequence[Member], returned: Sequence[Member]) -> str:
     )
     words = f"{len(back) - len(silent) - changed.total()} devices get back what they had"
     if silent:
-        words += f"; {len(silent)} had told of no release before that can be given, and keep this one"
+        words += f"; {len(silent)} had told of no release before that can be given, so what serves there stays"
         words += f" (give --baseline): {silent[0]}"
     for (had, gets), count in sorted(changed.items(), key=str):
         instead = "there is none before it, so they keep this one" if gets is None else f"they get {gets}"

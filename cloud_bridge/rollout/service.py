@@ -90,7 +90,10 @@ class WaveState:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A rollout as people see it. `recovered` of `returned` devices run again what they ran before."""
+    """A rollout as people see it.
+
+    `recovered` of `returned` devices are as before; `awaiting` of these had no release, and wait for one again.
+    """
 
     rollout: Rollout
     waves: tuple[WaveState, ...]
@@ -98,6 +101,7 @@ class Report:
     returned: int
     recovered: int
     history: tuple[Transition, ...]
+    awaiting: int = 0
 
 
 class RolloutDesk:
@@ -124,7 +128,8 @@ class RolloutDesk:
             RolloutError: another one is open for the pipeline, no device has the pipeline, a release may not be given.
         """
         self._check_releases(plan, allow_candidate=allow_candidate)
-        meant = Fleet.read(self._store, self._database, self._revoked()).meant(plan)
+        fleet = Fleet.read(self._store, self._database, self._revoked())
+        meant = fleet.meant(plan)
         if not meant:
             raise RolloutError(
                 f"no gateway has told of a pipeline {plan.pipeline!r} that this rollout is for; see `cloud-bridge"
@@ -139,9 +144,10 @@ class RolloutDesk:
                         f"rollout {other.id} is still {other.phase} for pipeline {plan.pipeline}; let it end, or"
                         f" `cloud-bridge rollout abort {other.id}`"
                     )
-            rollout = Rollout(
-                secrets.token_hex(6), now_ns, now_ns, "running", f"{len(meant)} devices have the pipeline", 1, plan
-            )
+            waiting = sum(1 for name in meant if fleet.awaits(name, plan.pipeline))
+            reason = f"{len(meant)} devices have the pipeline"
+            reason += f"; {waiting} of them have no release for it yet" if waiting else ""
+            rollout = Rollout(secrets.token_hex(6), now_ns, now_ns, "running", reason, 1, plan)
             add_rollout(tx, rollout, who)
         return rollout
 
@@ -207,8 +213,9 @@ class RolloutDesk:
         )
         back = [one for one in all_members if one.returned]
         recovered = sum(1 for one in back if _has_recovered(one, fleet, plan.pipeline))
+        awaiting = sum(1 for one in back if one.previous is None and fleet.awaits(one.gateway, plan.pipeline))
         waves = tuple(_wave(at, wave, rollout, all_members, stands) for at, wave in enumerate(plan.waves))
-        return Report(rollout, waves, stands, len(back), recovered, tuple(told))
+        return Report(rollout, waves, stands, len(back), recovered + awaiting, tuple(told), awaiting)
 
     def _check_releases(self, plan: Plan, *, allow_candidate: bool) -> None:
         if self._releases is None:

@@ -18,7 +18,11 @@ class Reported:
     def has(self, pipeline: str) -> bool:
         """Tell whether the device has a pipeline of this name."""
         said = {one.pipeline for one in self.twin.assignments} | {one.pipeline for one in self.twin.updates}
-        return pipeline in said
+        return pipeline in said or self.awaits(pipeline)
+
+    def awaits(self, pipeline: str) -> bool:
+        """Tell whether the pipeline runs nothing, because no release for it is on the device."""
+        return pipeline in self.twin.awaiting
 
     def update_of(self, pipeline: str) -> UpdateState | None:
         """Return how far a pipeline is, None if the report does not say."""

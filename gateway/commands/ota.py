@@ -19,6 +19,7 @@ from gateway.errors import ControlError
 from gateway.inference.bundle import ReleaseStore
 from gateway.ota import slots
 from gateway.ota.agent import OtaStatus, check_install, check_pin, check_rollback
+from gateway.ota.effective import awaiting_pipelines
 from gateway.ota.errors import OtaError
 from gateway.ota.floor import floor_for
 from gateway.ota.floor_file import FloorStatus
@@ -230,7 +231,9 @@ def _row(name: str, slot: Slot, answer: OtaStatus) -> tuple[str, ...]:
     serving = answer.serving.get(name)
     runs = f"{serving.name}@{serving.version}" if serving is not None else "-"
     state: str = "pinned" if slot.pinned else "trial" if slot.trial else told.phase if told else "configured"
-    if serving is None and answer.running:
+    if name in answer.awaiting and slot.wanted is None:
+        state = "waits for a release"
+    elif serving is None and answer.running and name not in answer.awaiting:
         state = "stands still"  # `gateway status` says why
     elif serving is None and slot.active is not None:
         runs = slot.active.label
@@ -273,6 +276,7 @@ def _status(config: Config) -> OtaStatus:
         twin_version=book.twin_version,
         features=book.features,
         pipelines={name: book.slot(name) for name in config.pipelines},
+        awaiting=tuple(sorted(awaiting_pipelines(config, _store(config)))),
         damage=damage,
         floor=_floor_here(config),
         history=book.history,

@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Final
 
 from gateway.config import CameraSource
 from gateway.configload.crosscheck import Scope
 from gateway.configload.problems import Problem
 from gateway.errors import ModelError
 from gateway.inference.bundle import ReleaseStore
-from gateway.ota.effective import effective_models
+from gateway.ota.effective import awaiting_pipelines, effective_models
 from gateway.wire.manifest import Classification, Detection, ModelManifest
+
+BRINGS: Final = "`cloud-bridge rollout create`, or `gateway ota install` on the device, brings it"
 
 
 def check_inventory(scope: Scope) -> Iterator[Problem]:
@@ -32,8 +35,19 @@ def _releases(scope: Scope) -> Iterator[Problem]:
     releases = ReleaseStore(scope.config.models.directories, sealed=scope.config.gateway.state_directory / "models")
     names = sorted({release.name for release in releases.releases()})
     effective = effective_models(scope.config, releases)
+    awaiting = awaiting_pipelines(scope.config, releases)
     for name, pipeline in scope.config.pipelines.items():
         path = f"pipelines.{name}"
+        if name in awaiting:
+            meant = get_close_matches(pipeline.model.partition("@")[0], names, 1)
+            meant = [] if meant == [pipeline.model.partition("@")[0]] else meant
+            message = f"no release of `{pipeline.model}` that may run is here: the pipeline waits for one over the air"
+            yield scope.warning(
+                f"{path}.model",
+                message,
+                f"did you mean `{meant[0]}`? {BRINGS}" if meant else BRINGS,
+            )
+            continue
         try:
             manifest = releases.find(effective[name]).manifest
         except ModelError as error:

@@ -5,11 +5,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gateway.config import Config
-from gateway.configload.inventory import labels_of
+from gateway.configload.inventory import BRINGS, labels_of
 from gateway.doctor.diagnosis import Diagnosis
 from gateway.errors import ModelError
 from gateway.inference.bundle import Release, ReleaseStore
-from gateway.ota.effective import effective_models
+from gateway.ota.effective import awaiting_pipelines, effective_models
 from gateway.vault.errors import DamagedContainerError, VaultError
 from gateway.vault.store import ReleaseDirectory, read_release
 from gateway.vault.weights import header_of, require_size
@@ -19,7 +19,11 @@ from gateway.wire.manifest import OVER_THE_AIR_FILE, Artefact
 def check_models(config: Config) -> Iterator[Diagnosis]:
     """Find the release that each pipeline really runs, and compare its files with their digests."""
     releases = ReleaseStore(config.models.directories, sealed=sealed_directory(config))
-    effective = effective_models(config, releases)
+    awaiting = awaiting_pipelines(config, releases)
+    for name in sorted(awaiting):
+        found = f"no release that may run is here: pipeline {name} waits for one over the air"
+        yield Diagnosis(f"model {config.pipelines[name].model}", "warning", found, BRINGS)
+    effective = {name: model for name, model in effective_models(config, releases).items() if name not in awaiting}
     for wanted in sorted(set(effective.values())):
         check = f"model {wanted}"
         try:

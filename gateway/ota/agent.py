@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from gateway.config import Ota
+from gateway.errors import ModelAwaitedError
 from gateway.ota import slots
 from gateway.ota.around import Around, Means, Repository
 from gateway.ota.bay import Bay
@@ -52,6 +53,7 @@ class OtaStatus(msgspec.Struct, frozen=True, kw_only=True):
     features: dict[str, bool] = {}
     pipelines: dict[str, Slot] = {}
     serving: dict[str, ModelRef | None] = {}
+    awaiting: tuple[str, ...] = ()  # pipelines for which no release is here
     stale_since: str | None = None
     repository_problem: str = ""  # a code, for programs
     repository_words: str = ""
@@ -106,6 +108,10 @@ class OtaAgent:
         """Return the `name@version` that a pipeline is to load; see `Serving.run_begins`."""
         return self._serving.run_begins(pipeline)
 
+    def awaited(self, pipeline: str) -> ModelAwaitedError | None:
+        """Say that a pipeline has nothing to run and waits for a release; None if that is not so."""
+        return self._serving.awaited(pipeline)
+
     def run_ended(self, pipeline: str) -> None:
         """Note that a run of a pipeline ended for a reason that is not the model's."""
         self._serving.run_ended(pipeline)
@@ -126,6 +132,7 @@ class OtaAgent:
             features=book.features,
             pipelines={name: book.slot(name) for name in self._bays},
             serving=self._telling.serving(),
+            awaiting=tuple(sorted(self._telling.awaiting)),
             stale_since=rfc3339(stale) if stale is not None else None,
             repository_problem=self._bringing.repository_problem,
             repository_words=self._bringing.repository_words,
@@ -262,6 +269,7 @@ class OtaAgent:
             self._bringing.try_again()
             self._telling.report_again()
             self._fetch_wake.set()
+        self._serving.look_who_waits()
         self._telling.report()
 
     def _carry_out(self) -> None:

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 import structlog
 
 from gateway.config import Pipeline as PipelineSettings
-from gateway.errors import PipelineBusyError
+from gateway.errors import GatewayError, ModelAwaitedError, PipelineBusyError
 from gateway.inference.model import Model
 from gateway.ota.watch import Watch
 from gateway.wire.manifest import ModelManifest
@@ -30,7 +30,7 @@ class Host(Protocol):
     @property
     def model(self) -> Model | None: ...
     def swap(self, model: Model, timeout_seconds: float = ...) -> Model: ...
-    def abandon(self, reason: str) -> None: ...
+    def abandon(self, reason: str, error: GatewayError | None = None) -> None: ...
 
 
 class Bay:
@@ -48,6 +48,7 @@ class Bay:
         self.watch = watch
         self.lock = threading.RLock()  # held while a model is exchanged
         self.host: Host | None = None
+        self.beckons = 0  # how often a pipeline that does not run was told to look for its model at once
         self._load = load
         self._kept: Model | None = None
 
@@ -128,6 +129,15 @@ class Bay:
         """Leave a run of the pipeline that hangs; the next one begins with what the journal says."""
         if self.host is not None:
             self.host.abandon(reason)
+
+    def stand_down(self, error: ModelAwaitedError) -> None:
+        """End the run of a pipeline that has nothing to run any more; that is no failure, and it waits."""
+        if self.host is not None:
+            self.host.abandon(str(error), error)
+
+    def beckon(self) -> None:
+        """Have a pipeline that does not run look for its model now."""
+        self.beckons += 1
 
     def let_go(self) -> None:
         """Close what was kept."""

@@ -32,13 +32,13 @@ from gateway.ota.errors import (
 from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
 from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
-from gateway.ota.journal import Installed, JournalError
+from gateway.ota.journal import Installed, JournalError, Reference, Slot
 from gateway.ota.serving import Serving
 from gateway.ota.shadow import Shadow
 from gateway.ota.telling import Telling
 from gateway.vault.errors import VaultError
 from gateway.wire.manifest import ModelManifest
-from gateway.wire.messages import UpdatePhase
+from gateway.wire.messages import ModelRef, UpdatePhase
 from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
@@ -295,35 +295,41 @@ class Bringing:
             still = slot.wanted is not None and slot.wanted.model == model and slot.pinned is None
             # A pipeline that waits for the key of what it has would never run, and the update would wait for it.
             now = bay.serving or self._serving.stands_still(pipeline)
-            if not still or now is None or self._stopping.is_set():
+            is_away = now is None and self._serving.awaited(pipeline) is None
+            if not still or is_away or self._stopping.is_set():
                 loaded.close()
-                if now is None and still:
+                if is_away and still:
                     raise _Later(f"pipeline {pipeline} does not run")
                 if not self._wants(pipeline, model):
                     self._serving.collect()
                 return
-            # While another is on trial, the way back stays the one that has proved itself.
-            before = slot.previous if slot.trial is not None and slot.previous is not None else None
-            before = before or Installed(name=now.name, version=now.version)
+            is_running = bay.serving is not None
+            before = _way_back(slot, now)
             step = slots.begin_trial(
                 pipeline,
                 model,
                 before,
-                bay.watch.reference(bay.manifest),
+                # What a first release did that was taken back, or is on trial itself, is no measure.
+                bay.watch.reference(bay.manifest) if before is not None else Reference(),
                 now_ns=self._around.wall_ns(),
                 at=self._telling.at(),
                 boot_id=self._around.boot_id,
+                is_running=is_running,
             )
             try:
                 self._journal.change(step)
             except JournalError:
                 loaded.close()
                 raise
-            try:
-                bay.exchange(loaded, keep_old=True)
-            except InferenceError as error:
-                # It is in the journal: the next run of the pipeline begins with the new release.
-                log.warning("model_swap_waits", pipeline=pipeline, model=model.label, error=str(error))
+            if is_running:
+                try:
+                    bay.exchange(loaded, keep_old=True)
+                except InferenceError as error:
+                    # It is in the journal: the next run of the pipeline begins with the new release.
+                    log.warning("model_swap_waits", pipeline=pipeline, model=model.label, error=str(error))
+            else:  # it has shown that it can be loaded; the run loads it on its own thread
+                loaded.close()
+                bay.beckon()
             self._serving.begins(pipeline)
         self._around.metrics.outcome(pipeline, "swapped")
         reason = f"the patch could not be used: {cost.patch_failed}" if cost is not None and cost.patch_failed else ""
@@ -367,6 +373,13 @@ class Bringing:
                     "model_update_waits", pipeline=pipeline, model=model.label, code=error.code, reason=str(error)
                 )
             self._telling.say(pipeline, phase, model, code=error.code, reason=str(error))
+
+
+def _way_back(slot: Slot, now: ModelRef | Installed | None) -> Installed | None:
+    """Return what a release on trial is given up for: never one that is on trial itself; None where nothing else is."""
+    if slot.trial is not None:
+        return slot.previous
+    return Installed(name=now.name, version=now.version) if now is not None else None
 
 
 class _Later(OtaError):

@@ -6,8 +6,8 @@ import msgspec
 
 from gateway.config import Config
 from gateway.inference.bundle import ReleaseStore
-from gateway.ota.journal import Installed, peek
-from gateway.ota.slots import model_for
+from gateway.ota.journal import Book, Installed, peek
+from gateway.ota.slots import is_usable, model_for
 
 
 def came_over_the_air(releases: ReleaseStore) -> list[Installed]:
@@ -27,8 +27,28 @@ def effective_models(config: Config, releases: ReleaseStore) -> Mapping[str, str
     """
     if config.ota is None:
         return {name: pipeline.model for name, pipeline in config.pipelines.items()}
+    book, there = _book(config, releases), _there(releases)
+    return {name: model_for(book, name, pipeline.model, there) for name, pipeline in config.pipelines.items()}
+
+
+def awaiting_pipelines(config: Config, releases: ReleaseStore) -> frozenset[str]:
+    """Return the pipelines that would wait for a release to come over the air, because none is here that they may run.
+
+    Reads the journal, and changes nothing; arguments as of `effective_models`. Without a section `ota` none comes: what
+    is missing then is a mistake.
+    """
+    if config.ota is None:
+        return frozenset()
+    book, there = _book(config, releases), _there(releases)
+    models = effective_models(config, releases)
+    return frozenset(name for name, label in models.items() if not is_usable(book, name, label, there))
+
+
+def _book(config: Config, releases: ReleaseStore) -> Book:
     book = peek(config.gateway.state_directory)
     missing = [each for each in came_over_the_air(releases) if each not in book.installed]
-    book = msgspec.structs.replace(book, installed=(*book.installed, *missing))
-    there = [(each.name, each.version) for each in releases.releases()]
-    return {name: model_for(book, name, pipeline.model, there) for name, pipeline in config.pipelines.items()}
+    return msgspec.structs.replace(book, installed=(*book.installed, *missing))
+
+
+def _there(releases: ReleaseStore) -> list[tuple[str, str]]:
+    return [(each.name, each.version) for each in releases.releases()]

@@ -171,6 +171,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
     features: dict[str, bool] = {}
     pipelines: dict[str, Slot] = {}
     installed: tuple[Installed, ...] = ()  # releases in the vault's store that came over the air
+    unproved: tuple[Installed, ...] = ()  # of those, what no pipeline has kept yet: it runs where it is on trial alone
     history: tuple[Event, ...] = ()  # the oldest first
 
     def slot(self, pipeline: str) -> Slot:

@@ -11,6 +11,7 @@ import structlog
 from gateway.errors import (
     BackendUnavailableError,
     InferenceError,
+    ModelAwaitedError,
     ModelError,
     PipelineBusyError,
     WeightsWithheldError,
@@ -120,12 +121,38 @@ class Serving:
         name, _, version = label.partition("@")
         return Installed(name=name, version=version) if self._withholds(label) else None
 
+    def awaited(self, pipeline: str) -> ModelAwaitedError | None:
+        """Say that a pipeline runs nothing, because no release that it may run is here; None if that is not so."""
+        bay = self._bays[pipeline]
+        if bay.serving is not None:
+            return None
+        _, label = self._wished(pipeline)
+        is_usable = slots.is_usable(self._journal.book, pipeline, label, self._around.there())
+        return None if is_usable else _awaited(bay)
+
+    def look_who_waits(self) -> None:
+        """Find the pipelines that wait for a release; told in the log when that begins, and when it is over."""
+        waiting = frozenset(name for name in self._bays if self.awaited(name) is not None)
+        for name in sorted(waiting - self._telling.awaiting):
+            log.warning("pipeline_awaits_model", pipeline=name, model=self._bays[name].settings.model)
+        for name in sorted(self._telling.awaiting - waiting):
+            log.info("pipeline_awaits_model_no_more", pipeline=name)
+        self._telling.awaiting = waiting
+
     def serve(self, pipeline: str, bay: Bay) -> None:
-        """Let the pipeline run what the journal says; one that does not run begins with it."""
+        """Let the pipeline run what the journal says; one that does not run begins with it, if it is here."""
         label = self.label(pipeline)
-        if bay.serves(label):
+        # What is loaded goes on though it is gone from the disk; what was taken back does not, also where the
+        # configuration names it.
+        there = [*self._around.there(), _named(label)] if bay.serves(label) else self._around.there()
+        if bay.serving is None:
+            bay.beckon()
+        elif not slots.is_usable(self._journal.book, pipeline, label, there):
+            log.warning("pipeline_stands_down", pipeline=pipeline, model=label)
+            bay.stand_down(_awaited(bay))
+        elif bay.serves(label):
             self._busy.pop(pipeline, None)
-        elif bay.serving is not None and not self._is_busy(pipeline):
+        elif not self._is_busy(pipeline):
             self._exchange(pipeline, bay, label)
 
     def _exchange(self, pipeline: str, bay: Bay, label: str) -> None:
@@ -303,6 +330,18 @@ class Serving:
         if damage:
             words = f"{chosen.name} {chosen.version} was damaged on this device and must be fetched again"
             self._around.note("release_damaged", "warning", words)
+
+
+def _named(label: str) -> tuple[str, str]:
+    name, _, version = label.partition("@")
+    return name, version
+
+
+def _awaited(bay: Bay) -> ModelAwaitedError:
+    return ModelAwaitedError(
+        f"no release of {bay.settings.model} that may run is on this device: the pipeline waits until a rollout "
+        "(`cloud-bridge rollout create`), or `gateway ota install`, brings one"
+    )
 
 
 def _configured(bay: Bay) -> Installed | None:

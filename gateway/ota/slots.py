@@ -3,10 +3,10 @@
 Which release a pipeline runs, the strongest first: what a person on the device has pinned, what an assignment of the
 bridge has made active, what the configuration names. `model: name` of the configuration means the newest release that
 did not come over the air: a release that was taken back must not return as "the newest". Where no other is left, the
-newest from the air that is not blocked runs: a pipeline that stands still helps nobody.
+newest from the air that has proved itself and is not blocked runs: a pipeline that stands still helps nobody.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
@@ -44,8 +44,23 @@ def model_for(book: Book, pipeline: str, configured: str, there: Iterable[tuple[
     came = {(each.name, each.version) for each in book.installed}
     named = [each for each in releases if each[0] == name]
     own = [each for each in named if each not in came]
-    usable = own or [each for each in named if slot.is_blocked(Installed(name=name, version=each[1])) is None]
+    usable = own or [each for each in named if is_usable(book, pipeline, f"{name}@{each[1]}", releases)]
     return f"{name}@{usable[-1][1]}" if usable else configured
+
+
+def is_usable(book: Book, pipeline: str, label: str, there: Collection[tuple[str, str]]) -> bool:
+    """Tell whether a pipeline may run `name@version`: it is here, and if it came over the air, somebody answers for it.
+
+    That is a person who pinned it, the trial that it is on there, or one that it has passed without having been taken
+    back there. What was stored and is still to be proved is none of these, also where the configuration names it.
+    """
+    name, _, version = label.partition("@")
+    if (name, version) not in there:
+        return False
+    model, slot = Installed(name=name, version=version), book.slot(pipeline)
+    if model in (slot.pinned, slot.active, slot.previous) or model not in book.installed:
+        return True
+    return model not in book.unproved and slot.is_blocked(model) is None
 
 
 def accept(pipeline: str, model: Installed, token: int, at: str, *, by_hand: bool = False) -> Step:
@@ -92,7 +107,7 @@ def installed(model: Installed) -> Step:
     def step(book: Book) -> Book:
         if model in book.installed:
             return book
-        return msgspec.structs.replace(book, installed=(*book.installed, model))
+        return msgspec.structs.replace(book, installed=(*book.installed, model), unproved=(*book.unproved, model))
 
     return step
 
@@ -102,7 +117,8 @@ def removed(models: Sequence[Installed]) -> Step:
 
     def step(book: Book) -> Book:
         left = tuple(each for each in book.installed if each not in models)
-        return msgspec.structs.replace(book, installed=left)
+        unproved = tuple(each for each in book.unproved if each not in models)
+        return msgspec.structs.replace(book, installed=left, unproved=unproved)
 
     return step
 
@@ -110,14 +126,26 @@ def removed(models: Sequence[Installed]) -> Step:
 def begin_trial(
     pipeline: str,
     model: Installed,
-    before: Installed,
+    before: Installed | None,
     reference: Reference,
     *,
     now_ns: int,
     at: str,
     boot_id: str = "",
+    is_running: bool = True,
 ) -> Step:
-    """Let a release serve from now on, on trial; what served before is the way back. boot_id: of the machine's boot."""
+    """Let a release serve from now on, on trial.
+
+    Args:
+        pipeline: its name.
+        model: the release.
+        before: what served before, the way back; None: the pipeline waits again if this one is taken back.
+        reference: what that did lately.
+        now_ns: UTC.
+        at: the same, RFC 3339.
+        boot_id: of the machine's boot.
+        is_running: the pipeline runs now; else its next run is the first under the release.
+    """
 
     def step(book: Book) -> Book:
         slot = book.slot(pipeline)
@@ -126,7 +154,7 @@ def begin_trial(
             slot,
             active=model,
             previous=before,
-            trial=OnTrial(since_ns=now_ns, boot_id=boot_id, reference=reference),
+            trial=OnTrial(since_ns=now_ns, running=is_running, boot_id=boot_id, reference=reference),
             wanted=None,
             token=token,
         )
@@ -246,6 +274,8 @@ def prove(pipeline: str, at: str) -> Step:
             return book
         model = slot.active.label if slot.active is not None else ""
         event = Event(at=at, pipeline=pipeline, what="proven", model=model)
+        unproved = tuple(each for each in book.unproved if each != slot.active)
+        book = msgspec.structs.replace(book, unproved=unproved)
         return book.with_slot(pipeline, msgspec.structs.replace(slot, trial=None), event)
 
     return step

@@ -136,7 +136,7 @@ def _latency(rules: TrialSettings, reference: Reference, target_ms: float | None
     if answers < LEAST_ANSWERS:
         return None
     before = reference.latency_p95_ms
-    relative = max(before * rules.max_latency_ratio, before + SLOWER_MS) if before is not None else None
+    relative = _roomy(rules, before) if before is not None else None
     # A device too slow for the promise was so with the release before: then that one is the measure.
     limit = target_ms if target_ms is not None and (before is None or before <= target_ms) else relative
     if limit is None:
@@ -146,12 +146,18 @@ def _latency(rules: TrialSettings, reference: Reference, target_ms: float | None
     if median > limit:
         return TakeBack("latency", f"half of the answers took over {median:.1f} ms, {limit:.1f} ms are allowed{told}")
     # The slowest few say as much of a busy machine as of the release: there must be enough of them, and a promise that
-    # was kept on average is not broken by what the machine did at that moment.
-    limit = max(limit, relative or 0.0)
+    # was kept on average is not broken by what the machine did at that moment. A first release is given as much room
+    # over its promise as another one over the release before.
+    limit = max(limit, _roomy(rules, before if before is not None else limit))
     p95 = quantile(seen.latencies_ms, 0.95)
     if answers >= LEAST_FOR_TAIL and p95 > limit:
         return TakeBack("latency", f"95 % of answers took up to {p95:.1f} ms, {limit:.1f} ms are allowed{told}")
     return None
+
+
+def _roomy(rules: TrialSettings, latency_ms: float) -> float:
+    """Return up to what a latency passes for as good as this one."""
+    return max(latency_ms * rules.max_latency_ratio, latency_ms + SLOWER_MS)
 
 
 def _input_drift(rules: TrialSettings, reference: Reference, made_for: MadeFor | None, seen: Seen) -> TakeBack | None:

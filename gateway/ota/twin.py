@@ -128,7 +128,13 @@ def _let_go(book: Book, twin: Twin, pipeline: str, now: ModelRef | None, *, at: 
     return slots.tell(told)(book)
 
 
-def reported(book: Book, serving: Mapping[str, ModelRef | None], at: str, others: Collection[UpdateState] = ()) -> Twin:
+def reported(
+    book: Book,
+    serving: Mapping[str, ModelRef | None],
+    at: str,
+    others: Collection[UpdateState] = (),
+    awaiting: Collection[str] = (),
+) -> Twin:
     """Return what the device says of itself.
 
     Args:
@@ -136,9 +142,12 @@ def reported(book: Book, serving: Mapping[str, ModelRef | None], at: str, others
         serving: the release that each pipeline of this device runs now.
         at: now, RFC 3339.
         others: words about pipelines that this device does not have.
+        awaiting: pipelines that run nothing, because no release that they may run is here.
     """
     updates = [
-        msgspec.structs.replace(slot.told, running_model=serving[name] or slot.told.running_model)
+        msgspec.structs.replace(
+            slot.told, running_model=serving[name] or (None if name in awaiting else slot.told.running_model)
+        )
         for name, slot in sorted(book.pipelines.items())
         if slot.told is not None and name in serving  # of one that was renamed there is nothing to say any more
     ]
@@ -149,4 +158,5 @@ def reported(book: Book, serving: Mapping[str, ModelRef | None], at: str, others
         assignments=[Assignment(pipeline=name, model=model) for name, model in sorted(serving.items()) if model],
         features=book.features,
         updates=[*updates, *others],
+        awaiting=sorted(awaiting),
     )

@@ -162,7 +162,9 @@ class PipelineStatus(Message, frozen=True, kw_only=True):
     dropped: dict[str, int] = {}
     open_events: int = 0
     last_error: str | None = None
-    waits_for: str = ""  # while it cannot go on: `key` (of its model), `accelerator`, `device` (of its source)
+    waits_for: str = (
+        ""  # while it cannot go on: `key` (of its model), `model` (its first), `accelerator`, `device` (of its source)
+    )
 
 
 class Eviction(Message, frozen=True, kw_only=True):
@@ -368,7 +370,8 @@ class Twin(Message, frozen=True, kw_only=True):
 
     In `twin/reported`, `version` and `fencing_token` are those of the last desired twin that was accepted,
     `assignments` what runs, and `updates` how far each pipeline is. `os` is reported by devices whose system is updated
-    over the air.
+    over the air. `awaiting`, in a report alone, names the pipelines that run nothing because no release that they may
+    run is on the device: one that is assigned begins there.
     """
 
     version: int
@@ -378,6 +381,7 @@ class Twin(Message, frozen=True, kw_only=True):
     features: dict[str, bool] = {}
     updates: list[UpdateState] = []
     os: OsState | None = None
+    awaiting: list[str] = []
 
 
 class FetchRequest(Message, frozen=True, kw_only=True):

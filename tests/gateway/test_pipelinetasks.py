@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from gateway.errors import AcceleratorLostError, ModelError, WeightsWithheldError
+from gateway.errors import AcceleratorLostError, ModelAwaitedError, ModelError, WeightsWithheldError
 from gateway.pipeline import Pipeline
 from gateway.pipelinetasks import Parts, PipelineTasks
 from gateway.threads import Leave
@@ -52,10 +52,15 @@ class Verdicts:
     """Takes the place of the updates over the air."""
 
     heard: list[BaseException | None] = field(default_factory=list)
+    beckoned: int = 0
 
     def ended(self, name: str, error: BaseException | None) -> None:
         assert name == NAME
         self.heard.append(error)
+
+    def beckons(self, name: str) -> int:
+        assert name == NAME
+        return self.beckoned
 
 
 @dataclass
@@ -116,6 +121,26 @@ async def test_a_key_that_is_not_given_out_is_no_failure_and_is_asked_for_again(
     script = await around.run(fails(WeightsWithheldError("the TPM is away")), returns)
     assert len(script.tries) == 2
     assert script.tries[1] - script.tries[0] >= 0.9, "not at once"
+
+
+async def test_a_release_that_has_not_come_yet_is_no_failure(around: Around) -> None:
+    script = await around.run(fails(ModelAwaitedError("a rollout brings it")), returns)
+    assert len(script.tries) == 2
+    assert script.tries[1] - script.tries[0] >= 0.9, "not at once"
+
+
+async def test_updates_that_beckon_end_the_pause(around: Around) -> None:
+    async with pausing(around):
+        around.verdicts.beckoned += 1
+
+
+async def test_updates_that_beckon_during_a_try_leave_no_pause_behind_it(around: Around) -> None:
+    def beckoned_meanwhile() -> None:
+        around.verdicts.beckoned += 1
+        raise ModelAwaitedError("it came when this try had looked already")
+
+    script = await around.run(beckoned_meanwhile, returns)
+    assert script.tries[1] - script.tries[0] < 0.9
 
 
 async def test_an_accelerator_that_goes_is_no_failure_and_another_is_looked_for_soon(around: Around) -> None:

@@ -20,6 +20,7 @@ from typing import Final, Self
 import numpy as np
 
 from gateway.config import Trial
+from gateway.errors import GatewayError
 from gateway.inference.model import Model
 from gateway.ota.ways_https import HttpsWay
 from gateway.uplink.backoff import Backoff
@@ -81,7 +82,7 @@ class LightPipeline:
         self._device.watch.swapped(model.ref, 0.0)
         return old
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str, error: GatewayError | None = None) -> None:
         """Remember why."""
         self.left = reason
 

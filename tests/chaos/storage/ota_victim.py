@@ -29,6 +29,7 @@ from typing import Any, Final
 import structlog
 
 from gateway.config import Trial
+from gateway.errors import GatewayError
 from gateway.inference.model import Model
 from gateway.vault.store import ReleaseDirectory, SealedStore
 from tests.chaos.storage.fusedisk import Teller
@@ -58,7 +59,7 @@ class Stopped:
         old, self.model = self.model, model
         return old
 
-    def abandon(self, reason: str) -> None:
+    def abandon(self, reason: str, error: GatewayError | None = None) -> None:
         """Never happens here."""
 
 

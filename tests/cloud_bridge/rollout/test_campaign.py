@@ -7,9 +7,11 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from cloud_bridge.commands.rollout_words import device_line, device_plain, report_lines
 from cloud_bridge.errors import BridgeError, StoreError
 from cloud_bridge.identity.database import Database
 from cloud_bridge.rollout.errors import RolloutError
+from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.plan import Arm
 from cloud_bridge.rollout.records import Rollout
 from cloud_bridge.rollout.releases import Release, ReleaseState, release_of
@@ -19,8 +21,8 @@ from cloud_bridge.twins.desired import find_desired, one_desired
 from cloud_bridge.twins.forgotten import forget_device
 from cloud_bridge.twins.labels import set_labels
 from cloud_bridge.twins.reported import put_report
-from gateway.wire.messages import Assignment, ModelRef, Twin, encode
-from tests.cloud_bridge.rollout.kit import NEW, OLD, Registered, Stage
+from gateway.wire.messages import Assignment, ModelRef, Twin, UpdateState, encode
+from tests.cloud_bridge.rollout.kit import MINUTE_NS, NEW, OLD, Registered, Stage
 from tests.simulators.ota_device import OtaDevice, slow
 
 
@@ -142,6 +144,48 @@ def report(stage: Stage, gateway: str, model: ModelRef, pipeline: str = "camera"
     twin = Twin(version=0, fencing_token=0, at="", assignments=[Assignment(pipeline=pipeline, model=model)])
     with stage.database.transaction() as tx:
         put_report(tx, gateway, encode(twin), twin, stage.now_ns)
+
+
+def says_that_it_waits(stage: Stage, gateway: str, token: int = 0, *updates: UpdateState) -> None:
+    twin = Twin(version=1, fencing_token=token, at="", updates=[*updates], awaiting=["camera"])
+    with stage.database.transaction() as tx:
+        put_report(tx, gateway, encode(twin), twin, stage.now_ns)
+
+
+def test_a_device_without_any_release_is_given_its_first_and_counted_as_waiting_when_it_took_it_back(
+    database: Database,
+) -> None:
+    """Also where its status still names what it ran once: what it has not got is nothing to go back to."""
+    stage = Stage(database)
+    stage.store.add("new", OLD.ref, seen_ns=stage.now_ns)
+    says_that_it_waits(stage, "new")
+    made = stage.desk.create(stage.plan("rest"))
+    assert made.reason == "1 devices have the pipeline; 1 of them have no release for it yet"
+    stage.now_ns += MINUTE_NS
+    stage.campaign.tick()
+    with database.transaction() as tx:
+        desired = one_desired(tx, "new")
+    assert desired is not None
+    assert desired.model_of("camera") == NEW.ref
+    (stand,) = stage.desk.report(made.id).stands
+    assert stand.member.previous is None
+    told = UpdateState(pipeline="camera", phase="reverted", model=NEW.ref, at="", code="not-a-number", reason="NaN")
+    says_that_it_waits(stage, "new", desired.token, told)
+    stage.now_ns += MINUTE_NS
+    stage.campaign.tick()
+    report = stage.desk.report(made.id)
+    assert (report.rollout.phase, report.returned, report.recovered, report.awaiting) == ("halted", 1, 1, 1)
+    assert "not-a-number" in report.rollout.reason
+    assert "what serves there stays" in report.history[-1].detail
+    assert "1 of these had nothing, and wait for a release again" in "\n".join(report_lines(report))
+
+
+def test_a_device_that_only_says_that_it_waits_has_the_pipeline_and_is_listed_so(database: Database) -> None:
+    stage = Stage(database)
+    says_that_it_waits(stage, "new")
+    fleet = Fleet.read(stage.store, database)
+    assert [*fleet.meant(stage.plan())] == ["new"]
+    assert device_line(device_plain(fleet, "new")) == "new unknown [] camera: waits for a release"
 
 
 class Unreadable(Registered):

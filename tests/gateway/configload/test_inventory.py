@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.configload import Problem, load, read
+from gateway.doctor.models import check_models
 from tests.simulators.clips import write_video
 from tests.simulators.releases import write_release
 
@@ -59,6 +60,31 @@ def test_what_is_named_and_not_there_is_told_with_its_place(
     # A gateway starts all the same: the other pipelines do not wait for this one.
     assert load(file).gateway.id == "dock-7"
     assert read(file, require_files=False).problems == []
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"),
+    [
+        ("cat-finder@2.0.0", "`cloud-bridge rollout create`"),
+        ("cat-fnider", "did you mean `cat-finder`? `cloud-bridge rollout create`"),
+        ("forklift", "`cloud-bridge rollout create`"),
+    ],
+)
+def test_a_model_that_can_come_over_the_air_is_a_warning_that_says_what_brings_it(
+    file: Path, model: str, remedy: str
+) -> None:
+    (file.parent / "root.json").write_text("{}")
+    text = CONFIG.replace("model: cat-finder", f"model: {model}") + "ota: {root_file: root.json}\n"
+    file.write_text(text)
+    reading = read(file, take_stock=True)
+    (problem,) = [one for one in reading.problems if one.path.startswith("pipelines.")]
+    assert (problem.path, problem.severity) == ("pipelines.door.model", "warning")
+    assert f"no release of `{model}` that may run is here" in problem.message
+    assert problem.remedy.startswith(remedy)
+    assert reading.config is not None
+    (told,) = check_models(reading.config)
+    assert (told.check, told.verdict) == (f"model {model}", "warning")
+    assert "pipeline door waits" in told.found
 
 
 def test_a_label_beside_others_that_the_model_knows_is_a_warning(file: Path) -> None:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from gateway.config import Interest, MqttSource, Ota, Source, Trial
 from gateway.config import Pipeline as PipelineSettings
 from gateway.config import Vault as VaultSettings
+from gateway.errors import ModelAwaitedError
 from gateway.health.metrics import Metrics
 from gateway.inference.bundle import ReleaseStore
 from gateway.inference.litert import LiteRtBackend
@@ -32,6 +33,7 @@ from gateway.ota.install import Installer
 from gateway.ota.journal import FILE, Installed, Journal, Slot
 from gateway.ota.watch import Watch
 from gateway.pipeline import Pipeline
+from gateway.pipelinerun import AbandonedError
 from gateway.preprocess.preparation import preparation_for
 from gateway.sealing import SealedModels
 from gateway.surroundings import Surroundings
@@ -175,6 +177,7 @@ class Device:
         self.bay = Bay(self.settings, self.load, self.watch)
         self.agent.add("motor", self.bay)
         self.left = threading.Event()
+        self.left_for: BaseException | None = None
         self.pipeline = Pipeline(
             "motor",
             self.settings,
@@ -183,7 +186,7 @@ class Device:
                 gateway="gw",
                 time_zone=UTC,
                 open_source=lambda: self.sensor,
-                load_model=lambda: self.load(self.agent.run_begins("motor")),
+                load_model=self._load_to_run,
                 submit=self._submit,
                 publish=lambda _entries: None,
                 instruments=Metrics(),
@@ -191,7 +194,7 @@ class Device:
                 wall_ns=time.time_ns,
                 monotonic_ns=time.monotonic_ns,
                 spectator=self.record,
-                leave=lambda _error: self.left.set(),
+                leave=self._leave,
             ),
         )
         self.bay.host = self.pipeline
@@ -199,19 +202,38 @@ class Device:
     # ---- life ---------------------------------------------------------------------------------------
 
     def start(self) -> "Device":
+        """Begin pipeline and agent, and wait for an answer."""
+        self.begin()
+        wait_for(lambda: self.record.versions, seconds=20, what="an answer")
+        return self
+
+    def begin(self) -> "Device":
         """Begin pipeline and agent."""
         self._run_pipeline()
         self._threads.append(
             threading.Thread(target=self.agent._both, args=(self.agent._ended,), name="test-ota", daemon=True)
         )
         self._threads[-1].start()
-        wait_for(lambda: self.record.versions, seconds=20, what="an answer")
         return self
 
     def _run_pipeline(self) -> None:
+        pipeline, agent, bay = self.pipeline, self.agent, self.bay
+
         def run() -> None:
-            self.pipeline.run()
-            self.agent.run_ended("motor")
+            while not pipeline._stopping.is_set():
+                beckons = bay.beckons
+                self.left_for = None
+                try:
+                    pipeline.run()
+                    agent.run_ended("motor")
+                    return
+                except ModelAwaitedError:
+                    pass
+                except AbandonedError:
+                    if not isinstance(self.left_for, ModelAwaitedError):
+                        return
+                while bay.beckons == beckons and not pipeline._stopping.wait(0.01):
+                    pass
 
         self._threads.append(threading.Thread(target=run, name="test-infer", daemon=True))
         self._threads[-1].start()
@@ -293,6 +315,16 @@ class Device:
         self.vault.remove(NAME, version)
 
     # ---- what is around -----------------------------------------------------------------------------
+
+    def _load_to_run(self) -> Model:
+        label = self.agent.run_begins("motor")
+        if (awaited := self.agent.awaited("motor")) is not None:
+            raise awaited
+        return self.load(label)
+
+    def _leave(self, error: BaseException) -> None:
+        self.left_for = error
+        self.left.set()
 
     def store(self) -> ReleaseStore:
         """Where the device finds releases."""
