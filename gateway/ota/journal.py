@@ -156,7 +156,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str
     pipeline: str
-    what: str  # accepted, withdrawn, swapped, proven, reverted, refused, pinned, unpinned, crashed, outage, missing
+    what: (
+        str  # accepted, withdrawn, kept, swapped, proven, reverted, refused, pinned, unpinned, crashed, outage, missing
+    )
     model: str = ""
     code: str = ""
     detail: str = ""

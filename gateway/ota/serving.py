@@ -184,7 +184,7 @@ class Serving:
                 self._telling.say(pipeline, "running", model)
                 return True
             if slot.active in (None, model) and bay.serves(model.label):
-                self._journal.change(slots.give_directly(pipeline, model))
+                self._journal.change(slots.give_directly(pipeline, model, self._telling.at()))
                 self._telling.say(pipeline, "running", model)
                 return True
         return False
@@ -312,7 +312,7 @@ class Serving:
             JournalError: the disk does not take that.
         """
         with bay.lock:
-            slot = self._journal.change(slots.give_directly(pipeline, model)).slot(pipeline)
+            slot = self._journal.change(slots.give_directly(pipeline, model, self._telling.at())).slot(pipeline)
             self.serve(pipeline, bay)
         self._telling.say(pipeline, "trial" if slot.trial is not None else "running", model, cost=cost)
 

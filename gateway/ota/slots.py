@@ -67,12 +67,25 @@ def accept(pipeline: str, model: Installed, token: int, at: str, *, by_hand: boo
     """Note that a twin, or a person on the device, gives a release to a pipeline."""
 
     def step(book: Book) -> Book:
-        slot = msgspec.structs.replace(book.slot(pipeline), wanted=Wanted(model=model, token=token, by_hand=by_hand))
+        before = book.slot(pipeline)
+        slot = msgspec.structs.replace(before, wanted=Wanted(model=model, token=token, by_hand=by_hand))
         code = "by-hand" if by_hand else ""
         event = Event(at=at, pipeline=pipeline, what="accepted", model=model.label, code=code)
-        return book.with_slot(pipeline, slot, event)
+        return book.with_slot(pipeline, slot, *given_up(pipeline, before, model, at), event)
 
     return step
+
+
+def given_up(pipeline: str, slot: Slot, instead: Installed, at: str) -> tuple[Event, ...]:
+    """Return the line of the history about what was wanted until now, where another release takes its place.
+
+    None about a release that serves already and was to be fetched once more.
+    """
+    wanted = slot.wanted
+    if wanted is None or wanted.model in (instead, slot.active):
+        return ()
+    detail = f"{instead.label} is wanted instead"
+    return (Event(at=at, pipeline=pipeline, what="withdrawn", model=wanted.model.label, detail=detail),)
 
 
 def withdraw(pipeline: str, at: str) -> Step:
@@ -182,15 +195,16 @@ def return_to_previous(pipeline: str, at: str) -> Step:
     return step
 
 
-def give_directly(pipeline: str, model: Installed) -> Step:
-    """Note that what is wanted runs already: nothing is to be proved."""
+def give_directly(pipeline: str, model: Installed, at: str) -> Step:
+    """Note that what is wanted runs already, or is here again: nothing is to be proved."""
 
     def step(book: Book) -> Book:
         slot = book.slot(pipeline)
         token = slot.wanted.token if slot.wanted is not None else slot.token
-        return book.with_slot(
-            pipeline, msgspec.structs.replace(slot, active=slot.active or model, wanted=None, token=token)
-        )
+        following = msgspec.structs.replace(slot, active=slot.active or model, wanted=None, token=token)
+        detail = "it was fetched again" if slot.active == model else "it runs already"
+        event = Event(at=at, pipeline=pipeline, what="kept", model=model.label, detail=detail)
+        return book.with_slot(pipeline, following, *((event,) if slot.wanted is not None else ()))
 
     return step
 

@@ -90,14 +90,15 @@ def _assign(
     if pipeline not in pipelines:
         return book, told("refused", "unknown-pipeline", f"this gateway has no pipeline {pipeline}")
     slot = book.slot(pipeline)
+    gone = slots.given_up(pipeline, slot, model, at)
     if slot.active == model:  # whatever else was on its way is not wanted any more
         slot = msgspec.structs.replace(slot, token=twin.fencing_token, wanted=None)
         phase = "pinned" if slot.pinned is not None else "trial" if slot.trial is not None else "running"
-        return book.with_slot(pipeline, slot), told(phase)
+        return book.with_slot(pipeline, slot, *gone), told(phase)
     if (blocked := slot.is_blocked(model)) is not None:
         # What was wanted until now is not wanted any more either.
         slot = msgspec.structs.replace(slot, wanted=None)
-        return book.with_slot(pipeline, slot), told("blocked", blocked.code, blocked.reason)
+        return book.with_slot(pipeline, slot, *gone), told("blocked", blocked.code, blocked.reason)
     book = slots.accept(pipeline, model, twin.fencing_token, at)(book)
     if slot.pinned is not None:
         return book, told("pinned", "pinned", f"a person on the device keeps {slot.pinned.label}")

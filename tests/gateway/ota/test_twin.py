@@ -98,6 +98,35 @@ def test_what_is_not_assigned_any_more_is_not_wanted_any_more_and_that_is_said()
     assert again is not None, "it may be assigned again"
 
 
+def told_of(book: Book) -> list[tuple[str, str]]:
+    return [(each.what, each.model) for each in book.history]
+
+
+def test_the_history_of_a_rollout_that_was_aborted_does_not_end_with_what_was_accepted() -> None:
+    """What ran before is assigned again: that it runs already, and what became of the other, is said."""
+    book = ruled(ruled(Book(), twin(3)), twin(4, model=ONE))
+    book = slots.give_directly("door", ONE, AT)(book)
+    assert told_of(book) == [
+        ("accepted", "m@2.0.0"), ("withdrawn", "m@2.0.0"), ("accepted", "m@1.0.0"), ("kept", "m@1.0.0"),
+    ]  # fmt: skip
+
+
+def test_so_it_is_where_the_release_before_came_over_the_air_or_is_blocked() -> None:
+    proven = slots.prove("door", AT)(on_trial())
+    three = Installed(name="m", version="3.0.0")
+    aborted = ruled(ruled(proven, twin(4, model=three)), twin(5, model=TWO))
+    assert told_of(aborted)[-2:] == [("accepted", "m@3.0.0"), ("withdrawn", "m@3.0.0")]
+    reverted = slots.take_back("door", "latency", "too slow", AT)(on_trial())
+    blocked = ruled(ruled(reverted, twin(4, model=three)), twin(5, model=TWO))
+    assert told_of(blocked)[-2:] == [("accepted", "m@3.0.0"), ("withdrawn", "m@3.0.0")]
+
+
+def test_a_release_that_is_fetched_once_more_is_not_said_to_be_withdrawn() -> None:
+    missing = slots.want_again("door", AT)(slots.prove("door", AT)(on_trial()))
+    assert told_of(ruled(missing, twin(4)))[-1] == ("missing", "m@2.0.0")
+    assert told_of(slots.give_directly("door", TWO, AT)(missing))[-1] == ("kept", "m@2.0.0")
+
+
 def test_of_a_pipeline_that_runs_nothing_and_is_to_run_nothing_else_there_is_nothing_to_say() -> None:
     ruling = judge(ruled(Book(), twin(3)), nothing(4), ["door"], {"door": None}, AT)
     assert (ruling.book.slot("door").wanted, ruling.book.slot("door").told) == (None, None)
