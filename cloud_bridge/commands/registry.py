@@ -1,6 +1,8 @@
 """`registry`: the signed repository that releases lie in, and its keys."""
 
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -125,10 +127,14 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
         put(plain)
         return
     say(f"{plain['url']}: {so_many(plain['releases'], 'release')}, {waiting} unpublished")
-    for role, each in plain["roles"].items():
-        say(f"{role:10} version {each['version']}, until {each['expires']}, {each['threshold']} must sign")
-        for key in each["keys"]:
-            say(f"  {key['keyid'][:16]} {key['file'] or '(not on this machine)'}")
+    now = datetime.now(UTC)
+    for role in found.versions:
+        for line in _role_lines(found, role, now):
+            say(line)
+    say(
+        "Keys do not end; what they have signed does. It is signed anew, root by `registry rotate-key root`, targets by"
+    )
+    say("`registry refresh --targets`, the others by the running bridge.")
     for role, count in found.waiting.items():
         say(f"WAITING: {role} needs {count} more signature(s); see `cloud-bridge registry sign --help`")
     for warning in found.warnings:
@@ -258,6 +264,27 @@ def sign_import(file: Path | None, store_url: str | None, *, documents: tuple[Pa
         say(f"{role} needs {count} more signature(s)")
     if not missing:
         say("signed, and published")
+
+
+def _role_lines(found: ceremony.Status, role: RoleName, now: datetime) -> Iterator[str]:
+    """Say how many of which keys have to sign for a role, where they are, and when what they have signed ends."""
+    keys = [key for key in found.keys if key.role == role]
+    needed = so_many(found.thresholds[role], "signature")
+    yield (
+        f"{role}: version {found.versions[role]} {ends(found.expires[role], now)}; the next one needs {needed}"
+        f" by {'this key' if len(keys) == 1 else f'any of these {len(keys)} keys, each counted once'}"
+    )
+    for key in keys:
+        yield f"  key {key.keyid[:16]} {key.file or 'elsewhere: its private half is not on this machine'}"
+
+
+def ends(expires: datetime, now: datetime) -> str:
+    """Say when something that was signed ends, and in how many days that is."""
+    days = (expires - now).total_seconds() / 86_400
+    at = f"{expires:%Y-%m-%dT%H:%M:%SZ}"
+    if days < 0:
+        return f"has ENDED on {at}"
+    return f"ends on {at}, in {so_many(int(days), 'day') if days >= 1 else 'less than a day'}"
 
 
 def _key_plain(state: ceremony.KeyState) -> dict[str, Any]:

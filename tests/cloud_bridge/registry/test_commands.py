@@ -1,6 +1,7 @@
 """The command line of releases, as an operator uses it: the real checks, the real sealing, one release that ships."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cloud_bridge.cli import main
+from cloud_bridge.commands.registry import ends
 from tests.cloud_bridge.registry.test_workshop import SHIPPED
 from tests.simulators.releases import write_release
 
@@ -56,6 +58,36 @@ def test_a_release_goes_from_a_directory_to_the_fleet(file: Path) -> None:
     assert (yanked["state"], yanked["yanked_why"]) == ("yanked", "ghosts")
     kinds = {event["kind"] for event in answer(file, "identity", "events")}
     assert {"registry-initialised", "release-published", "release-approved", "release-yanked"} <= kinds
+
+
+def test_the_status_says_how_many_of_which_keys_must_sign_and_when_what_they_signed_ends(file: Path) -> None:
+    answer(file, "registry", "init", "--root-keys", "3", "--threshold", "2")
+    (gone, *here) = sorted((file.parent / "keys" / "root").glob("*"))
+    gone.unlink()
+    shown = run(file, "registry", "status").stdout
+    root = answer(file, "registry", "status")["roles"]["root"]
+    (said,) = [line for line in shown.splitlines() if line.startswith("root:")]
+    assert f"version 1 ends on {root['expires']}, in 729 days" in said
+    assert said.endswith("the next one needs 2 signatures by any of these 3 keys, each counted once")
+    keys = shown.splitlines()[shown.splitlines().index(said) + 1 :][:3]
+    assert [line.split()[:2] for line in keys] == [["key", key["keyid"][:16]] for key in root["keys"]]
+    assert sum("its private half is not on this machine" in line for line in keys) == 1
+    assert sum(any(str(each) in line for each in here) for line in keys) == 2
+    assert "1 signature by this key" in next(line for line in shown.splitlines() if line.startswith("timestamp:"))
+    assert "Keys do not end; what they have signed does." in shown
+
+
+@pytest.mark.parametrize(
+    ("expires", "words"),
+    [
+        (datetime(2026, 1, 3, 1, tzinfo=UTC), "ends on 2026-01-03T01:00:00Z, in 2 days"),
+        (datetime(2026, 1, 2, tzinfo=UTC), "ends on 2026-01-02T00:00:00Z, in 1 day"),
+        (datetime(2026, 1, 1, 5, tzinfo=UTC), "ends on 2026-01-01T05:00:00Z, in less than a day"),
+        (datetime(2025, 12, 31, tzinfo=UTC), "has ENDED on 2025-12-31T00:00:00Z"),
+    ],
+)
+def test_when_something_signed_ends_is_said_in_days(expires: datetime, words: str) -> None:
+    assert ends(expires, datetime(2026, 1, 1, tzinfo=UTC)) == words
 
 
 def test_a_refusal_names_every_reason_with_its_remedy(file: Path, tmp_path: Path) -> None:
