@@ -104,6 +104,9 @@ def test_a_run_that_was_left_while_it_waited_for_the_outbox_ends_nothing_of_the_
     waiting_for(outbox, device)
     device.pipeline.abandon("its accelerator went away")
     assert device.left.is_set()
+    assert device.pipeline.model is None, "its thread is still there, and answers nothing any more"
+    with pytest.raises(InferenceError, match="does not run"):
+        device.pipeline.swap(device.load("probe@1.0.0"), 0.5)
     device.pipeline._around = dataclasses.replace(device.pipeline._around, submit=lambda _entries, done: done([]))
     device.rerun()
     wait_for(lambda: device.pipeline.model is not None, seconds=20)
