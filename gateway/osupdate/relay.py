@@ -29,7 +29,8 @@ log = structlog.get_logger()
 PIECE_BYTES: Final = 1024 * 1024
 AHEAD_BYTES: Final = 1024 * 1024
 """At most so much is read ahead of RAUC, whose kernel asks for 128 kB at a time and waits for each."""
-_FIRST_AHEAD_BYTES: Final = 128 * 1024
+_RUN_BYTES: Final = 128 * 1024
+"""Who has read so much without a gap reads a whole file; what an index has found missing is mostly shorter."""
 PAUSES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Between tries at a source that does not answer, or is asked too often; RAUC waits for so long."""
 _CLIENT_SECONDS: Final = 120.0
@@ -67,7 +68,8 @@ class Reader:
         self._lock = threading.Lock()  # a way belongs to one thread at a time
         self._tail: bytes | None = None
         self._held, self._held_at = b"", 0  # what was read ahead, and its offset
-        self._window = 0
+        self._next = -1  # where the last part that was asked for ended
+        self._run_bytes = 0  # read up to there without a gap
         self._lost: UnreachableError | None = None
         self.closed = False
 
@@ -120,23 +122,23 @@ class Reader:
     def _body(self, offset: int, length: int, end: int) -> Generator[bytes, None, None]:
         """Yield a part of what is in front of the signature part, which begins at `end`; then read on for a while.
 
-        How far grows while RAUC reads on, and is nothing when it skips what it has already: what is read in vain is
-        never more than what was of use just before. Where bytes are counted, nothing is read ahead.
+        How far is half of what was read without a gap, and nothing while RAUC picks the blocks that it lacks: what is
+        fetched in vain is at most half of what was of use just before. Where bytes are counted, nothing is read ahead.
         """
+        self._run_bytes = length + (self._run_bytes if offset == self._next else 0)
+        self._next = offset + length
         held, at = self._held, self._held_at
         self._held = b""
-        if at <= offset <= at + len(held) and at:
-            self._window = min(max(2 * self._window, _FIRST_AHEAD_BYTES), AHEAD_BYTES)
+        if at <= offset < at + len(held):
             mine = held[offset - at :][:length]
-            if mine:
-                yield mine
+            yield mine
             offset, length = offset + len(mine), length - len(mine)
             if not length:
                 self._held, self._held_at = held, at
                 return
-        else:
-            self._window = 0
-        ahead = min(self._window, end - offset - length) if self._meter.room(FEATURE) is None else 0
+        ahead = 0
+        if self._run_bytes >= _RUN_BYTES and self._meter.room(FEATURE) is None:
+            ahead = min(self._run_bytes // 2, AHEAD_BYTES, end - offset - length)
         self._held_at = offset + length
         try:
             for piece in self._fetched(offset, length + ahead):
