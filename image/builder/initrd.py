@@ -28,6 +28,8 @@ _DRIVERS: Final = (
     "mmc_block", "sdhci-pci", "sdhci-acpi", "ufshcd-pci", "usb-storage", "uas", "xhci-pci", "hv_storvsc", "vmw_pvscsi",
 )  # fmt: skip
 """The root is on a disk that one of these drives, or one of the many that dracut finds by what they do."""
+_OF_SYSTEMD: Final = ("autofs4", "efivarfs")
+"""What its first process loads by itself, and complains of where it is missing (systemd, src/core/kmod-setup.c)."""
 
 
 def build(root: Path, version: str, out: Path, tools: Tree, *, epoch: int, without: Sequence[str] = ()) -> None:
@@ -49,7 +51,7 @@ def build(root: Path, version: str, out: Path, tools: Tree, *, epoch: int, witho
     work.mkdir()
     modules = root / "usr/lib/modules" / version
     dependencies = _dependencies((modules / "modules.dep").read_text())
-    drivers = [each for each in _DRIVERS if _name(each) in {_name(path) for path in dependencies}]
+    drivers = [each for each in (*_DRIVERS, *_OF_SYSTEMD) if _name(each) in {_name(path) for path in dependencies}]
     seen = {work: "/run/b/work"}
     if without:
         gone = left_out(dependencies, without, drivers)
