@@ -50,6 +50,20 @@ def test_an_updated_device_is_the_same_gateway_and_goes_on_watching(rig: Rig) ->
     assert len(rig.cloud.ask("identity", "devices")) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "codes"),
+    [("foreign", {"signature"}), ("below-floor", {"floor"}), ("damaged", {"signature", "refused"})],
+)
+def test_a_bundle_that_must_not_be_installed_is_refused_and_the_bridge_hears_why(
+    rig: Rig, kind: Kind, codes: set[str]
+) -> None:
+    told = given(rig, kind)
+    assert told.phase in ("refused", "blocked")
+    assert told.code in codes
+    assert rig.device.booted_slot() == "a"
+    assert rig.device.slots()["a"]["boot_status"] == "good"
+
+
 def test_a_system_whose_gateway_does_not_run_is_left_for_the_old_one_and_the_bridge_hears_why(rig: Rig) -> None:
     rig.reach("running")
     rig.rest()
@@ -119,20 +133,6 @@ def test_a_slot_that_was_tampered_with_is_never_run_and_the_bridge_hears_of_it(r
 def is_back_on_the_old_one(rig: Rig) -> None:
     assert rig.device.booted_slot() == "a"
     rig.device.eventually("systemctl is-active -q gateway.service", "the old system's gateway runs", seconds=300.0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "codes"),
-    [("foreign", {"signature"}), ("below-floor", {"floor"}), ("damaged", {"signature", "refused"})],
-)
-def test_a_bundle_that_must_not_be_installed_is_refused_and_the_bridge_hears_why(
-    rig: Rig, kind: Kind, codes: set[str]
-) -> None:
-    told = given(rig, kind)
-    assert told.phase in ("refused", "blocked")
-    assert told.code in codes
-    assert rig.device.booted_slot() == "a"
-    assert rig.device.slots()["a"]["boot_status"] == "good"
 
 
 @pytest.mark.lg_feature("link-cut")
