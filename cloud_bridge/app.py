@@ -30,7 +30,6 @@ from cloud_bridge.ingest.worker import Worker
 from cloud_bridge.metrics import Metrics
 from cloud_bridge.notify import Notifier
 from cloud_bridge.registry.component import RegistryComponent
-from cloud_bridge.registry.fleet import running_in
 from cloud_bridge.registry.over_mqtt import PartMetrics, PartServer
 from cloud_bridge.registry.storage import Storage
 from cloud_bridge.retention import Retention
@@ -262,9 +261,7 @@ class Bridge:
             )
             self._components.append(("rollouts", rollouts))
         if self._config.registry is not None:
-            registry = RegistryComponent(
-                self._config, self._metrics.registry, time.time_ns, lambda: running_in(self._store.pipelines())
-            )
+            registry = RegistryComponent(self._config, self._metrics.registry, time.time_ns)
             self._components.append(("registry", registry))
             if self._config.registry.over_mqtt:
                 self._add_part_servers(Storage(self._config.registry.url))

@@ -1,7 +1,7 @@
 """`model`: publish releases of models, look at them, approve them, take them back."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from cloud_bridge.registry.comparison import differences
 from cloud_bridge.registry.component import open_registry
 from cloud_bridge.registry.errors import NotFoundError, RefusedReleaseError
 from cloud_bridge.registry.fleet import running_in
-from cloud_bridge.registry.publishing import Publication, Wishes
+from cloud_bridge.registry.publishing import Base, Publication, Wishes
 from cloud_bridge.registry.registry import Registry
 from cloud_bridge.registry.release import ReleaseEntry
+from cloud_bridge.twins.database import open_fleet
+from cloud_bridge.twins.reported import Reported, find_reported
 from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
@@ -35,7 +37,8 @@ def opened(file: Path | None, store_url: str | None) -> Iterator[Registry]:
     def running() -> Mapping[tuple[str, str], int]:
         try:
             with place.reader() as reader:
-                return running_in(reader.pipelines())
+                states = reader.pipelines()
+            return running_in(states, _reports(place))
         except BridgeError as error:
             say(f"which releases the fleet runs is not known, so patches are from the newest: {error}", err=True)
             return {}
@@ -45,6 +48,15 @@ def opened(file: Path | None, store_url: str | None) -> Iterator[Registry]:
         yield registry
     finally:
         identities.database.close()
+
+
+def _reports(place: Place) -> Collection[Reported]:
+    database = open_fleet(place.config().store)
+    try:
+        with database.transaction(durable=False) as tx:
+            return find_reported(tx).values()
+    finally:
+        database.close()
 
 
 def found(registry: Registry, release: str) -> ReleaseEntry:
@@ -133,6 +145,7 @@ def _publication_plain(publication: Publication) -> dict[str, Any]:
         "waiting": publication.waiting,
         "problems": [msgspec.to_builtins(one) for one in publication.accepted],
         "examined": [msgspec.to_builtins(one) for one in publication.examined],
+        "bases": [msgspec.to_builtins(one) for one in publication.bases],
         **entry_plain(publication.entry),
         "files": files_plain(publication.entry),
     }
@@ -155,8 +168,21 @@ def _tell_publication(publication: Publication) -> None:
     for problem in publication.accepted:
         say(f"  accepted: {problem.where}: {problem.message}")
     _tell_files(entry)
+    if publication.bases:
+        say(f"  {_bases_words(entry, publication.bases)}")
     if publication.waiting:
         say(f"devices cannot install it yet: {publication.waiting}")
+
+
+def _bases_words(entry: ReleaseEntry, bases: Sequence[Base]) -> str:
+    """Say from what patches could lead, so that who publishes sees when nothing was known of the fleet."""
+    if not any(one.pipelines for one in bases):
+        return (
+            f"no device has said that it runs a release of {entry.name} that can be installed, so there is a patch at"
+            f" most from the newest, {bases[0].version}"
+        )
+    runs = ", ".join(f"{one.version} ({so_many(one.pipelines, 'pipeline')})" for one in bases)
+    return f"patches are from what the fleet says that it runs: {runs}"
 
 
 def _tell_files(entry: ReleaseEntry) -> None:

@@ -75,12 +75,9 @@ def device_plain(fleet: Fleet, gateway: str) -> dict[str, Any]:
         "seen_at": None if state is None else rfc3339(state.seen_at_ns),
         "version": "" if state is None else state.version,
         "labels": dict(fleet.labels_of(gateway)),
-        # The report of one that has just been enrolled may be there before the status of its pipelines.
-        "pipelines": dict.fromkeys([] if reported is None else reported.twin.awaiting)
-        | {
-            pipeline: None if status.model is None else f"{status.model.name}@{status.model.version}"
-            for (name, pipeline), status in sorted(fleet.statuses.items())
-            if name == gateway
+        "pipelines": {
+            pipeline: None if model is None else f"{model.name}@{model.version}"
+            for pipeline, model in sorted(fleet.models_of(gateway).items())
         },
         "desired": None if desired is None else msgspec.to_builtins(desired.message),
         "reported": None if reported is None else msgspec.to_builtins(reported.twin),

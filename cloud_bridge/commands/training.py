@@ -22,6 +22,7 @@ from cloud_bridge.drift.slices import Device
 from cloud_bridge.drift.watch import open_database
 from cloud_bridge.errors import BridgeError, ConfigError
 from cloud_bridge.identity.database import Database
+from cloud_bridge.registry.fleet import models_run
 from cloud_bridge.rollout.plan import Plan
 from cloud_bridge.rollout.registered import open_releases, open_revoked
 from cloud_bridge.rollout.releases import Release as Named
@@ -29,6 +30,7 @@ from cloud_bridge.rollout.service import RolloutDesk, plan_from
 from cloud_bridge.rollout.waves import waves_of
 from cloud_bridge.store.base import Reader
 from cloud_bridge.twins.database import open_fleet
+from cloud_bridge.twins.reported import find_reported
 from gateway.wire.manifest import ModelManifest
 from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
@@ -245,11 +247,12 @@ def _published(
 
 def _begin_rollouts(desk: _Desk, name: str, version: str) -> list[str]:
     """Begin a rollout for each pipeline that runs the model; one that cannot begin is told, and not waited for."""
-    names = sorted(
-        {one.status.pipeline for one in desk.reader.pipelines() if one.status.model and one.status.model.name == name}
-    )
+    states = desk.reader.pipelines()
     database = open_fleet(desk.config.store)
     try:
+        with database.transaction(durable=False) as tx:
+            runs = models_run(states, find_reported(tx).values())
+        names = sorted({pipeline for (_, pipeline), model in runs.items() if model is not None and model.name == name})
         releases, revoked = open_releases(desk.config), open_revoked(desk.config)
         rollouts = RolloutDesk(database, desk.reader, time.time_ns, releases, revoked)
         begun = []

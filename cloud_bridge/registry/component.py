@@ -45,7 +45,7 @@ def open_registry(config: Config, clock: Clock, running: Running = dict) -> tupl
 class RegistryComponent:
     """The listener and the keeper; made anew after a failure."""
 
-    def __init__(self, config: Config, registry: CollectorRegistry, clock: Clock, running: Running = dict) -> None:
+    def __init__(self, config: Config, registry: CollectorRegistry, clock: Clock) -> None:
         """Prepare; nothing is opened before `run`.
 
         Raises:
@@ -58,7 +58,6 @@ class RegistryComponent:
         self._config = config
         self._settings: Settings = config.registry
         self._clock = clock
-        self._running = running
         self._metrics = RegistryMetrics(registry)
         self._stopping = asyncio.Event()
         self._server: HttpServer | None = None
@@ -77,7 +76,7 @@ class RegistryComponent:
         """
         if self._stopping.is_set():
             return
-        registry, identities = await asyncio.to_thread(open_registry, self._config, self._clock, self._running)
+        registry, identities = await asyncio.to_thread(open_registry, self._config, self._clock)
         try:
             certificate = ListenerCertificate(identities, "registry")
             ask_for_certificates(certificate.context, identities, self._settings.host)

@@ -59,6 +59,14 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """A release that patches were tried from. `pipelines`: how many run it by their reports; 0: it is the newest."""
+
+    version: str
+    pipelines: int
+
+
+@dataclass(frozen=True, slots=True)
 class Publication:
     """What came of it. `is_new`: False when the same release was published before."""
 
@@ -67,6 +75,7 @@ class Publication:
     examined: tuple[Examined, ...] = ()
     accepted: tuple[Problem, ...] = ()
     waiting: str = ""  # for which signatures the metadata waits; empty: devices can install it now
+    bases: tuple[Base, ...] = ()  # none where no release could be installed before
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,9 @@ class Publisher:
             if entry.published_ns is not None:
                 return Publication(entry, is_new=False, examined=tuple(examined), accepted=accepted)
             (plain / MANIFEST_FILE).write_bytes(entry.manifest_bytes)
-            files = self._make_files(entry, work, self._key_of(entry, wishes))
+            running = self._running()
+            bases = bases_for(entry.name, self._ledger.releases(), running, self._settings.delta_parents)
+            files = self._make_files(entry, work, self._key_of(entry, wishes), bases)
             listed = self._list(entry, files)
         if not listed.is_ours:
             return Publication(
@@ -161,7 +172,14 @@ class Publisher:
         )
         entry = self._ledger.entry(entry.name, entry.version)
         log.info("release_published", model=label, token=entry.token, state=entry.state, waiting=listed.waiting)
-        return Publication(entry, is_new=True, examined=tuple(examined), accepted=accepted, waiting=listed.waiting)
+        return Publication(
+            entry,
+            is_new=True,
+            examined=tuple(examined),
+            accepted=accepted,
+            waiting=listed.waiting,
+            bases=tuple(Base(one.version, running.get((one.name, one.version), 0)) for one in bases),
+        )
 
     # ---- preparing -------------------------------------------------------------------------------------------
 
@@ -186,10 +204,12 @@ class Publisher:
                 raise
             return key
 
-    def _make_files(self, entry: ReleaseEntry, work: Path, key: ContentKey) -> list[StoredFile]:
+    def _make_files(
+        self, entry: ReleaseEntry, work: Path, key: ContentKey, bases: Sequence[ReleaseEntry]
+    ) -> list[StoredFile]:
         """Pack, seal and write all files; nobody refers to them yet."""
         plain = work / "release"
-        pieces = list(self._pieces(entry, plain, work))
+        pieces = list(self._pieces(entry, plain, self._opened(bases, work)))
         packed, sealed = work / "packed", work / "sealed"
         packed.mkdir(mode=0o700)
         for piece in pieces:
@@ -219,8 +239,9 @@ class Publisher:
         self._repository.storage.write(file.place, content)
         return file
 
-    def _pieces(self, entry: ReleaseEntry, plain: Path, work: Path) -> Iterator[_Piece]:
-        bases = self._bases(entry, work)
+    def _pieces(
+        self, entry: ReleaseEntry, plain: Path, bases: Sequence[tuple[ReleaseEntry, Artefact, bytes]]
+    ) -> Iterator[_Piece]:
         for artefact in entry.manifest.artefacts:
             content = (plain / artefact.file).read_bytes()
             kind, packed = pack(content)
@@ -247,10 +268,10 @@ class Publisher:
 
     # ---- bases of patches ------------------------------------------------------------------------------------
 
-    def _bases(self, entry: ReleaseEntry, work: Path) -> list[tuple[ReleaseEntry, Artefact, bytes]]:
+    def _opened(self, bases: Iterable[ReleaseEntry], work: Path) -> list[tuple[ReleaseEntry, Artefact, bytes]]:
         """Return what devices have, in clear. What cannot be had is left out: a patch is a convenience."""
         found = []
-        for base in bases_for(entry.name, self._ledger.releases(), self._running(), self._settings.delta_parents):
+        for base in bases:
             try:
                 found += [(base, *opened) for opened in self.opener.artefacts(base, work)]
             except (RegistryError, IdentityError) as error:

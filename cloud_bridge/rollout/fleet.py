@@ -13,7 +13,7 @@ from cloud_bridge.twins.forgotten import forgotten_devices
 from cloud_bridge.twins.labels import all_labels
 from cloud_bridge.twins.reported import Reported, find_reported
 from cloud_bridge.values import GatewayState, PipelineState
-from gateway.wire.messages import PipelineStatus
+from gateway.wire.messages import ModelRef, PipelineStatus
 
 
 class FleetStates(Protocol):
@@ -90,6 +90,12 @@ class Fleet:
             return release_from(status.model)
         desired = self.desired.get(gateway)
         return None if desired is None else release_from(desired.model_of(pipeline))
+
+    def models_of(self, gateway: str) -> dict[str, ModelRef | None]:
+        """Return what the pipelines of a device run, as it says in its twin or by their status; None: nothing."""
+        told = {name: status.model for (device, name), status in self.statuses.items() if device == gateway}
+        report = self.reported.get(gateway)
+        return told if report is None else told | report.models()
 
     def awaits(self, gateway: str, pipeline: str) -> bool:
         """Tell whether a pipeline waits for a release, because its device has none for it."""

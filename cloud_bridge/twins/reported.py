@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cloud_bridge.identity.database import Transaction
-from gateway.wire.messages import Twin, UpdateState, decode
+from gateway.wire.messages import ModelRef, Twin, UpdateState, decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,13 @@ class Reported:
     def awaits(self, pipeline: str) -> bool:
         """Tell whether the pipeline runs nothing, because no release for it is on the device."""
         return pipeline in self.twin.awaiting
+
+    def models(self) -> dict[str, ModelRef | None]:
+        """Return what each pipeline runs; None: nothing. Images of the system are not among it."""
+        runs: dict[str, ModelRef | None] = {
+            one.pipeline: one.model for one in self.twin.assignments if one.kind == "model"
+        }
+        return runs | dict.fromkeys(self.twin.awaiting)
 
     def update_of(self, pipeline: str) -> UpdateState | None:
         """Return how far a pipeline is, None if the report does not say."""

@@ -1,6 +1,7 @@
 """The command line of releases, as an operator uses it: the real checks, the real sealing, one release that ships."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from click.testing import CliRunner, Result
 
 from cloud_bridge.cli import main
 from cloud_bridge.commands.registry import ends
+from cloud_bridge.store.sqlite import SqliteStore
+from gateway.wire.messages import ModelRef
 from tests.cloud_bridge.registry.test_workshop import SHIPPED
 from tests.simulators.releases import write_release
+from tests.simulators.reports import report
 
 
 @pytest.fixture
@@ -117,6 +121,30 @@ def test_two_releases_are_compared(file: Path, tmp_path: Path) -> None:
     found = answer(file, "model", "diff", "process-anomaly@1.0.0", "process-anomaly")
     assert found["travel"] == {"cpu-int8": {"full": 0, "patch": 0}}, "the weights are the same"
     assert list(found["manifest"]) == ["summary"]
+
+
+def shipped_as(place: Path, version: str) -> Path:
+    """Copy the release that ships, under another version."""
+    copied = Path(shutil.copytree(SHIPPED, place / version))
+    manifest = copied / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": "1.0.0"', f'"version": "{version}"'))
+    return copied
+
+
+def test_who_publishes_is_told_what_patches_are_from(file: Path, tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "bridge.db")
+    store.open()
+    store.close()
+    answer(file, "registry", "init")
+    assert answer(file, "model", "publish", str(SHIPPED))["bases"] == []
+    told = run(file, "model", "publish", str(shipped_as(tmp_path, "1.1.0"))).stdout
+    assert "no device has said that it runs a release of process-anomaly" in told
+    assert "a patch at most from the newest, 1.0.0" in told
+    report(tmp_path, "gw-1", "motor", ModelRef(name="process-anomaly", version="1.0.0"))
+    told = run(file, "model", "publish", str(shipped_as(tmp_path, "1.2.0"))).stdout
+    assert "patches are from what the fleet says that it runs: 1.0.0 (1 pipeline)" in told
+    published = answer(file, "model", "publish", str(shipped_as(tmp_path, "1.3.0")))
+    assert published["bases"] == [{"version": "1.0.0", "pipelines": 1}]
 
 
 def test_without_the_section_the_command_says_what_is_missing(file: Path) -> None:

@@ -18,6 +18,7 @@ from cloud_bridge.store.sqlite import SqliteStore
 from cloud_bridge.values import Intake
 from gateway.wire.messages import Availability, PipelineStatus
 from tests.cloud_bridge.rollout.kit import NEW, OLD
+from tests.simulators.reports import report
 from tests.simulators.samples import AT
 
 
@@ -53,6 +54,16 @@ def test_devices_are_labelled_listed_and_unlabelled(config: Path) -> None:
     assert (plain["gateway"], plain["labels"]) == ("gw-1", {"site": "berlin"})
     assert plain["pipelines"] == {"camera": "detector@1.0.0"}
     assert len(run(config, "fleet", "list").splitlines()) == 4
+
+
+def test_what_a_device_runs_is_listed_where_it_does_not_publish_status(config: Path) -> None:
+    report(config.parent, "gw-9", "door", NEW.ref)
+    report(config.parent, "gw-1", "camera", NEW.ref)  # newer than its status, which says OLD
+    assert "gw-9 unknown [] door: detector@1.1.0" in run(config, "fleet", "list").splitlines()
+    listed = [json.loads(line) for line in run(config, "fleet", "list", "--json").splitlines()]
+    runs = {plain["gateway"]: plain["pipelines"] for plain in listed}
+    assert runs["gw-9"] == {"door": "detector@1.1.0"}
+    assert (runs["gw-0"], runs["gw-1"]) == ({"camera": "detector@1.0.0"}, {"camera": "detector@1.1.0"})
 
 
 def test_features_are_switched_by_label(config: Path) -> None:

@@ -12,8 +12,9 @@ from cloud_bridge.store.sqlite import SqliteStore
 from cloud_bridge.training import release
 from cloud_bridge.training.recipes import vibration
 from cloud_bridge.values import Intake
-from gateway.wire.messages import Availability, ModelRef, PipelineStatus
+from gateway.wire.messages import Availability, ModelRef
 from tests.cloud_bridge.training.field import AT_NS, FieldGateway, npy, vibration_windows
+from tests.simulators.reports import report
 from tests.simulators.samples import AT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -34,10 +35,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for window in vibration_windows(WINDOWS, 1, gain=2.2):
         gateway.send(npy(window), 0.45, low_confidence=True)
     model = ModelRef(name=NAME, version="1.0.0")
-    status = PipelineStatus(pipeline="motor", state="running", source_state="streaming", at=AT, model=model)
     online = (("plant", Availability(state="online", at=AT)),)
-    store.ingest(Intake(AT_NS, availability=online, statuses=(("plant", status),), seen=frozenset({"plant"})))
+    store.ingest(Intake(AT_NS, availability=online, seen=frozenset({"plant"})))
     store.close()
+    report(place, "plant", "motor", model)
     answer(place, "registry", "init")
     return place
 
