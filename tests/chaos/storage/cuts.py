@@ -9,12 +9,13 @@ with one checksum, and is written outside the journal. Where a cut tears it noth
 one of this size has no copies of it (from 128 MiB on there are, and `e2fsck -y` takes one of them).
 """
 
+import hashlib
 import mmap
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from tests.chaos.storage.fusedisk import FLUSH, HEADER, MARK, WRITE, FileSystem,
 
 SECTOR: Final = 512
 PAGE: Final = 4096
+PIECE: Final = 64 * 1024
+"""Images are written in pieces of this size, but for those of zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +90,46 @@ class DiskLog:
         return sorted(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Remnant:
+    """What has survived a cut: everything up to the last flush, and some of the sectors that were written since."""
+
+    flushed_writes: int
+    """So many writes of the log are on the medium for sure."""
+    survived: Mapping[int, bytes]
+    """Sectors that differ from what was flushed, by their offset."""
+    lost_sectors: int
+
+    @property
+    def key(self) -> bytes:
+        """Name the bytes of the disk: within one recording disks of the same key are the same to the bit.
+
+        Some that are the same have different keys, as before and after a flush that lost nothing.
+        """
+        told = hashlib.blake2b(b"%d" % self.flushed_writes, digest_size=16)
+        for offset, data in sorted(self.survived.items()):
+            told.update(b"@%d:" % offset + data)
+        return told.digest()
+
+
 class PowerCut:
-    """Makes one image file for each point; points must rise."""
+    """Cuts the power at one point after the other; points must rise."""
 
     def __init__(self, base: Path, log: Log) -> None:
         self._log = log
         self._durable = bytearray(base.read_bytes())
+        self._used = {at for at in range(0, len(self._durable), PIECE) if self._durable[at : at + PIECE].strip(b"\0")}
         self._applied = 0  # steps whose writes are all in `_durable`
+        self._flushed_writes = 0
 
     def image(self, point: int, target: Path, chance: random.Random) -> int:
         """Write what the disk may hold when the power goes at `point`; return how many sectors were lost."""
+        remnant = self.at(point, chance)
+        self.write(remnant, target)
+        return remnant.lost_sectors
+
+    def at(self, point: int, chance: random.Random) -> Remnant:
+        """Choose what the disk may hold when the power goes at `point`."""
         steps = self._log.steps
         flushed = self._applied
         for at in range(self._applied, point):
@@ -104,15 +137,31 @@ class PowerCut:
                 flushed = at + 1
         for step in steps[self._applied : flushed]:
             if step.kind == WRITE:
-                self._durable[step.offset : step.offset + step.end - step.start] = self._log.payload(step)
+                end = step.offset + step.end - step.start
+                self._durable[step.offset : end] = self._log.payload(step)
+                self._used.update(range(step.offset // PIECE * PIECE, end, PIECE))
+                self._flushed_writes += 1
         self._applied = flushed
         survived, lost = self._survivors(steps[flushed:point], chance)
+        return Remnant(self._flushed_writes, self._changed(survived), lost)
+
+    def write(self, remnant: Remnant, target: Path) -> None:
+        """Write to a file what `at` has chosen last."""
+        assert remnant.flushed_writes == self._flushed_writes, "the disk has gone on"
         with target.open("wb") as stream:
             stream.truncate(len(self._durable))
-            write_sparse(stream.fileno(), self._durable)
-            for offset, data in survived:
+            for at in self._used:  # the rest is zeros
+                os.pwrite(stream.fileno(), memoryview(self._durable)[at : at + PIECE], at)
+            for offset, data in remnant.survived.items():
                 os.pwrite(stream.fileno(), data, offset)
-        return lost
+
+    def _changed(self, survived: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
+        """Return the sectors that are not what was flushed; of several writes to one the last has survived."""
+        sectors: dict[int, bytes] = {}
+        for offset, data in survived:
+            for at in range(0, len(data), SECTOR):
+                sectors[offset + at] = data[at : at + SECTOR]
+        return {at: data for at, data in sectors.items() if self._durable[at : at + len(data)] != data}
 
     def _survivors(self, pending: Sequence[Step], chance: random.Random) -> tuple[list[tuple[int, bytes]], int]:
         """Choose which sectors of the unflushed writes have reached the medium."""
@@ -133,17 +182,6 @@ class PowerCut:
                     lost += len(data[at:end]) // SECTOR
                 at = end
         return survived, lost
-
-
-_ZEROS: Final = bytes(64 * 1024)
-
-
-def write_sparse(descriptor: int, data: bytes | bytearray) -> None:
-    """Write to an empty file, leaving out what is zero."""
-    for at in range(0, len(data), len(_ZEROS)):
-        piece = data[at : at + len(_ZEROS)]  # a copy: the bytes of a view are compared one by one
-        if piece != _ZEROS[: len(piece)]:
-            os.pwrite(descriptor, piece, at)
 
 
 @contextmanager

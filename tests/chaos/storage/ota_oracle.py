@@ -1,10 +1,12 @@
 """What a device must be after a power cut in the middle of updates: one of two releases, whole, and able to go on."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from gateway.errors import GatewayError
 from gateway.ota.errors import OtaError
@@ -21,7 +23,7 @@ LAST: Final = [*BIASES][-1]
 class OtaVerdict:
     """What one point has shown."""
 
-    allowed: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
     runs: str = ""  # empty: neither
     faults: list[str] = field(default_factory=list)
     torn_downloads: int = 0  # files that have the name of a finished download and are not what was signed
@@ -30,6 +32,13 @@ class OtaVerdict:
     def neither(self) -> bool:
         """Whether nothing runs, or something that nobody may expect to run."""
         return self.runs not in self.allowed
+
+    def held_to(self, marks: Iterable[str]) -> Self:
+        """Return the verdict where these marks have been made: they say what may run."""
+        held = replace(self, allowed=allowed_by(marks), faults=[*self.faults])
+        if held.neither:
+            held.faults.append(f"runs {held.runs or 'nothing'}, not one of {held.allowed}")
+        return held
 
 
 def allowed_by(marks: Iterable[str]) -> tuple[str, ...]:
@@ -44,9 +53,36 @@ def allowed_by(marks: Iterable[str]) -> tuple[str, ...]:
     return allowed
 
 
+def state_of(root: Path) -> bytes:
+    """Return a digest of all that a start of the device can find on its disk, so that no state is judged twice.
+
+    It is names, kinds, modes, owners, links and times of everything below `root`, the content of files, and the room
+    that is left. The file of the other program is none of it: the device does not know that one.
+    """
+    told = hashlib.blake2b(digest_size=16)
+    room = os.statvfs(root)
+    told.update(repr((room.f_bavail, room.f_favail)).encode())
+    for each in sorted(root.rglob("*")):
+        if each == root / ota_victim.OTHERS:
+            continue
+        status = each.lstat()
+        words = [str(each.relative_to(root)), status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns]
+        if stat.S_ISREG(status.st_mode):
+            words += [status.st_nlink, hashlib.blake2b(each.read_bytes()).hexdigest()]
+        elif stat.S_ISLNK(status.st_mode):
+            words.append(str(each.readlink()))
+        told.update(repr(words).encode())
+    return told.digest()
+
+
 def judge(root: Path, published: Path, marks: Iterable[str], signed: set[str]) -> OtaVerdict:
-    """Start the device on what is left, and say what it runs."""
-    verdict = OtaVerdict(allowed_by(marks))
+    """Start the device on what is left, and say what it runs and whether it may."""
+    return look(root, published, signed).held_to(marks)
+
+
+def look(root: Path, published: Path, signed: set[str]) -> OtaVerdict:
+    """Start the device on what is left, and say what it runs, whatever that is."""
+    verdict = OtaVerdict()
     try:
         verdict.torn_downloads = _torn(root, signed)
         made = ota_victim.device(root, published)
@@ -60,8 +96,6 @@ def judge(root: Path, published: Path, marks: Iterable[str], signed: set[str]) -
         verdict.faults += [f"{code}: {detail}" for code, detail in made.notices]
     except (GatewayError, OSError) as error:
         verdict.faults.append(f"does not start: {error}")
-    if verdict.neither:
-        verdict.faults.append(f"runs {verdict.runs or 'nothing'}, not one of {verdict.allowed}")
     return verdict
 
 

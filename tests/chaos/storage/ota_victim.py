@@ -43,6 +43,8 @@ BIASES: Final = {FIRST: 0.0, "2.0.0": 0.5, "3.0.0": 1.0}
 WISHES: Final = tuple(BIASES)[1:]
 ROUNDS: Final = 6
 SYNC_SECONDS: Final = 0.05
+OTHERS: Final = "others"
+"""The file of the other program, beside what is the device's."""
 
 Sync = Callable[[int], None]
 
@@ -129,7 +131,7 @@ def recorded(arguments: argparse.Namespace) -> None:
     tell.mark("begin")
     if arguments.careless:
         vars(os)["fsync"] = lambda _descriptor: None
-    others = (arguments.device / "others", sync, threading.Event())
+    others = (arguments.device / OTHERS, sync, threading.Event())
     threading.Thread(target=sync_for_ever, args=others, daemon=True).start()
     for version in WISHES:
         tell.mark(f"wish {version}")

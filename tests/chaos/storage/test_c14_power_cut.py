@@ -8,7 +8,7 @@ from tests.chaos.storage import outbox_oracle
 from tests.chaos.storage.campaign import bridge_judge, cut_everywhere, outbox_judge, record
 from tests.chaos.storage.conftest import MakeDisk
 from tests.chaos.storage.cuts import PAGE, DiskLog, PowerCut, Step, mounted, workplace
-from tests.chaos.storage.fusedisk import MARK, WRITE
+from tests.chaos.storage.fusedisk import FLUSH, MARK, WRITE
 from tests.chaos.storage.outbox_oracle import Verdict
 from tests.chaos.storage.outbox_victim import SETTINGS
 
@@ -133,3 +133,35 @@ def test_c14_any_page_may_be_torn_but_for_the_first_which_holds_the_superblock(e
         seconds.add(content[PAGE:].count(0xFF))
     assert firsts == {0, PAGE}
     assert len(seconds) > 2
+
+
+class Rewritten:
+    """A disk of zeros where a page becomes ones, is flushed, becomes twos, and ones again, without a flush."""
+
+    def __init__(self) -> None:
+        self._pages = [b"\x01" * PAGE, b"", b"\x02" * PAGE, b"\x01" * PAGE]
+        kinds = (WRITE, FLUSH, WRITE, WRITE)
+        self.steps = [
+            Step(kind, 2 * PAGE, at * PAGE, at * PAGE + len(page))
+            for at, (kind, page) in enumerate(zip(kinds, self._pages, strict=True))
+        ]
+
+    def payload(self, step: Step) -> bytes:
+        return self._pages[step.start // PAGE]
+
+
+def test_c14_disks_of_one_key_hold_the_same_bytes_and_all_where_none_is_lost(experiment: Experiment) -> None:
+    base, image = experiment.directory / "base.img", experiment.directory / "cut.img"
+    base.write_bytes(bytes(3 * PAGE))
+    contents: dict[bytes, set[bytes]] = {}
+    for _ in range(200):
+        cut = PowerCut(base, Rewritten())
+        for point, last in enumerate((1, 1, 2, 1), 1):
+            remnant = cut.at(point, experiment.random)
+            cut.write(remnant, image)
+            content = image.read_bytes()
+            assert remnant.lost_sectors or content == bytes(2 * PAGE) + bytes([last]) * PAGE
+            contents.setdefault(remnant.key, set()).add(content)
+    assert all(len(found) == 1 for found in contents.values())
+    assert len(contents) > 20, "it is always the same disk"
+    assert len(contents) < 4 * 200, "no disk was seen twice"
