@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from gateway.values import Capture, SampleBlock
 from tests.bench.figures import elapsed, percentiles
 from tests.bench.table import Row, at_most, row
 from tests.gateway.ota.releases import release, scorer
-from tests.gateway.ota.rig import NAME, Device, Sensor
+from tests.gateway.ota.rig import NAME, Device, Record, Sensor
 from tests.simulators.release_repository import ReleaseRepository, difference
 from tests.simulators.waiting import wait_for
 
@@ -96,6 +97,7 @@ def swap_many(swaps: int, directory: Path, fps: float = FPS, exchange: Exchange 
             passed = [wanted] * BETWEEN
             wait_for(lambda passed=passed: device.record.versions[-BETWEEN:] == passed, seconds=20)  # type: ignore[misc]
         sequences = list(device.record.sequences)
+        others = _late_without_a_swap(device.record, 1 / fps)
         dropped = device.pipeline.dropped()
     finally:
         device.stop()
@@ -111,7 +113,16 @@ def swap_many(swaps: int, directory: Path, fps: float = FPS, exchange: Exchange 
         "answered_twice": len(sequences) - len(set(sequences)),
         "gaps_seen": len(gaps),
         "gap_ms": percentiles([gap * 1e3 for gap in gaps]) if gaps else {},
+        "others_ms": percentiles([late * 1e3 for late in others]) if others else {},
     }
+
+
+def _late_without_a_swap(record: Record, period_seconds: float) -> list[float]:
+    """Return by how many seconds answers came late between which nothing was swapped: what the machine itself does."""
+    answers = list(zip(record.versions, record.times, strict=False))  # one may come meanwhile
+    return [
+        max(0.0, after[1] - before[1] - period_seconds) for before, after in pairwise(answers) if before[0] == after[0]
+    ]
 
 
 def _named(device: Device, version: str) -> Any:

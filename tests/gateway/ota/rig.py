@@ -80,12 +80,14 @@ class Record:
     watch: Watch
     versions: list[str] = field(default_factory=list)
     sequences: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # monotonic seconds
     gaps: list[float] = field(default_factory=list)
 
     def answered(self, sample: Sample, inference: Inference, seconds: float) -> None:
         """Note and pass on."""
         self.versions.append(inference.model.version)
         self.sequences.append(inference.sequence)
+        self.times.append(time.monotonic())
         self.watch.answered(sample, inference, seconds)
 
     def failed(self, model: ModelRef, error: Exception) -> None:
