@@ -16,7 +16,9 @@ from hil.loopback.children import RigError
 from hil.rig.disk import flip_bit
 from hil.rig.patience import patient
 
-Kind = Literal["good", "unhealthy", "panicking", "silent", "below-floor", "foreign", "damaged", "next-generation"]
+Kind = Literal[
+    "good", "unhealthy", "dying", "panicking", "silent", "below-floor", "foreign", "damaged", "next-generation"
+]
 _REPO: Final = Path(__file__).parents[2]
 _BUILD_SECONDS: Final = 1800.0
 FREEZE: Final = "/sys/fs/cgroup/init.scope/cgroup.freeze"
@@ -47,6 +49,18 @@ RECIPES: Final[dict[Kind, Recipe]] = {
                 "[Service]\nExecStart=\n"
                 "ExecStart=/opt/sluice/bin/gateway appliance health --soak 20 --start-within 60\n"
             ),
+        },
+    ),
+    # Its gateway starts, answers, and is killed half a minute later, each time: well at a look, and not over a soak.
+    "dying": Recipe(
+        "0.1.7",
+        files={
+            "usr/lib/sluice/health.env": "SLUICE_SOAK_SECONDS=240\n",
+            "etc/systemd/system/rig-dying.service": (
+                "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=2\nExecStart=/bin/sh -c '"
+                "systemctl is-active -q gateway.service && sleep 30 && systemctl kill --signal=KILL gateway.service'\n"
+            ),
+            "etc/systemd/system/multi-user.target.d/90-rig.conf": "[Unit]\nWants=rig-dying.service\n",
         },
     ),
     # The first process of the new system ends at once, which the kernel does not survive.

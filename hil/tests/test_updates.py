@@ -81,6 +81,13 @@ def test_a_system_whose_gateway_does_not_run_is_left_for_the_old_one_and_the_bri
     is_back_on_the_old_one(rig)
 
 
+def test_a_system_whose_gateway_starts_well_and_dies_within_the_soak_is_left_for_the_old_one(rig: Rig) -> None:
+    told = given(rig, "dying")
+    assert (told.phase, told.code) == ("reverted", "health")
+    assert re.search(r"has restarted \d+ times|has stopped answering|has not answered", told.reason)
+    is_back_on_the_old_one(rig)
+
+
 def test_a_system_that_was_called_good_as_soon_as_it_had_booted_would_never_be_left(rig: Rig) -> None:
     """The control, and why systemd-bless-boot is masked: it takes the counter away whatever the gateway does."""
     rig.reach("running")
