@@ -29,7 +29,10 @@ _DRIVERS: Final = (
 )  # fmt: skip
 """The root is on a disk that one of these drives, or one of the many that dracut finds by what they do."""
 _OF_SYSTEMD: Final = ("autofs4", "efivarfs")
-"""What its first process loads by itself, and complains of where it is missing (systemd, src/core/kmod-setup.c)."""
+"""What its first process looks for (systemd, src/core/kmod-setup.c).
+
+Without the firmware's variables it does not know that the boot is measured: PCR 11 lacks the phases, and no disk opens.
+"""
 
 
 def build(root: Path, version: str, out: Path, tools: Tree, *, epoch: int, without: Sequence[str] = ()) -> None:
