@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from gateway.commands.options import Number, config_option, json_option
-from gateway.commands.ota_fetch import import_command, offered_command, refresh_command
+from gateway.commands.ota_fetch import import_command, offered_command, refresh_command, repository_here
 from gateway.commands.output import print_json, print_table, say
 from gateway.config import Config
 from gateway.configload import InvalidConfigError, read
@@ -110,6 +110,7 @@ def install(pipeline: str, model: str, seconds: float, config_file: Path) -> Non
     config = _config(config_file)
     wanted = installed_from(model)
     _known_pipeline(config, pipeline)
+    _require_listed(config, wanted)
     if not _is_running(config):
         become_owner(config.gateway.state_directory)
         with locked_state(config.gateway.state_directory):
@@ -124,16 +125,33 @@ def install(pipeline: str, model: str, seconds: float, config_file: Path) -> Non
     _follow(config, pipeline, wanted, before, seconds)
 
 
+def _require_listed(config: Config, model: Installed) -> None:
+    """Make sure that a release is in the signed list as it is kept here. Raises OtaError if it is not."""
+    assert config.ota is not None  # looked at by `_config`
+    repository = repository_here(config, config.ota)
+    found = next(
+        (each for each in repository.listed() if (each.name, each.version) == (model.name, model.version)), None
+    )
+    if found is None:
+        raise OtaError(
+            f"{model.label} is not in the signed list as it is kept here (`gateway ota offered`); "
+            "`gateway ota refresh` asks for a newer list, `gateway ota import` brings one"
+        )
+    repository.require_hardware(found)
+
+
 def _follow(config: Config, pipeline: str, wanted: Installed, before: UpdateState | None, seconds: float) -> None:
     """Say how an update goes on until it has ended."""
-    said, was_wanted = before, False
+    said, last, was_wanted = before, "", False
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         slot = _status(config).pipelines.get(pipeline, Slot())
         told = slot.told
         if told is not None and told != said and _installed_of(told.model) == wanted:
-            said = told
-            say(f"{wanted.label}: {told.phase}{f', {told.reason}' if told.reason else ''}")
+            words = f"{wanted.label}: {told.phase}{f', {told.reason}' if told.reason else ''}"
+            if words != last:  # each try says it anew
+                say(words)
+            said, last = told, words
         ends = slot.active == wanted and slot.trial is None
         if ends:
             say(f"pipeline {pipeline} runs {wanted.label}")

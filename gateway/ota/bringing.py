@@ -21,13 +21,16 @@ from gateway.ota.around import Means
 from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError, CanaryStarvedError
 from gateway.ota.errors import (
+    BadReleaseError,
     BudgetError,
     FetchError,
     FloorError,
     NoRootError,
+    NotOfferedError,
     OtaError,
     StoppedError,
     TrustError,
+    WrongHardwareError,
 )
 from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
@@ -50,6 +53,8 @@ KEY_RETRY_SECONDS: Final = 5.0
 _FINAL: Final = (CanaryError, NothingForUsError, DamagedReleaseError)
 """The same release would fail again: it is blocked."""
 
+_NOT_FOR_A_PERSON: Final = (NotOfferedError, WrongHardwareError, BadReleaseError)
+"""What the list says of the release itself. A bridge that assigned it may still put it there; a person asks again."""
 
 MOST_STARVED: Final = 8
 """So often a release may find no room to be tried in before it is refused: hours, with the pauses between."""
@@ -193,6 +198,9 @@ class Bringing:
             else:
                 self._postpone(pipeline, model, error)
         except OtaError as error:
+            if isinstance(error, _NOT_FOR_A_PERSON) and self._is_by_hand(pipeline, model):
+                self._give_up_wish(pipeline, model, error)
+                return
             if isinstance(error, TrustError):
                 self._repository_failed(error)
             self._postpone(pipeline, model, error)
@@ -350,6 +358,17 @@ class Bringing:
         self._around.metrics.outcome(pipeline, "refused")
         self._telling.say(pipeline, "refused", model, code=code, reason=reason)
         self._serving.collect()
+
+    def _is_by_hand(self, pipeline: str, model: Installed) -> bool:
+        wanted = self._journal.book.slot(pipeline).wanted
+        return wanted is not None and wanted.model == model and wanted.by_hand
+
+    def _give_up_wish(self, pipeline: str, model: Installed, error: OtaError) -> None:
+        log.warning("model_not_to_be_had", pipeline=pipeline, model=model.label, code=error.code, reason=str(error))
+        self._pauses.pop(pipeline, None)
+        with self._bays[pipeline].lock:
+            if self._is_by_hand(pipeline, model):
+                self._journal.change(slots.withdraw(pipeline, self._telling.at(), code=error.code, detail=str(error)))
 
     def _postpone(self, pipeline: str, model: Installed, error: OtaError) -> None:
         if not self._wants(pipeline, model):

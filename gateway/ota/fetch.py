@@ -353,7 +353,7 @@ class Repository:
         """
         trust = self._cached()
         release = release_of(trust.files, name, version)
-        self._require_hardware(release.listed)
+        self.require_hardware(release.listed)
         if release.listed.size_bytes > self._settings.max_release_bytes:
             raise BadReleaseError(
                 f"{name} {version}: {release.listed.size_bytes} bytes in all, at most "
@@ -361,7 +361,8 @@ class Repository:
             )
         return offer_of(release, self._manifest(trust, release.manifest))
 
-    def _require_hardware(self, head: Listed) -> None:
+    def require_hardware(self, head: Listed) -> None:
+        """Make sure that a release is for this hardware. Raises WrongHardwareError."""
         if head.hardware and self.hardware not in head.hardware:
             raise WrongHardwareError(
                 f"{head.name} {head.version} is for {', '.join(head.hardware)}; this device is {self.hardware!r} "

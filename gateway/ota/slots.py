@@ -88,14 +88,15 @@ def given_up(pipeline: str, slot: Slot, instead: Installed, at: str) -> tuple[Ev
     return (Event(at=at, pipeline=pipeline, what="withdrawn", model=wanted.model.label, detail=detail),)
 
 
-def withdraw(pipeline: str, at: str) -> Step:
+def withdraw(pipeline: str, at: str, *, code: str = "", detail: str = "") -> Step:
     """Give up what is wanted, because nobody wants it any more; it is not blocked, and nothing is said of it."""
 
     def step(book: Book) -> Book:
         slot = book.slot(pipeline)
         if slot.wanted is None:
             return book
-        event = Event(at=at, pipeline=pipeline, what="withdrawn", model=slot.wanted.model.label)
+        model = slot.wanted.model.label
+        event = Event(at=at, pipeline=pipeline, what="withdrawn", model=model, code=code, detail=detail)
         return book.with_slot(pipeline, msgspec.structs.replace(slot, wanted=None, told=None), event)
 
     return step

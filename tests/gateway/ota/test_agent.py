@@ -317,6 +317,21 @@ def test_what_a_person_wants_needs_no_repository_that_answers_and_what_a_twin_wa
     device.reaches("running", "2.0.0")
 
 
+def test_what_a_person_wants_and_the_list_has_not_is_given_up_and_what_a_twin_wants_waits(device: Device) -> None:
+    device.start()
+    device.agent.install("motor", installed("9.9.9"))  # as if the list had changed since the person looked
+    wait_for(lambda: [each.what for each in device.agent.status().history] == ["accepted", "withdrawn"])
+    given_up = device.agent.status().history[-1]
+    assert (given_up.model, given_up.code) == ("probe@9.9.9", "not-offered")
+    assert given_up.detail == "probe 9.9.9 is not offered"
+    assert device.agent.status().repository_problem == ""
+    assert device.slot.wanted is None
+    assert device.slot.blocked == (), "published later, it may be asked for again"
+    device.desire("9.9.9", token=1)
+    device.reaches("refused", "9.9.9", "not-offered")
+    assert device.slot.wanted is not None, "the control: a bridge may know of it before the list does"
+
+
 def test_a_person_is_told_why_a_release_cannot_be_tried(device: Device) -> None:
     publish(device, "2.0.0", not_a_number(4), golden=None)
     device.start()
