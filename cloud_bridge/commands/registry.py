@@ -13,13 +13,14 @@ from cloud_bridge.commands.model import opened
 from cloud_bridge.commands.options import placed, put, say
 from cloud_bridge.config import Log
 from cloud_bridge.registry import ceremony
-from cloud_bridge.registry.errors import NotInitialisedError
+from cloud_bridge.registry.errors import NotInitialisedError, RegistryError
 from cloud_bridge.registry.keys import make_key, public_file
 from cloud_bridge.registry.repository import named
 from cloud_bridge.registry.roles import RoleName
 from gateway.wire.plain import so_many
 
 _ROLES: Final = get_args(RoleName)
+_PASSPHRASE_BYTES_MAX: Final = 1024
 _as_json = click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 _passphrase_option = click.option(
     "--passphrase-file",
@@ -31,7 +32,11 @@ _passphrase_option = click.option(
 def _passphrase(file: Path | None) -> bytes | None:
     if file is None:
         return None
-    line = file.read_bytes().split(b"\n", 1)[0].strip()
+    try:
+        with file.open("rb") as opened_file:  # it may be a pipe, from a program that keeps passphrases
+            line = opened_file.readline(_PASSPHRASE_BYTES_MAX).strip()
+    except OSError as error:
+        raise RegistryError(f"{file}: {error.strerror or error}") from error
     if not line:
         raise click.UsageError(f"{file} holds no passphrase in its first line")
     return line

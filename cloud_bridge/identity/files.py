@@ -1,8 +1,10 @@
 """Files that hold keys and certificates: whole or not at all, and private from the first moment."""
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +12,8 @@ from cloud_bridge.identity.errors import IdentityError
 
 PRIVATE: Final = 0o600
 PUBLIC: Final = 0o644
+KEY_BYTES_MAX: Final = 64 * 1024
+"""Of a file with one key or certificate: far more than any has."""
 
 
 def write_file(path: Path, data: bytes, mode: int) -> None:
@@ -72,6 +76,25 @@ def create_file(path: Path, data: bytes, mode: int = PRIVATE) -> bool:
     return True
 
 
+def read_plain(path: Path, limit_bytes: int) -> bytes:
+    """Read a file that somebody has brought: nothing of one that is too large, or of a pipe, which might never end.
+
+    Raises:
+        OSError: it cannot be read, is no plain file, or has more than `limit_bytes`; with words for people.
+    """
+    # O_NONBLOCK: a pipe that nobody writes to is opened at once, and refused.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "is no plain file")
+        if found.st_size > limit_bytes:
+            raise OSError(errno.EFBIG, f"has {found.st_size:,} bytes; at most {limit_bytes:,} are taken")
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"grows while it is read, beyond the {limit_bytes:,} bytes that are taken")
+    return content
+
+
 def read_private(path: Path) -> bytes:
     """Read a file with a key.
 
@@ -80,7 +103,7 @@ def read_private(path: Path) -> bytes:
     """
     try:
         mode = path.stat().st_mode & 0o777
-        data = path.read_bytes()
+        data = read_plain(path, KEY_BYTES_MAX)
     except OSError as error:
         raise IdentityError(f"{path}: {error.strerror or error}") from error
     if mode & 0o077:

@@ -11,7 +11,7 @@ from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import Metadata, Root, Targets
 
 from cloud_bridge.identity.database import Clock
-from cloud_bridge.identity.files import PUBLIC, write_file
+from cloud_bridge.identity.files import PUBLIC, read_plain, write_file
 from cloud_bridge.identity.issuer import utc
 from cloud_bridge.registry import roles
 from cloud_bridge.registry.directories import PRIVATE, make_directory
@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 DOCUMENTS: Final[tuple[RoleName, ...]] = ("root", "targets")
 """What may wait for keys that are elsewhere."""
+_DOCUMENT_BYTES_MAX: Final = 16 << 20
+"""More than three times what devices take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +331,7 @@ def import_signed(registry: Registry, files: Sequence[Path]) -> dict[RoleName, i
 
 def _document(file: Path) -> tuple[RoleName, Document]:
     try:
-        content = file.read_bytes()
+        content = read_plain(file, _DOCUMENT_BYTES_MAX)
     except OSError as error:
         raise RegistryError(f"{file}: {error.strerror or error}") from error
     for role, kind in (("root", Root), ("targets", Targets)):

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from cloud_bridge.identity.files import PUBLIC, create_file, read_private
+from cloud_bridge.identity.files import KEY_BYTES_MAX, PUBLIC, create_file, read_plain, read_private
 from cloud_bridge.registry.errors import RegistryError
 
 PUBLIC_SUFFIX: Final = ".pub"
@@ -71,7 +71,7 @@ def load_public(file: Path) -> SSlibKey:
         RegistryError: it is none, or cannot be read.
     """
     try:
-        public = load_pem_public_key(file.read_bytes())
+        public = load_pem_public_key(read_plain(file, KEY_BYTES_MAX))
     except OSError as error:
         raise RegistryError(f"{file}: {error.strerror or error}") from error
     except (ValueError, UnsupportedAlgorithm) as error:

@@ -5,8 +5,6 @@ at last the metadata, which makes all of them count at once. Killed anywhere bef
 publishing the same directory again takes up the same token and key.
 """
 
-import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from cloud_bridge.config import Registry as Settings
 from cloud_bridge.identity.contentkeys import ContentKey, ContentKeys
 from cloud_bridge.identity.errors import IdentityError
+from cloud_bridge.identity.files import read_plain
 from cloud_bridge.registry.checks import check_manifest, check_version
 from cloud_bridge.registry.errors import (
     Problem,
@@ -390,19 +389,9 @@ def _names_in(manifest: ModelManifest) -> set[str]:
 def _read(file: Path, limit: int) -> bytes:
     """Read a plain file, and nothing of one that is too large, or of a pipe, which might never end."""
     try:
-        # O_NONBLOCK: a pipe that nobody writes to is opened at once, and refused.
-        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
-            found = os.fstat(opened.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise RegistryError(f"{file} is no plain file; name the directory of a release")
-            if found.st_size > limit:
-                raise RegistryError(f"{file} has {found.st_size:,} bytes; at most {limit:,} are taken")
-            content = opened.read(limit + 1)
+        return read_plain(file, limit)
     except OSError as error:
         raise RegistryError(f"{file}: {error.strerror or error}; name the directory of a release") from error
-    if len(content) > limit:
-        raise RegistryError(f"{file} grows while it is read, beyond the {limit:,} bytes that are taken")
-    return content
 
 
 def without(targets: Metadata[Targets], entry: ReleaseEntry) -> Metadata[Targets]:

@@ -1,6 +1,8 @@
 """Keys: thresholds, changes, keys that are elsewhere, and what a thief can and cannot do."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -340,3 +342,28 @@ def test_an_exported_copy_serves_as_well(site: Site, tmp_path: Path) -> None:
     updater = client(tmp_path / "client", other.registry.storage, site.registry.read("metadata/1.root.json"))
     assert "models/detector/1.0.0/manifest.json" in listed(updater)
     other.db.close()
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_plain_file_or_too_large_is_not_read(site: Site, tmp_path: Path) -> None:
+    pipe, huge, document = tmp_path / "pipe", tmp_path / "huge", tmp_path / "root.json"
+    os.mkfifo(pipe, 0o600)
+    document.write_bytes(site.registry.keys.root_file.read_bytes())
+    key, *_ = site.root_keys()
+    deeds: list[Callable[[Path], object]] = [
+        lambda file: ceremony.sign_file(file, key, None),
+        lambda file: ceremony.sign_file(document, file, None),
+        lambda file: ceremony.import_signed(site.registry, [file]),
+        lambda file: ceremony.rotate_key(site.registry, "timestamp", site.clock, root_keys=[file]),
+        lambda file: ceremony.rotate_key(site.registry, "timestamp", site.clock, root_keys=[key], new_public=file),
+    ]
+    with huge.open("wb") as file:
+        file.truncate(17 << 20)
+    huge.chmod(0o600)
+    for deed in deeds:
+        with pytest.raises(BridgeError, match="pipe: is no plain file"):
+            deed(pipe)
+        with pytest.raises(BridgeError, match="huge: has 17,825,792 bytes; at most"):
+            deed(huge)
+        with pytest.raises(BridgeError, match="zero: is no plain file"):
+            deed(Path("/dev/zero"))

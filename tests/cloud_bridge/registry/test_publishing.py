@@ -309,7 +309,7 @@ def test_the_same_release_published_three_times_at_once_is_published_once(site: 
 
 def test_a_pipe_instead_of_a_manifest_is_refused_at_once(site: Site, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(RegistryError, match=r"manifest\.json is no plain file"):
+    with pytest.raises(RegistryError, match=r"manifest\.json: is no plain file"):
         site.publish(tmp_path)
 
 
@@ -317,7 +317,7 @@ def test_a_pipe_instead_of_an_artefact_is_refused_at_once(site: Site, tmp_path: 
     made = release(tmp_path)
     (made / "model.tflite").unlink()
     os.mkfifo(made / "model.tflite")
-    with pytest.raises(RegistryError, match=r"model\.tflite is no plain file"):
+    with pytest.raises(RegistryError, match=r"model\.tflite: is no plain file"):
         site.publish(made)
 
 
