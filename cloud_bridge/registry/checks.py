@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from cloud_bridge.registry.errors import Problem
@@ -14,6 +14,8 @@ RUN_HERE: Final[tuple[Target, ...]] = ("cpu-int8", "cpu-int4", "cpu-float", "hea
 """Artefacts that any host can run; the others prove themselves on the device."""
 _VERSION: Final = re.compile(r"[0-9A-Za-z.-]{1,64}")
 """Versions are parts of paths and of the names of patches, and of what devices may ask for."""
+_LONG_NUMBER: Final = re.compile(r"\d{19}")
+"""Beyond what programs count with: a typing error."""
 _LESS_IS_BETTER: Final = ("false", "error", "loss", "latency", "mse", "mae", "rmse")
 
 
@@ -27,18 +29,39 @@ def check_manifest(manifest: ModelManifest, min_quality_share: float) -> list[Pr
     ]
 
 
-def check_version(manifest: ModelManifest, releases: Iterable[ReleaseEntry]) -> list[Problem]:
-    """Find a published release of the same name whose version is not lower."""
-    published = [one for one in releases if one.name == manifest.name and one.published_ns is not None]
-    newest = max(published, key=lambda one: version_key(one.version), default=None)
+def in_order(
+    name: str, releases: Iterable[ReleaseEntry], running: Collection[tuple[str, str]] = ()
+) -> list[ReleaseEntry]:
+    """Return the releases of a name that a new one must follow: what devices can install, or run.
+
+    One that was taken back and that no device runs is none of them: else a typing error in a version would close the
+    name for ever. What devices follow is the token, which rises with each release whatever its version.
+    """
+    found = [one for one in releases if one.name == name and one.published_ns is not None]
+    return [one for one in found if one.is_offered or (name, one.version) in running]
+
+
+def check_version(
+    manifest: ModelManifest, releases: Iterable[ReleaseEntry], running: Collection[tuple[str, str]] = ()
+) -> list[Problem]:
+    """Find a release of the same name, which devices can install or run, whose version is not lower."""
+    before = in_order(manifest.name, releases, running)
+    newest = max(before, key=lambda one: version_key(one.version), default=None)
     if newest is None or version_key(manifest.version) > version_key(newest.version):
         return []
     return [
         Problem(
             "version",
             f"{MANIFEST_FILE}, version",
-            f"{manifest.version} does not follow {newest.version}, which is published",
-            "give it a higher version; to have devices run an older release, make a rollout of that one",
+            f"{manifest.version} does not follow {newest.version}, which "
+            + ("is published" if newest.is_offered else "was taken back, but runs on devices"),
+            "give it a higher version; to have devices run an older release, make a rollout of that one"
+            + (
+                f"; was {newest.version} a typing error, `cloud-bridge model yank {newest.name}@{newest.version}` "
+                "takes it out of the order, unless a device runs it"
+                if newest.is_offered
+                else ""
+            ),
         )
     ]
 
@@ -112,13 +135,13 @@ def _names(manifest: ModelManifest) -> list[Problem]:
 
 def _spelling(manifest: ModelManifest) -> list[Problem]:
     """Find a version under which nothing could be fetched."""
-    if _VERSION.fullmatch(manifest.version):
+    if _VERSION.fullmatch(manifest.version) and not _LONG_NUMBER.search(manifest.version):
         return []
     return [
         Problem(
             "version",
             f"{MANIFEST_FILE}, version",
             f"{manifest.version[:80]!r} is no name of a file that devices ask for",
-            "write it with 0-9, A-Z, a-z, points and hyphens, 64 characters at most",
+            "write it with 0-9, A-Z, a-z, points and hyphens, 64 characters at most, in its numbers 18 digits",
         )
     ]

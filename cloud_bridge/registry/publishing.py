@@ -5,7 +5,7 @@ at last the metadata, which makes all of them count at once. Killed anywhere bef
 publishing the same directory again takes up the same token and key.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -142,8 +142,9 @@ class Publisher:
             label = f"{manifest.name} {manifest.version}"
             problems = check_manifest(manifest, self._settings.min_quality_share)
             releases = self._ledger.releases()
+            running = self._running()
             if not any(_is_version(one, manifest) and one.published_ns is not None for one in releases):
-                problems += check_version(manifest, releases)
+                problems += check_version(manifest, releases, running)
             examined, found = self._workshop.examine(plain)
             problems += found
             refused = [one for one in problems if not (one.acceptable and one.code in wishes.accept)]
@@ -154,10 +155,9 @@ class Publisher:
             if entry.published_ns is not None:
                 return Publication(entry, is_new=False, examined=tuple(examined), accepted=accepted)
             (plain / MANIFEST_FILE).write_bytes(entry.manifest_bytes)
-            running = self._running()
             bases = bases_for(entry.name, self._ledger.releases(), running, self._settings.delta_parents)
             files = self._make_files(entry, work, self._key_of(entry, wishes), bases)
-            listed = self._list(entry, files)
+            listed = self._list(entry, files, running)
         if not listed.is_ours:
             return Publication(
                 self._ledger.entry(entry.name, entry.version), is_new=False, examined=tuple(examined), accepted=accepted
@@ -279,7 +279,7 @@ class Publisher:
 
     # ---- listing ---------------------------------------------------------------------------------------------
 
-    def _list(self, entry: ReleaseEntry, files: Sequence[StoredFile]) -> _Listed:
+    def _list(self, entry: ReleaseEntry, files: Sequence[StoredFile], running: Collection[tuple[str, str]]) -> _Listed:
         """Make the release count, unless it does since this was begun."""
         with self._repository.lock.held() as prolong:
             current = self._repository.load()
@@ -289,7 +289,7 @@ class Publisher:
                 self._sweep(there, there.files)
                 _refuse_yanked(there)
                 return _Listed(is_ours=False)
-            problems = check_version(entry.manifest, self._ledger.releases())
+            problems = check_version(entry.manifest, self._ledger.releases(), running)
             if problems:
                 raise RefusedReleaseError(entry.label, problems)
             self._ledger.prepared(entry, files)

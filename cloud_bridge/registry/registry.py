@@ -14,7 +14,7 @@ from cloud_bridge.config import Registry as Settings
 from cloud_bridge.identity.component import Identities
 from cloud_bridge.identity.database import Clock
 from cloud_bridge.osbundles.ledger import BundleLedger
-from cloud_bridge.registry.checks import check_version
+from cloud_bridge.registry.checks import check_version, in_order
 from cloud_bridge.registry.errors import DistrustedError, NotFoundError, RefusedReleaseError, RegistryError
 from cloud_bridge.registry.keys import KeyDirectory
 from cloud_bridge.registry.ledger import Ledger
@@ -77,6 +77,7 @@ class Registry:
         )
         self._bundles = BundleLedger(identities.database, clock)
         self._content_keys = identities.keys
+        self._running = running
         self._publisher = Publisher(
             settings,
             self.repository,
@@ -126,6 +127,10 @@ class Registry:
         offered = [one for one in self.releases() if one.name == name and one.is_offered]
         return offered[-1] if offered else None
 
+    def in_order(self, name: str) -> list[ReleaseEntry]:
+        """Return the releases of a name that a new one must follow, by ascending version."""
+        return in_order(name, self.ledger.releases(), self._running())
+
     @contextmanager
     def in_clear(self, entry: ReleaseEntry) -> Iterator[Path]:
         """Give the directory of a published release as it was before it was sealed; it is gone afterwards.
@@ -149,7 +154,7 @@ class Registry:
             NotInitialisedError, DistrustedError, StorageError: nothing can be published now.
         """
         self.repository.load()
-        problems = check_version(manifest, self.ledger.releases())
+        problems = check_version(manifest, self.ledger.releases(), self._running())
         if problems:
             raise RefusedReleaseError(f"{manifest.name} {manifest.version}", problems)
 

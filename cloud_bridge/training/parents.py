@@ -44,7 +44,7 @@ class Parents:
     def version(self, parent: ModelManifest, wanted: str | None = None) -> str:
         """Return the version of a successor: the wanted one, or the next patch version that is free.
 
-        That is above its parent and above all that were published, taken back or not.
+        That is above its parent and above all that a new release must follow.
 
         Raises:
             ConfigError: the wanted one is no version.
@@ -57,8 +57,9 @@ class Parents:
         taken = {place.name for base in self._directories for place in (base / parent.name).glob("*")}
         published: list[str] = []
         if self._registry is not None:
-            published = [one.version for one in self._registry.releases() if one.name == parent.name]
-            taken |= {one.version for one in self._registry.unsigned() if one.name == parent.name}
+            published = [one.version for one in self._registry.in_order(parent.name)]
+            known = [*self._registry.releases(), *self._registry.unsigned()]
+            taken |= {one.version for one in known if one.name == parent.name}
         return next_version(max([parent.version, *published], key=version_key), frozenset(taken))
 
     def require_publishable(self, parent: ModelManifest, version: str) -> None:

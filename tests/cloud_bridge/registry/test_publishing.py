@@ -154,7 +154,22 @@ def test_parts_with_names_of_their_own_are_published(site: Site, tmp_path: Path)
         assert unpack("zstd", opened_file(site, f"{name}.sealed", "1.0.0"), len(plain)) == plain
 
 
-@pytest.mark.parametrize("version", [f"1.0.0-{'a' * 59}", "1.0.\N{ARABIC-INDIC DIGIT ONE}"])
+def test_a_typing_error_in_a_version_is_taken_out_of_the_order_by_taking_it_back(site: Site, tmp_path: Path) -> None:
+    site.publish(release(tmp_path, "1.0.0"))
+    site.publish(release(tmp_path, "1100.0.0"), candidate=True)
+    with pytest.raises(RefusedReleaseError, match=r"typing error, `cloud-bridge model yank detector@1100\.0\.0`"):
+        site.publish(release(tmp_path, "1.1.0"))
+    site.registry.yank("detector", "1100.0.0", "a typing error")
+    site.running[("detector", "1100.0.0")] = 1
+    with pytest.raises(RefusedReleaseError, match=r"follow 1100\.0\.0, which was taken back, but runs on devices"):
+        site.publish(release(tmp_path / "again", "1.1.0"))
+    site.running.clear()
+    assert site.publish(release(tmp_path / "at-last", "1.1.0")).entry.token == 3, "the order that devices follow"
+    with pytest.raises(RegistryError, match="a version that was yanked stays so"):
+        site.publish(tmp_path / "made" / "detector" / "1100.0.0")
+
+
+@pytest.mark.parametrize("version", [f"{'9' * 19}.0.0", f"1.0.0-{'a' * 59}", "1.0.\N{ARABIC-INDIC DIGIT ONE}"])
 def test_a_version_under_which_nothing_could_be_fetched_is_refused(site: Site, tmp_path: Path, version: str) -> None:
     with pytest.raises(RefusedReleaseError, match="no name of a file that devices ask for"):
         site.publish(release(tmp_path, version))

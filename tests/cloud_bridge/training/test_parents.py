@@ -80,9 +80,11 @@ def test_a_successor_comes_above_all_that_was_published_and_another_version_is_r
 ) -> None:
     parents = parents_of(site, tmp_path)
     parent = parents.manifest("detector", "1.0.0")
-    assert parents.version(parent) == "1.2.1", "1.2.0 was taken back, but a version is never used twice"
+    assert parents.version(parent) == "1.1.1", "1.2.0 was taken back, and no device runs it"
+    site.running[("detector", "1.2.0")] = 1
+    assert parents.version(parent) == "1.2.1"
     parents.require_publishable(parent, "1.2.1")
-    with pytest.raises(RefusedReleaseError, match=r"1\.0\.1 does not follow 1\.2\.0"):
+    with pytest.raises(RefusedReleaseError, match=r"1\.0\.1 does not follow 1\.2\.0, which was taken back, but runs"):
         parents.require_publishable(parent, "1.0.1")
     write_release(tmp_path / "clear", "detector", "1.2.1")
     assert parents.version(parent) == "1.2.2", "that lies here already"
