@@ -104,7 +104,8 @@ def rollback(pipeline: str | None, config_file: Path) -> None:
 def install(pipeline: str, model: str, seconds: float, config_file: Path) -> None:
     """Have a PIPELINE try a MODEL@VERSION of the signed list, as if the bridge had assigned it.
 
-    For a device without a cloud, after `gateway ota import`. It is proved and taken back like any other; what the
+    For a device that cannot reach its bridge, after `gateway ota import`; the content key of the release must have
+    come with an attestation before, or it waits for that. It is proved and taken back like any other; what the
     bridge assigns next counts again.
     """
     config = _config(config_file)

@@ -29,6 +29,15 @@ from gateway.wire.plain import so_many
 REFRESH_REQUEST: Final = "ota-refresh"
 """What a running gateway is told over its control socket."""
 
+_KEYS: Final = (
+    "content keys are not on the stick: of releases published since this device was attested last, they come with the"
+    " next attestation"
+)
+_NO_KEYS: Final = (
+    "content keys are not on the stick, and without a section `identity` no bridge gives them to this device: what it"
+    " has no key of it cannot install; `gateway vault import` takes plain releases"
+)
+
 
 class Brought(msgspec.Struct, frozen=True, kw_only=True):
     """What an import found of one release. `reason` is empty when everything that the device needs is here."""
@@ -58,7 +67,8 @@ def import_command(
 
     PATH has `metadata` and `targets` in it. It needs no trust: what it holds counts only as far as the repository's
     keys have signed it, for this hardware, and not older than what this gateway has seen. The files are kept until the
-    gateway installs the release; which one it is to run, the bridge or a person says.
+    gateway installs the release; which one it is to run, the bridge or a person says. The content keys of releases are
+    not on the stick: they come from the bridge when it attests this device.
     """
     config, settings = _config(config_file)
     repository = _repository(config, settings, DirectoryWay(directory))
@@ -72,6 +82,8 @@ def import_command(
         state = each.reason or f"{so_many(each.files, 'file')} brought, {each.already} were here"
         missing = f"; not on it: {', '.join(each.missing)}" if each.missing else ""
         say(f"{each.name} {each.version}: {state}{missing}")
+    if not as_json and any(not each.reason for each in brought):
+        say(_KEYS if config.identity is not None else _NO_KEYS)
     if not brought:
         raise OtaError(f"{directory}: no release of that name is in the signed list")
     if all(each.reason for each in brought):
