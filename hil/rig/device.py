@@ -1,5 +1,6 @@
 """The device as tests see it: commands over whatever the rig has for that, and what the appliance says of itself."""
 
+import base64
 import json
 import shlex
 import time
@@ -9,6 +10,7 @@ from hil.loopback.children import RigError
 from hil.rig.patience import patient, pause
 
 GATEWAY: Final = "/opt/sluice/bin/gateway"
+_PIECE_BYTES: Final = 45_000
 _STATUS: Final = """\
 import socket
 with socket.socket(socket.AF_UNIX) as client:
@@ -54,6 +56,17 @@ class Device:
             script = f"import sys;sys.stdout.buffer.write(bytes.fromhex('{piece}'))"
             self.run(f'/usr/bin/python3 -c "{script}" {sign}{quoted}')
         self.run(f"chmod {mode} {quoted}")
+
+    def get(self, path: str) -> bytes:
+        """Read a file, in pieces: a serial line is no place for long answers.
+
+        Raises:
+            RigError: it is not there.
+        """
+        quoted = shlex.quote(path)
+        pieces = -(-int(self.run(f"stat -Lc %s {quoted}")) // _PIECE_BYTES)
+        read = f"dd if={quoted} bs={_PIECE_BYTES} count=1 status=none"
+        return b"".join(base64.b64decode(self.run(f"{read} skip={at} | base64 -w 0")) for at in range(pieces))
 
     def eventually(self, command: str, what: str, *, seconds: float) -> str:
         """Run a command until it succeeds; returns its output.

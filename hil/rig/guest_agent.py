@@ -50,7 +50,9 @@ def serve(port: BinaryIO) -> None:
         except ValueError:
             continue  # the rest of what was asked before a restart
         answer = {"id": request.get("id"), **carry_out(request)}
-        port.write(json.dumps(answer).encode() + b"\n")
+        left = memoryview(json.dumps(answer).encode() + b"\n")
+        while left:
+            left = left[port.write(left) :]  # the port is not buffered, and takes a part of what is long
         port.flush()
 
 

@@ -1,6 +1,8 @@
 """Commands in the guest: the guest's end runs as a process of its own, on a socket in the place of the virtio port."""
 
 import base64
+import io
+import json
 import os
 import socket
 import subprocess
@@ -8,9 +10,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hil.rig import guest_agent
 from hil.rig.agent import SCRIPT, Agent, AgentError, credentials, typed
 
 
@@ -62,6 +66,36 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 def test_a_command_comes_back_with_its_output_and_its_status(agent: Agent) -> None:
     answer = agent.run("echo out; echo err >&2; exit 3", seconds=20.0)
     assert (answer.out, answer.err, answer.code) == ("out\n", "err\n", 3)
+
+
+def test_an_answer_arrives_whole_however_long_it_is_and_however_little_the_port_takes_at_once() -> None:
+    class Port(io.BytesIO):
+        given = b""
+
+        def write(self, data: Any) -> int:
+            piece = bytes(data[:1000])
+            self.given += piece
+            return len(piece)
+
+    port = Port(json.dumps({"id": 1, "run": "head -c 50000 /dev/zero | tr '\\0' x"}).encode() + b"\n")
+    with pytest.raises(EOFError):
+        guest_agent.serve(Ending(port))  # type: ignore[arg-type]
+    answer = json.loads(port.given)
+    assert (answer["code"], answer["out"]) == (0, "x" * 50_000)
+
+
+class Ending:
+    """A port that says once what it holds; the real one waits for ever."""
+
+    def __init__(self, port: io.BytesIO) -> None:
+        self._port = port
+        self.write, self.flush = port.write, port.flush
+
+    def readline(self) -> bytes:
+        line = self._port.readline()
+        if not line:
+            raise EOFError
+        return line
 
 
 def test_a_command_that_takes_too_long_is_ended_and_the_next_one_is_answered(agent: Agent) -> None:
