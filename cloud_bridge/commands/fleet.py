@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ import click
 from cloud_bridge.commands.options import Place, placed, put, say, say_line
 from cloud_bridge.commands.rollout_words import device_line, device_plain
 from cloud_bridge.control import Question
+from cloud_bridge.errors import StoreError
 from cloud_bridge.rollout.errors import RolloutError
 from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.waves import LABEL_KEY, labels_of, matches
@@ -64,11 +66,16 @@ def label(file: Path | None, store_url: str | None, *, gateway: str, labels: tup
     gone = [text[:-1] for text in labels if text.endswith("-") and LABEL_KEY.fullmatch(text[:-1])]
     changes: dict[str, str | None] = dict.fromkeys(gone)
     changes.update(labels_of([text for text in labels if text[:-1] not in gone]))
-    database = open_fleet(Place(file, store_url).config().store)
+    place = Place(file, store_url)
+    database = open_fleet(place.config().store)
     try:
         with database.transaction() as tx:
             set_labels(tx, gateway, changes)
             now = all_labels(tx).get(gateway, {})
+        with suppress(StoreError), place.reader() as reader:
+            found = Fleet.read(reader, database)
+            if changes and gateway not in {*found.gateways, *found.reported}:
+                say(f"no gateway {gateway} was heard of yet; the labels wait for it", err=True)
     finally:
         database.close()
     say(f"{gateway} [{' '.join(f'{key}={value}' for key, value in now.items())}]")

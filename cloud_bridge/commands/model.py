@@ -62,6 +62,8 @@ def _reports(place: Place) -> Collection[Reported]:
 def found(registry: Registry, release: str) -> ReleaseEntry:
     """Return a release by NAME@VERSION, or by NAME the newest that devices can install."""
     name, _, version = release.partition("@")
+    if not name:
+        raise click.UsageError(f"{release!r} names no release; write NAME or NAME@VERSION")
     entry = registry.entry(name, version) if version else registry.newest(name)
     if entry is None:
         raise NotFoundError(f"no release of {name} can be installed; `cloud-bridge model list` shows what there is")
@@ -105,7 +107,12 @@ def model() -> None:
 @placed
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--candidate", is_flag=True, help="It waits for `model approve`, or for a rollout that names it.")
-@click.option("--accept", multiple=True, metavar="CODE", help="Overrule a problem that may be overruled; is noted.")
+@click.option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(["no-golden", "no-quality", "quality", "tolerance"]),
+    help="Overrule a problem that may be overruled; is noted.",
+)
 @click.option("--hardware", multiple=True, metavar="NAME", help="Only for devices of this hardware; default: any.")
 @click.option("--gateway", "gateways", multiple=True, help="Only this device gets the content key; default: any.")
 @_as_json
@@ -264,8 +271,11 @@ def approve(file: Path | None, store_url: str | None, *, release: str, who: str,
     """Approve a candidate."""
     with opened(file, store_url) as registry:
         entry = found(registry, release)
+        was = entry.state
         entry = registry.approve(entry.name, entry.version, who=who)
-    put(entry_plain(entry)) if as_json else say(f"{entry.label} is approved")
+    put(entry_plain(entry)) if as_json else say(
+        f"{entry.label} is approved{'' if was == 'candidate' else ' already; nothing was changed'}"
+    )
 
 
 @model.command()
@@ -279,8 +289,16 @@ def yank(file: Path | None, store_url: str | None, *, release: str, why: str, re
     name, _, version = release.partition("@")
     if not version:
         raise click.UsageError("name the version: NAME@VERSION")
+    if not why.strip():
+        raise click.UsageError("--why needs a reason, which is noted and shown")
     with opened(file, store_url) as registry:
+        was = registry.entry(name, version)
         entry = registry.yank(name, version, why)
         if revoke_key:
             registry.revoke_key(entry)
-    put(entry_plain(entry)) if as_json else say(f"{entry.label} is taken back")
+    if as_json:
+        put(entry_plain(entry))
+    elif was.yanked_ns is not None:
+        say(f"{entry.label} was taken back already, on {rfc3339(was.yanked_ns)}: {was.yanked_why or 'no reason given'}")
+    else:
+        say(f"{entry.label} is taken back")

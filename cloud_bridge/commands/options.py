@@ -34,7 +34,7 @@ MAX_NUMBER: Final = 2**62
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_AGO: Final = re.compile(r"(\d{1,9})([smhd])")
+_AGO: Final = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -120,6 +120,17 @@ class Share(click.FloatRange):
         """See click.ParamType."""
         found = super().convert(value, param, ctx)
         return self.fail(f"{value!r} is no number", param, ctx) if math.isnan(found) else found
+
+
+class Directory(click.Path):
+    """A directory to write into. An empty name is a variable that was not set: not the current directory."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click.ParamType."""
+        return super().convert(value, param, ctx) if value != "" else self.fail("no directory is named", param, ctx)
 
 
 class Time(click.ParamType[int]):

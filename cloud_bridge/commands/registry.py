@@ -10,7 +10,7 @@ import click
 
 from cloud_bridge import logs
 from cloud_bridge.commands.model import opened
-from cloud_bridge.commands.options import placed, put, say
+from cloud_bridge.commands.options import Directory, placed, put, say
 from cloud_bridge.config import Log
 from cloud_bridge.registry import ceremony
 from cloud_bridge.registry.errors import NotInitialisedError, RegistryError
@@ -152,6 +152,8 @@ def status(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
 @click.option("--take-older", metavar="WHY", help="An older copy that was put back is to count; is noted.")
 def refresh(file: Path | None, store_url: str | None, *, targets: bool, take_older: str | None) -> None:
     """Sign snapshot and timestamp anew, now; the running bridge does it when half of their life is over."""
+    if take_older is not None and not take_older.strip():
+        raise click.UsageError("--take-older needs a reason, which is noted")
     with opened(file, store_url) as one:
         done = one.refresh(force=True, targets=targets, take_older=take_older or "")
     say(f"timestamp version {done.signed.timestamp.signed.version}")
@@ -209,7 +211,7 @@ def keygen(private: Path, passphrase_file: Path | None) -> None:
 
 @registry.command()
 @placed
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("out", type=Directory())
 def export(file: Path | None, store_url: str | None, *, out: Path) -> None:
     """Copy the repository as it counts now into a directory, e.g. on a stick for `gateway ota import`."""
     with opened(file, store_url) as one:
@@ -237,7 +239,7 @@ def sign() -> None:
 
 @sign.command("export")
 @placed
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("out", type=Directory())
 def sign_export(file: Path | None, store_url: str | None, *, out: Path) -> None:
     """Write what waits for signatures into OUT, to be carried to the keys."""
     with opened(file, store_url) as one:

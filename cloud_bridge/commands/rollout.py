@@ -28,7 +28,7 @@ from cloud_bridge.twins.database import open_fleet
 from gateway.wire.messages import os_pipeline
 from gateway.wire.topics import NAME
 
-_PERIOD: Final = re.compile(r"(\d{1,6})([smhd])")
+_PERIOD: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON, one line for each.")
 
@@ -182,8 +182,10 @@ def _what(options: Mapping[str, Any]) -> tuple[str, Release | None]:
     version, target = options["os_version"], options["target"]
     if version is None and target is None:
         pipeline, model = options["pipeline"], options["model"]
-        if pipeline is None or NAME.fullmatch(pipeline) is None:
-            raise RolloutError(f"{pipeline!r} is no name of a pipeline; give --pipeline, or --os with --target")
+        if pipeline is None:
+            raise RolloutError("no pipeline is named; give --pipeline, or --os with --target")
+        if NAME.fullmatch(pipeline) is None:
+            raise RolloutError(f"{pipeline!r} is no name of a pipeline; see `cloud-bridge fleet list`")
         return pipeline, None if model is None else release_of(model)
     if version is None or target is None or any(options[name] for name in ("pipeline", "model", "arms")):
         raise RolloutError("an image of the system is given by --os VERSION --target COMPATIBLE, without a model")

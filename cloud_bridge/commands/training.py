@@ -151,6 +151,10 @@ def label(
     with _opened(file, store_url) as desk:
         if pipeline:
             chosen = list(_events_of(desk.reader, gateway or "", pipeline, since, until))
+            if not chosen:
+                raise ConfigError(
+                    f"no event of pipeline {pipeline} of {gateway} came in that time; nothing was labelled"
+                )
         else:
             chosen = [_event_of(desk.reader, one, gateway) for one in event_ids]
         with desk.database.transaction() as tx:

@@ -129,6 +129,7 @@ class RolloutDesk:
         """
         self._check_releases(plan, allow_candidate=allow_candidate)
         fleet = Fleet.read(self._store, self._database, self._revoked())
+        self._check_baseline(plan, fleet)
         meant = fleet.meant(plan)
         if not meant:
             raise RolloutError(
@@ -216,6 +217,15 @@ class RolloutDesk:
         awaiting = sum(1 for one in back if one.previous is None and fleet.awaits(one.gateway, plan.pipeline))
         waves = tuple(_wave(at, wave, rollout, all_members, stands) for at, wave in enumerate(plan.waves))
         return Report(rollout, waves, stands, len(back), recovered + awaiting, tuple(told), awaiting)
+
+    def _check_baseline(self, plan: Plan, fleet: Fleet) -> None:
+        """Make sure that somebody knows what devices would go back to: the registry, or a device that runs it."""
+        if plan.baseline is None or self._releases is None or self._releases.state_of(plan.baseline) != "unknown":
+            return
+        if plan.baseline not in {fleet.running(name, plan.pipeline) for name in fleet.names()}:
+            raise RolloutError(
+                f"baseline {plan.baseline} is not in the registry, and no device runs it; see `cloud-bridge model list`"
+            )
 
     def _check_releases(self, plan: Plan, *, allow_candidate: bool) -> None:
         if self._releases is None:

@@ -18,8 +18,8 @@ RING: Final = "ring"
 CANARY: Final = "canary"
 """Devices labelled `ring=canary` come first where a wave takes a number or a share."""
 
-_COUNT: Final = re.compile(r"\d{1,7}")
-_SHARE: Final = re.compile(r"(\d{1,3}(?:\.\d{1,3})?)\s*%")
+_COUNT: Final = re.compile(r"[0-9]{1,7}")
+_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)\s*%")
 
 
 class Wave(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -83,8 +83,8 @@ class Parents:
 
     def _place(self, name: str, version: str | None) -> Path:
         """Return the directory of a release in clear, by default of the newest."""
-        if Path(name).name != name or (version is not None and Path(version).name != version):
-            raise ConfigError(f"{name} {version or ''}: no name of a release")
+        if not name or Path(name).name != name or (version is not None and Path(version).name != version):
+            raise ConfigError(f"{name!r} {version or ''}: no name of a release")
         versions = [place for base in self._directories for place in (base / name).glob("*")]
         found = [place for place in versions if (place / MANIFEST_FILE).is_file()]
         chosen = [place for place in found if version is None or place.name == version]

@@ -115,6 +115,12 @@ def test_labels_choose_what_would_be_trained_on(place: Path) -> None:
     ("words", "status", "says"),
     [
         (("training", "label", "normal"), 2, "either ids of events"),
+        (
+            ("training", "label", "normal", "--gateway", "plant", "--pipeline", "motor", "--since", "2099-01-01"),
+            2,
+            "nothing was labelled",
+        ),
+        (("training", "samples", ""), 2, "'' : no name of a release"),
         (("training", "label", "normal", "--pipeline", "p"), 2, "--gateway and --since"),
         (("training", "label", "normal", "nothing"), 2, "no event nothing"),
         (("training", "retrain", "nothing", "--dry-run"), 2, "drift.releases"),

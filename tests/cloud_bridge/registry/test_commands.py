@@ -159,3 +159,25 @@ def test_a_key_is_made_anywhere(tmp_path: Path) -> None:
     assert (tmp_path / "targets.pem").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "targets.pem.pub").is_file()
     assert CliRunner().invoke(main, ["registry", "keygen", str(tmp_path / "targets.pem")]).exit_code == 1
+
+
+def test_slips_of_the_hand_change_nothing(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(file, "registry", "init")
+    answer(file, "model", "publish", str(SHIPPED))
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("registry", "export", ""),
+        ("registry", "sign", "export", ""),
+        ("registry", "refresh", "--take-older", ""),
+        ("model", "show", ""),
+        ("model", "show", "@"),
+        ("model", "yank", "process-anomaly@1.0.0", "--why", " "),
+        ("model", "publish", str(SHIPPED), "--accept", "nonsense"),
+    ):
+        assert run(file, *words).exit_code == 2, words
+    assert not (tmp_path / "metadata").exists()
+    assert "is approved already; nothing was changed" in run(file, "model", "approve", "process-anomaly").stdout
+    assert "is taken back\n" in run(file, "model", "yank", "process-anomaly@1.0.0", "--why", "ghosts").stdout
+    again = run(file, "model", "yank", "process-anomaly@1.0.0", "--why", "others").stdout
+    assert "was taken back already, on " in again
+    assert again.endswith(": ghosts\n")

@@ -743,3 +743,12 @@ def test_without_a_registry_that_is_asked_the_yanked_release_would_come_back(sta
     stage.desk = RolloutDesk(stage.database, stage.store, lambda: stage.now_ns)
     given(stage, halt=False)
     assert len(stage.running(OLD)) == 4
+
+
+def test_a_baseline_that_nobody_knows_is_refused(database: Database) -> None:
+    stage = Stage(database, Registered({NEW: "approved"}))
+    stage.add(1)
+    with pytest.raises(RolloutError, match=r"baseline nope@1\.0\.0 is not in the registry, and no device runs it"):
+        stage.desk.create(stage.plan("rest", baseline=Release("nope", "1.0.0")))
+    made = stage.desk.create(stage.plan("rest", baseline=OLD))
+    assert made.plan.baseline == OLD, "not of the registry either, but devices came with it"

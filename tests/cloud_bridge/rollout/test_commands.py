@@ -66,6 +66,17 @@ def test_what_a_device_runs_is_listed_where_it_does_not_publish_status(config: P
     assert (runs["gw-0"], runs["gw-1"]) == ({"camera": "detector@1.0.0"}, {"camera": "detector@1.1.0"})
 
 
+def test_slips_of_the_hand_are_told(config: Path) -> None:
+    told = run(config, "fleet", "label", "gw-one", "site=berlin")
+    assert "no gateway gw-one was heard of yet; the labels wait for it" in told
+    assert "heard of" not in run(config, "fleet", "label", "gw-1", "site=berlin")
+    create = ("rollout", "create", "--model", "detector@1.1.0")
+    assert "no pipeline is named" in run(config, *create, status=1)
+    wave = (*create, "--pipeline", "camera", "--waves")
+    assert "is no wave" in run(config, *wave, "\N{FULLWIDTH DIGIT ONE}", status=1)
+    assert "is no wave" in run(config, *wave, "\N{ARABIC-INDIC DIGIT ONE}%", status=1)
+
+
 def test_features_are_switched_by_label(config: Path) -> None:
     run(config, "fleet", "label", "gw-1", "site=a")
     assert run(config, "fleet", "feature", "snapshots=on", "--label", "site=a").startswith("told to 1 device, ")
