@@ -35,7 +35,7 @@ from gateway.ota.errors import (
 from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
 from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
-from gateway.ota.journal import Installed, JournalError, Reference, Slot
+from gateway.ota.journal import Book, Installed, JournalError, Reference
 from gateway.ota.serving import Serving
 from gateway.ota.shadow import Shadow
 from gateway.ota.telling import Telling
@@ -312,7 +312,7 @@ class Bringing:
                     self._serving.collect()
                 return
             is_running = bay.serving is not None
-            before = _way_back(slot, now)
+            before = _way_back(self._journal.book, pipeline, now)
             step = slots.begin_trial(
                 pipeline,
                 model,
@@ -394,11 +394,19 @@ class Bringing:
             self._telling.say(pipeline, phase, model, code=error.code, reason=str(error))
 
 
-def _way_back(slot: Slot, now: ModelRef | Installed | None) -> Installed | None:
-    """Return what a release on trial is given up for: never one that is on trial itself; None where nothing else is."""
+def _way_back(book: Book, pipeline: str, now: ModelRef | Installed | None) -> Installed | None:
+    """Return what a release on trial is given up for: never one that is on trial itself; None where nothing else is.
+
+    What answers now may be what it must not be: one that was taken back, while its pipeline waits for the outbox. And
+    what waits for its key may never have been proved. What should run instead is the way back then.
+    """
+    slot = book.slot(pipeline)
     if slot.trial is not None:
         return slot.previous
-    return Installed(name=now.name, version=now.version) if now is not None else None
+    if now is None:
+        return None
+    before = Installed(name=now.name, version=now.version)
+    return before if slots.is_usable(book, pipeline, before.label, [(now.name, now.version)]) else slot.active
 
 
 class _Later(OtaError):

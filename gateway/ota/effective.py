@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import msgspec
-
 from gateway.config import Config
 from gateway.inference.bundle import ReleaseStore
 from gateway.ota.journal import Book, Installed, peek
@@ -45,9 +43,7 @@ def awaiting_pipelines(config: Config, releases: ReleaseStore) -> frozenset[str]
 
 
 def _book(config: Config, releases: ReleaseStore) -> Book:
-    book = peek(config.gateway.state_directory)
-    missing = [each for each in came_over_the_air(releases) if each not in book.installed]
-    return msgspec.structs.replace(book, installed=(*book.installed, *missing))
+    return peek(config.gateway.state_directory, came_over_the_air(releases))
 
 
 def _there(releases: ReleaseStore) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
     <state>/ota/journal.json   what runs, what is on trial, what is the way back, what is wanted, blocked, pinned
     <state>/ota/fence          the highest fencing token that was accepted, once more: it must not be forgotten with it
-    <state>/ota/verdicts.json  what is blocked and what is pinned, once more, for the same reason
+    <state>/ota/verdicts.json  what is blocked, pinned, and still to be proved, once more, for the same reason
 
 Each step of an update is written down before it is taken. Whoever is killed between the two finds at the next start a
 document that names a release which lies there whole: the old one, or the new one. The one exception is taking a
@@ -11,7 +11,7 @@ release back (`Journal.insist`): that must not wait for a disk that is full.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
@@ -187,11 +187,12 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a lost journal must not make forgotten, by pipeline."""
+    """What a lost journal must not make forgotten: by pipeline, and what must not run without a trial."""
 
     format: int = 1
     blocked: dict[str, tuple[Blocked, ...]] = {}
     pinned: dict[str, Installed] = {}
+    unproved: tuple[Installed, ...] = ()
 
     @classmethod
     def of(cls, book: Book) -> "Verdicts":
@@ -199,13 +200,14 @@ class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             blocked={name: slot.blocked for name, slot in book.pipelines.items() if slot.blocked},
             pinned={name: slot.pinned for name, slot in book.pipelines.items() if slot.pinned is not None},
+            unproved=book.unproved,
         )
 
     def book(self) -> Book:
         """Return a document that knows nothing else."""
         names = [*dict.fromkeys((*self.blocked, *self.pinned))]
         slots = {name: Slot(blocked=self.blocked.get(name, ()), pinned=self.pinned.get(name)) for name in names}
-        return Book(pipelines=slots)
+        return Book(pipelines=slots, unproved=self.unproved)
 
 
 class Journal:
@@ -239,10 +241,11 @@ class Journal:
         self._verdicts = _verdicts_in(self._verdicts_file)
         self._token = self._read_fence()  # as it is on the disk
         self._is_first = False  # nothing was ever written
+        self._is_whole = False  # what was written last could be read
         self._book = _at_least(self._read(), fencing_token)
         missing = [each for each in came if each not in self._book.installed]
         if missing:
-            self._book = msgspec.structs.replace(self._book, installed=(*self._book.installed, *missing))
+            self._book = _entered(self._book, missing, is_whole=self._is_whole)
         self._unwritten = bool(self.damage or missing)
 
     @property
@@ -311,6 +314,7 @@ class Journal:
     def _read(self) -> Book:
         try:
             book = read_book(self._file)
+            self._is_whole = True
         except FileNotFoundError:
             book = self._recovered()
             self._is_first = not self._token and self._verdicts is None
@@ -355,6 +359,17 @@ class Journal:
             self.damage = self.damage or f"{self._fence} cannot be read: {error}"
             log.error("ota_fence_unreadable", file=str(self._fence), error=str(error))
             return 0
+
+
+def _entered(book: Book, missing: Sequence[Installed], *, is_whole: bool) -> Book:
+    """Enter releases from the air that a document does not name.
+
+    A document that could be read had named them before they were stored. They were given up, and who stored them all
+    the same was killed before it could say so: nobody has proved them. Of one that was lost, the copy still knows what
+    is to be proved.
+    """
+    unproved = (*book.unproved, *missing) if is_whole else book.unproved
+    return msgspec.structs.replace(book, installed=(*book.installed, *missing), unproved=unproved)
 
 
 def _at_least(book: Book, fencing_token: int) -> Book:
@@ -415,16 +430,23 @@ def look(state_directory: Path) -> Seen:
     return Seen(book, damage)
 
 
-def peek(state_directory: Path) -> Book:
-    """Return what a gateway that starts now would find, and change nothing; for those who only look."""
+def peek(state_directory: Path, came: Iterable[Installed] = ()) -> Book:
+    """Return what a gateway that starts now would find, and change nothing; for those who only look.
+
+    Args:
+        state_directory: of the gateway.
+        came: as of `Journal`.
+    """
     directory = state_directory / DIRECTORY
+    is_whole = True
     try:
-        return read_book(directory / FILE)
+        book = read_book(directory / FILE)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        book, is_whole = Book(), False
         with contextlib.suppress(JournalError):
             verdicts = _verdicts_in(directory / VERDICTS)
-            return Book() if verdicts is None else verdicts.book()
-        return Book()
+            book = book if verdicts is None else verdicts.book()
+    return _entered(book, [each for each in came if each not in book.installed], is_whole=is_whole)
 
 
 def _verdicts_in(file: Path) -> Verdicts | None:

@@ -221,8 +221,7 @@ class Serving:
     def _judge(self, pipeline: str, bay: Bay) -> None:
         self._tell_gap(pipeline, bay)
         slot = self._journal.book.slot(pipeline)
-        chosen = slots.running(slot)
-        if chosen is not None and bay.serving is not None and not bay.serves(chosen.label):
+        if self._serves_another(pipeline, bay):
             self.serve(pipeline, bay)  # as when it was taken back while the pipeline was loading it
         self._around.metrics.on_trial(pipeline, is_on_trial=slot.trial is not None)
         slot = self._journal.book.slot(pipeline)
@@ -244,6 +243,17 @@ class Serving:
                 self._prove(pipeline, bay, active, seen)
             case _:
                 pass
+
+    def _serves_another(self, pipeline: str, bay: Bay) -> bool:
+        """Tell whether what answers is not what the journal says, or may not answer at all where that says nothing."""
+        now = bay.serving
+        if now is None:
+            return False
+        book = self._journal.book
+        chosen = slots.running(book.slot(pipeline))
+        if chosen is not None:
+            return not bay.serves(chosen.label)
+        return not slots.is_usable(book, pipeline, f"{now.name}@{now.version}", [(now.name, now.version)])
 
     def _prove(self, pipeline: str, bay: Bay, model: Installed, seen: Seen) -> None:
         self._journal.change(slots.prove(pipeline, self._telling.at()))

@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from gateway.errors import ModelAwaitedError
+from gateway.inference.model import Model
 from gateway.ota import bringing, slots
 from gateway.ota.errors import UnreachableError
+from gateway.ota.install import Installer
 from gateway.ota.journal import Book, OnTrial, Reference
 from gateway.wire.messages import Twin, encode
 from tests.gateway.ota.releases import WINDOW, release, scorer
@@ -156,9 +158,6 @@ def test_a_device_that_is_killed_between_storing_and_trial_goes_on_with_the_proo
 ) -> None:
     """What lies in the store and is still to be proved must not begin by itself, though it is all there is."""
 
-    def dies(*_arguments: object, **_more: object) -> None:
-        raise UnreachableError("killed here")
-
     publish(device, "1.0.0", not_a_number(4), golden=None)
     with monkeypatch.context() as patched:
         patched.setattr(bringing.Bringing, "_swap_in", dies)
@@ -175,6 +174,83 @@ def test_a_device_that_is_killed_between_storing_and_trial_goes_on_with_the_proo
     device.begin()
     device.reaches("reverted", "1.0.0", "not-a-number")
     waits(device)
+
+
+@pytest.fixture
+def stored(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A device that is off, and was killed when 1.0.0 lay in its store and was still to be proved."""
+    with monkeypatch.context() as patched:
+        patched.setattr(bringing.Bringing, "_swap_in", dies)
+        publish(device, "1.0.0", not_a_number(4), golden=None)
+        device.begin()
+        device.desire("1.0.0", token=1)
+        device.reaches("waiting", "1.0.0", "unreachable")
+        device.stop()
+    return device
+
+
+def dies(*_arguments: object, **_more: object) -> None:
+    raise UnreachableError("killed here")
+
+
+@pytest.mark.parametrize("content", [b"{", None], ids=["damaged", "gone"])
+def test_what_is_still_to_be_proved_does_not_begin_because_the_journal_is_lost(
+    stored: Device, content: bytes | None
+) -> None:
+    stored.journal_file.unlink() if content is None else stored.journal_file.write_bytes(content)
+    stored._make()
+    assert stored.agent.status().damage
+    assert stored.there() == [(NAME, "1.0.0")]
+    with pytest.raises(ModelAwaitedError):
+        stored._load_to_run()
+
+
+def test_what_was_stored_after_it_was_given_up_does_not_begin_after_a_kill(stored: Device) -> None:
+    """Who tidies up while it is stored takes it out of the journal; it is entered again, unless a kill comes first."""
+    stored.journal.change(slots.withdraw("motor", "now"))
+    stored.journal.change(slots.removed([installed("1.0.0")]))
+    stored._make()
+    assert stored.there() == [(NAME, "1.0.0")]
+    with pytest.raises(ModelAwaitedError):
+        stored._load_to_run()
+
+
+def test_what_waits_for_its_key_and_was_never_proved_is_no_way_back(
+    stored: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Installer, "withholds", lambda _self, _name, version: version == "1.0.0")
+    publish(stored, "1.1.0", not_a_number(4), golden=None)
+    stored._make()
+    stored.begin()
+    stored.desire("1.1.0", token=2)
+    stored.reaches("reverted", "1.1.0", "not-a-number")
+    assert stored.slot.active is None
+    waits(stored)
+
+
+def test_one_that_is_taken_back_while_it_is_loaded_does_not_stay(device: Device) -> None:
+    """What the run before did may be judged when the next one has its model already, and does not answer yet."""
+    publish(device, "1.0.0", scorer(1.0))
+    device.trial = msgspec.structs.replace(device.trial, seconds=3600.0)
+    device._make()
+    device.begin()
+    device.desire("1.0.0", token=1)
+    device.reaches("trial", "1.0.0")
+    serves_again(device, "1.0.0")
+    device.stop()
+    device._make()
+    load = device.load
+
+    def taken_back_meanwhile(label: str) -> Model:
+        loaded = load(label)
+        if device.slot.active is not None:
+            device.agent._serving.take_back("motor", "errors", "of the run before")
+        return loaded
+
+    device.load = taken_back_meanwhile  # type: ignore[method-assign]  # stands for what the other thread does then
+    device.begin()
+    waits(device)
+    assert device.phase() == ("reverted", "1.0.0", "errors")
 
 
 def test_what_is_stored_and_not_assigned_any_more_does_not_begin(device: Device) -> None:
