@@ -21,7 +21,7 @@ from gateway.wire.manifest import Artefact, ModelManifest
 log = structlog.get_logger()
 
 SECONDS: Final = 30.0
-_STARVED_TIMES: Final = 10.0
+STARVED_TIMES: Final = 10.0
 """So many times as long a machine may take that has no processor to spare. Then it is tried again another time."""
 _LOOK_SECONDS: Final = 0.5
 _LEAST_MEMORY: Final = 512 << 20
@@ -141,7 +141,7 @@ def answered(
             passed = time.monotonic() - begun
             if passed - waited() >= seconds:
                 raise
-            if passed >= seconds * _STARVED_TIMES:
+            if passed >= seconds * STARVED_TIMES:
                 raise TimeoutError(f"within {passed:.0f} s it got {passed - waited():.0f} s of a processor") from None
 
 
