@@ -35,7 +35,7 @@ from gateway.ota.errors import (
 from gateway.ota.features import is_on
 from gateway.ota.footing import Footing
 from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
-from gateway.ota.journal import Book, Installed, JournalError, Reference
+from gateway.ota.journal import Book, Installed, JournalError, Reference, Wanted
 from gateway.ota.serving import Serving
 from gateway.ota.shadow import Shadow
 from gateway.ota.telling import Telling
@@ -198,8 +198,9 @@ class Bringing:
             else:
                 self._postpone(pipeline, model, error)
         except OtaError as error:
-            if isinstance(error, _NOT_FOR_A_PERSON) and self._is_by_hand(pipeline, model):
-                self._give_up_wish(pipeline, model, error)
+            wish = self._journal.book.slot(pipeline).wanted
+            if isinstance(error, _NOT_FOR_A_PERSON) and wish is not None and wish.model == model and wish.by_hand:
+                self._give_up_wish(pipeline, wish, error)
                 return
             if isinstance(error, TrustError):
                 self._repository_failed(error)
@@ -359,16 +360,11 @@ class Bringing:
         self._telling.say(pipeline, "refused", model, code=code, reason=reason)
         self._serving.collect()
 
-    def _is_by_hand(self, pipeline: str, model: Installed) -> bool:
-        wanted = self._journal.book.slot(pipeline).wanted
-        return wanted is not None and wanted.model == model and wanted.by_hand
-
-    def _give_up_wish(self, pipeline: str, model: Installed, error: OtaError) -> None:
-        log.warning("model_not_to_be_had", pipeline=pipeline, model=model.label, code=error.code, reason=str(error))
+    def _give_up_wish(self, pipeline: str, wish: Wanted, error: OtaError) -> None:
+        label = wish.model.label
+        log.warning("model_not_to_be_had", pipeline=pipeline, model=label, code=error.code, reason=str(error))
         self._pauses.pop(pipeline, None)
-        with self._bays[pipeline].lock:
-            if self._is_by_hand(pipeline, model):
-                self._journal.change(slots.withdraw(pipeline, self._telling.at(), code=error.code, detail=str(error)))
+        self._journal.change(slots.withdraw(pipeline, self._telling.at(), code=error.code, detail=str(error), of=wish))
 
     def _postpone(self, pipeline: str, model: Installed, error: OtaError) -> None:
         if not self._wants(pipeline, model):

@@ -88,12 +88,17 @@ def given_up(pipeline: str, slot: Slot, instead: Installed, at: str) -> tuple[Ev
     return (Event(at=at, pipeline=pipeline, what="withdrawn", model=wanted.model.label, detail=detail),)
 
 
-def withdraw(pipeline: str, at: str, *, code: str = "", detail: str = "") -> Step:
-    """Give up what is wanted, because nobody wants it any more; it is not blocked, and nothing is said of it."""
+def withdraw(pipeline: str, at: str, *, code: str = "", detail: str = "", of: Wanted | None = None) -> Step:
+    """Give up what is wanted, because nobody wants it any more; it is not blocked, and nothing is said of it.
+
+    `of`: only while it is this wish, for a twin may just have put another in its place.
+    """
 
     def step(book: Book) -> Book:
         slot = book.slot(pipeline)
-        if slot.wanted is None:
+        if slot.wanted is None or (
+            of is not None and (slot.wanted.model, slot.wanted.by_hand) != (of.model, of.by_hand)
+        ):
             return book
         model = slot.wanted.model.label
         event = Event(at=at, pipeline=pipeline, what="withdrawn", model=model, code=code, detail=detail)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 5.0, what: str = "what was waited for") -> None:
+def wait_for(condition: Callable[[], object], *, seconds: float = 30.0, what: str = "what was waited for") -> None:
     """Wait until a condition holds; fail when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -273,7 +273,7 @@ class Device:
         told = self.slot.told
         return ("", "", "") if told is None else (told.phase, told.model.version, told.code)
 
-    def reaches(self, phase: str, version: str, code: str = "", seconds: float = 30.0) -> None:
+    def reaches(self, phase: str, version: str, code: str = "", seconds: float = 100.0) -> None:
         """Wait for a word."""
         try:
             wait_for(lambda: self.phase() == (phase, version, code), seconds=seconds, what=f"{phase} {version} {code}")

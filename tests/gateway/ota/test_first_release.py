@@ -20,6 +20,8 @@ from tests.simulators.bad_models import not_a_number
 from tests.simulators.release_repository import ReleaseRepository
 from tests.simulators.waiting import wait_for
 
+pytestmark = pytest.mark.timeout(400)  # a child begins a program of its own for each trial: a busy machine takes long
+
 CONFIGURED = [NAME, f"{NAME}@1.0.0"]
 
 

@@ -120,6 +120,15 @@ def test_a_journal_that_cannot_be_opened_for_now_is_not_put_aside(tmp_path: Path
     assert Journal(tmp_path).book.slot("p").active == TWO
 
 
+def test_a_wish_that_is_given_up_does_not_take_what_a_twin_has_put_in_its_place_with_it() -> None:
+    wished = slots.accept("p", ONE, 0, "now", by_hand=True)(Book())
+    wish = wished.slot("p").wanted
+    assigned = slots.accept("p", TWO, 1, "now")(wished)
+    assert slots.withdraw("p", "now", of=wish)(assigned) == assigned
+    assert slots.withdraw("p", "now", of=wish)(slots.attempted("p")(wished)).slot("p").wanted is None
+    assert slots.withdraw("p", "now")(assigned).slot("p").wanted is None, "the control: whatever is wanted"
+
+
 def test_releases_that_are_marked_in_the_store_are_known_to_have_come_over_the_air(tmp_path: Path) -> None:
     assert slots.model_for(Journal(tmp_path, came=[TWO]).book, "p", "m", THERE) == "m@1.0.0"
     assert slots.model_for(Journal(tmp_path).book, "p", "m", THERE) == "m@2.0.0", "the control: nobody knows"
