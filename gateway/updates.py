@@ -106,7 +106,13 @@ class Updates:
             settings,
             Journal(state, came=came_over_the_air(self._store()), fencing_token=floor.peek().fencing_token),
             repository,
-            Installer(parts.vault, repository, state / "ota", room=lambda: parts.meter.room("model_downloads")),
+            Installer(
+                parts.vault,
+                repository,
+                state / "ota",
+                room=lambda: parts.meter.room("model_downloads"),
+                budget=lambda: parts.meter.budget("model_downloads"),
+            ),
             Around(
                 there=self._there,
                 report=self._report,

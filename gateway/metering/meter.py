@@ -196,6 +196,11 @@ class Meter:
             self._look()
             return self._left(feature)
 
+    def budget(self, feature: Feature) -> int | None:
+        """Return how many bytes may pass in a whole period; None: any number."""
+        with self._lock:
+            return self._limits[feature] if self._metered and self._account(feature) is not None else None
+
     # ---- told of what passed ---------------------------------------------------------------------
 
     def link(self, *, metered: bool) -> None:

@@ -245,8 +245,10 @@ class Bringing:
         self._swap_in(pipeline, bay, model, loaded, comparison=comparison, cost=cost)
 
     def _install(self, pipeline: str, model: Installed, plan: Plan) -> Stored:
-        room = self._installer.room()
-        if room is not None and room < plan.bytes_to_fetch:
+        room, budget = self._installer.room(), self._installer.budget()
+        # What no period can carry whole comes in pieces, as far as each budget goes: it would wait for ever.
+        is_too_large = budget is not None and budget < plan.bytes_to_fetch
+        if room is not None and room < plan.bytes_to_fetch and not is_too_large:
             raise BudgetError(
                 f"{model.name} {model.version} needs {plan.bytes_to_fetch} bytes over the link, whose budget has "
                 f"{room} left"

@@ -166,6 +166,7 @@ class Installer:
         directory: Path,
         *,
         room: Callable[[], int | None],
+        budget: Callable[[], int | None] = lambda: None,
         backends: Callable[[Pipeline], tuple[Backend, ...]] = default_backends,
     ) -> None:
         """Take what is needed.
@@ -175,17 +176,23 @@ class Installer:
             source: where files come from.
             directory: for what is on its way.
             room: how many bytes the link's budget still has; None: any number.
+            budget: how many it has in a whole period; None: any number.
             backends: what this machine may run a release on.
         """
         self._vault = vault
         self._source = source
         self._directory = directory / "incoming"
         self._room = room
+        self._budget = budget
         self._backends = backends
 
     def room(self) -> int | None:
         """Return how many bytes the link's budget still has; None: any number."""
         return self._room()
+
+    def budget(self) -> int | None:
+        """Return how many bytes the link's budget has in a whole period; None: any number."""
+        return self._budget()
 
     def plan(self, offer: Offer, settings: Pipeline) -> Plan:
         """Choose what to fetch: the artefact for this device, as a patch if that is less and its base is here.

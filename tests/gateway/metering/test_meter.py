@@ -130,6 +130,15 @@ def test_critical_passes_a_used_up_budget_and_is_counted(meter_of: Make) -> None
     assert not strict.allow("snapshots", 500, record_class="critical")
 
 
+def test_the_budget_of_a_whole_period_is_told_whatever_is_left_of_it(meter_of: Make) -> None:
+    meter = meter_of(budget())
+    assert send(meter, "records", 4000)
+    assert (meter.room("records"), meter.budget("records")) == (6000, 10_000)
+    assert meter.budget("snapshots") is None
+    meter.link(metered=False)
+    assert meter.budget("records") is None
+
+
 def test_a_new_period_brings_a_new_budget(meter_of: Make, machine: SettableClocks) -> None:
     meter = meter_of(budget())
     assert send(meter, "records", 10_000)

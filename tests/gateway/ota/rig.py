@@ -126,6 +126,7 @@ class Device:
         self.reports: list[Twin] = []
         self.entries: list[Entry] = []
         self.room: int | None = None
+        self.budget: int | None = None
         self.connects = 1
         self.renewals = 0
         self.attested: int | None = None
@@ -153,6 +154,7 @@ class Device:
             self.repository,
             self.state / "ota",
             room=lambda: self.room,
+            budget=lambda: self.budget,
             backends=lambda _settings: (LiteRtBackend(),),
         )
         self.agent = OtaAgent(

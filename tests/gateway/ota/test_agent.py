@@ -253,6 +253,16 @@ def test_a_budget_that_cannot_carry_it_is_told_and_nothing_is_fetched(
     device.reaches("running", "2.0.0")
 
 
+def test_what_is_larger_than_the_budget_of_a_whole_period_is_begun_all_the_same(
+    device: Device, repository: ReleaseRepository
+) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.room = device.budget = 100  # the control is the test above, where a later period could carry it
+    device.start()
+    device.desire("2.0.0", token=1)
+    wait_for(lambda: repository.fetched != [])
+
+
 def test_a_key_that_does_not_come_is_waited_for(device: Device) -> None:
     device.grants = False
     publish(device, "2.0.0", scorer(1.0))
