@@ -74,6 +74,11 @@ def configure(settings: Log, *, stream: TextIO | None = None, environment: Mappi
     )
 
 
+def configure_for_command(settings: Log) -> None:
+    """Have a command that speaks for itself log nothing but warnings and errors, as far as the settings want them."""
+    configure(settings if settings.level == "error" else Log(level="warning", format=settings.format))
+
+
 def is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     """Tell whether a stream goes to the journal: systemd names its device and inode (systemd.exec(5))."""
     named = environment.get("JOURNAL_STREAM", "")

@@ -8,6 +8,7 @@ from typing import Final
 import click
 import msgspec
 
+from gateway import logs
 from gateway.commands.options import Number, config_option, json_option
 from gateway.commands.ota_fetch import import_command, offered_command, refresh_command, repository_here
 from gateway.commands.output import print_json, print_table, say
@@ -327,6 +328,7 @@ def _config(file: Path) -> Config:
         raise InvalidConfigError(str(file), reading.errors)
     if reading.config.ota is None:
         raise OtaError(f"{file} has no section `ota`: releases of this gateway come from directories alone")
+    logs.configure_for_command(reading.config.log)
     return reading.config
 
 

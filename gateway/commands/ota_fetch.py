@@ -8,6 +8,7 @@ from typing import Final
 import click
 import msgspec
 
+from gateway import logs
 from gateway.commands.options import config_option, json_option
 from gateway.commands.output import print_json, print_table, say, size
 from gateway.config import Config, Ota
@@ -155,6 +156,7 @@ def _config(config_file: Path) -> tuple[Config, Ota]:
         raise InvalidConfigError(str(config_file), reading.errors)
     if reading.config.ota is None:
         raise ConfigError(f"{config_file} has no `ota`: name the repository's root, e.g. ota: {{root_file: root.json}}")
+    logs.configure_for_command(reading.config.log)
     return reading.config, reading.config.ota
 
 

@@ -169,10 +169,12 @@ class Bringing:
         """Say when the metadata of the repository become stale, and when they are fresh again."""
         since_ns = self._repository.stale_since_ns
         if since_ns is not None and not self._stale_told:
+            log.warning("update_stale", since=rfc3339(since_ns))
             self._around.note(
                 "update_stale", "warning", f"no fresh metadata of the repository since {rfc3339(since_ns)}"
             )
         elif since_ns is None and self._stale_told:
+            log.info("update_fresh")
             self._around.note("update_fresh", "info", "the metadata of the repository are fresh again")
         self._stale_told = since_ns is not None
 

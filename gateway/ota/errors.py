@@ -122,6 +122,12 @@ class UnreachableError(FetchError):
     code = "unreachable"
 
 
+class IncompleteError(FetchError):
+    """The lists that are kept do not belong together: a refresh was cut off between two of them."""
+
+    code = "incomplete"
+
+
 class RangeIgnoredError(FetchError):
     """The source sends the file from its beginning though a part of it was asked for, or has another file by now."""
 

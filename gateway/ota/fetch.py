@@ -23,10 +23,12 @@ from gateway.ota.clock import FlooredClock
 from gateway.ota.errors import (
     BadReleaseError,
     ExpiredError,
+    IncompleteError,
     MismatchError,
     NoRootError,
     NotOfferedError,
     NotThereError,
+    OtaError,
     TooLongError,
     TrustError,
     WrongHardwareError,
@@ -52,6 +54,16 @@ FRESH_STEP_NS: Final = 3_600_000_000_000
 """The time of the last refresh is written down when it has moved by so much: it may not wear the disk out."""
 
 _DAY_NS: Final = 86_400_000_000_000
+
+
+class _Signed(msgspec.Struct):
+    version: int
+
+
+class _Numbered(msgspec.Struct):
+    """What is read of metadata before they are verified."""
+
+    signed: _Signed
 
 
 def _nobody(_have_bytes: int) -> None:
@@ -109,7 +121,7 @@ class Repository:
         self._clock.learn(self._floors.fresh_ns)
         self._began_ns = self._clock.now_ns()
         self._held_back = False  # the last refresh found nothing but what has expired
-        self._told_stale = False
+        self._expires_ns: int | None = None  # of what is kept, UTC; None: not looked at yet, or nothing whole is kept
         self._stop = threading.Event()
 
     @property
@@ -146,7 +158,6 @@ class Repository:
                 if _is_worth_writing(written, trust.floors):
                     self._floor.raise_to(trust.floors)
                 self._floors = trust.floors
-                self._tell_staleness()
 
     def establish(self, fencing_token: int) -> None:
         """Refresh, and let what comes be the floor anew, with a fencing token; for a floor that is refused.
@@ -165,13 +176,13 @@ class Repository:
                 self._files.settle()
             self._floor.establish(Held.of(trust.floors, fencing_token))
             self._floors, self._is_bound = trust.floors, True
-            self._tell_staleness()
 
     def verify(self) -> None:
         """Verify again what is kept, at the present time, and ask nobody: for sites without any way.
 
         Raises:
             TrustError: it is not there, damaged, or has expired.
+            IncompleteError: a refresh was cut off.
         """
         self._cached()
 
@@ -179,6 +190,8 @@ class Repository:
     def stale_since_ns(self) -> int | None:
         """Since when, UTC, the metadata count as stale; None while they are fresh. Nothing stops because of it."""
         since = (self._floors.fresh_ns or self._began_ns) + int(self._settings.stale_after_days * _DAY_NS)
+        if self._expires_ns is not None:  # who freezes a device may as well answer nothing
+            since = min(since, self._expires_ns)
         now = self._clock.now_ns()
         return since if now >= since else now if self._held_back else None
 
@@ -211,10 +224,11 @@ class Repository:
         """Bring everything up to date; the floors of `trust` are then those of what came."""
         try:
             self._update(trust)
-        except ExpiredError:
-            self._held_back = True
+        except OtaError as error:
+            self._held_back = self._held_back or isinstance(error, ExpiredError)
+            self._expires_ns = self._kept_until_ns()  # a person may have imported, and this is a new start's first look
             raise
-        self._held_back = False
+        self._held_back, self._expires_ns = False, trust.expires_ns
         fresh = max(trust.floors.fresh_ns, min(self._clock.now_ns(), trust.expires_ns))
         trust.floors = msgspec.structs.replace(trust.floors, fresh_ns=fresh)
         self._clock.learn(fresh)
@@ -301,14 +315,39 @@ class Repository:
     def _cached(self) -> Trust:
         """Verify what is kept and return it; read anew each time, so that nothing stays believed in memory."""
         self._known()
-        trust = self._begin()
+        return self._all_kept(self._begin())
+
+    def _all_kept(self, trust: Trust) -> Trust:
+        """Add everything that is kept to a root to begin with. Raises TrustError, IncompleteError."""
         while (kept := self._files.read_root(trust.root_version + 1)) is not None:
             trust.add_root(kept)
         trust.end_of_roots()
         trust.add_timestamp(self._kept("timestamp"))
+        self._require_of_now("snapshot", trust.snapshot_wanted[0])
         trust.add_snapshot(self._kept("snapshot"))
+        self._require_of_now("targets", trust.targets_wanted[0])
         trust.add_targets(self._kept("targets"))
         return trust
+
+    def _require_of_now(self, role: Role, version: int) -> None:
+        """Make sure that a refresh has not ended before it came to this list. Raises IncompleteError."""
+        content = self._files.read(role)
+        found = None if content is None else _version_of(content)
+        if content is None or found not in (None, version):
+            here = f"version {found}" if content is not None else "none"
+            raise IncompleteError(
+                f"{role}: version {version} is what counts now, and {here} is here: the last refresh or import was cut "
+                "off, by the link's budget for one; `gateway ota refresh`, or `gateway ota import` of a whole copy, "
+                "brings the rest"
+            )
+
+    def _kept_until_ns(self) -> int | None:
+        """Return until when what is kept is believed, UTC; what was known before where it is not whole now."""
+        try:
+            return self._all_kept(Trust(self._anchor(), self._floors, 0)).expires_ns
+        except OtaError as error:
+            log.debug("ota_kept_metadata_not_whole", reason=str(error))
+            return self._expires_ns
 
     def _kept(self, role: Role) -> bytes:
         content = self._files.read(role)
@@ -326,14 +365,6 @@ class Repository:
                 # A part is called `.<digest>.<first digits of it>.part`.
                 if file.name.removeprefix(".").partition(".")[0] not in known:
                     file.unlink(missing_ok=True)
-
-    def _tell_staleness(self) -> None:
-        stale = self.stale_since_ns is not None
-        if stale and not self._told_stale:
-            log.warning("update_stale", since_ns=self.stale_since_ns, held_back=self._held_back)
-        elif self._told_stale and not stale:
-            log.info("update_fresh")
-        self._told_stale = stale
 
     # ---- releases ----------------------------------------------------------------------------------------
 
@@ -478,6 +509,14 @@ def _is_there(path: Path, file: OfferedFile) -> bool:
             )
     except OSError:
         return False
+
+
+def _version_of(content: bytes) -> int | None:
+    """Read the version of metadata that nobody has verified yet; None where it says none."""
+    try:
+        return msgspec.json.decode(content, type=_Numbered).signed.version
+    except msgspec.DecodeError:
+        return None
 
 
 def _read(file: Path) -> bytes | None:

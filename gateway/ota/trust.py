@@ -218,7 +218,10 @@ def _translated(role: Role) -> Iterator[None]:
     except EqualVersionNumberError:
         raise _SameVersion from None
     except BadVersionNumberError as error:
-        raise RollbackError(f"{role}: {error}") from error
+        raise RollbackError(
+            f"{role}: {error}: this copy of the repository is older than what this device knows, or put together from "
+            "several; take a newer one (`cloud-bridge registry export`)"
+        ) from error
     except ExpiredMetadataError as error:
         raise ExpiredError(
             f"{role}: {error}; the repository must be refreshed, or this device's clock is ahead, or newer metadata is "

@@ -73,6 +73,21 @@ def test_a_release_is_brought_by_its_name(bench: Bench) -> None:
     assert isinstance(bench.imported("pump").exception, OtaError)
 
 
+@pytest.mark.parametrize("level", ["info", "error"])
+def test_no_lines_of_the_log_stand_between_the_words(
+    bench: Bench, capfd: pytest.CaptureFixture[str], level: str
+) -> None:
+    bench.config.write_text(f"{bench.config.read_text()}log: {{level: {level}}}\n")
+    bench.served.add_release("press", "1.0.0", token=1)
+    bench.publish()
+    assert bench.imported().exit_code == 0
+    bench.served.add_release("press", "1.1.0", token=2, sealed=b"two")
+    bench.publish()  # for which the kept snapshot is not the last one any more, which is worth a line of `debug`
+    result = bench.imported()
+    assert result.output.splitlines() == ["press 1.1.0: 1 file brought, 2 were here"], result.output
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_stick_of_somebody_else_brings_nothing(bench: Bench) -> None:
     bench.served = SignedRepository(datetime.now(UTC))
     bench.served.add_release("press", "1.0.0")

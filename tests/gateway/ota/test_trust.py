@@ -4,6 +4,7 @@ Each protection has its control: the same act where it should be let through, or
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from gateway.ota.clock import BUILT_NS
 from gateway.ota.errors import (
     BadReleaseError,
     ExpiredError,
+    FetchError,
+    IncompleteError,
     MalformedMetadataError,
     MismatchError,
     NoRootError,
@@ -31,6 +34,7 @@ from gateway.ota.errors import (
 from gateway.ota.floor import Floor
 from gateway.ota.trust import Floors
 from gateway.ota.trust_store import MetadataFiles
+from gateway.ota.ways import DirectoryWay
 from tests.gateway.ota.trust_rig import Device, nanoseconds
 from tests.simulators.hostile_repository import SignedRepository
 
@@ -376,6 +380,39 @@ def test_a_frozen_repository_is_refused_and_told_and_nothing_stops(device: Devic
     assert device.refresh().stale_since_ns is None
 
 
+@pytest.mark.parametrize("starts_anew", [False, True])
+def test_what_has_expired_while_nobody_answers_is_stale(device: Device, *, starts_anew: bool) -> None:
+    device.settings["stale_after_days"] = 30.0
+    expires = device.served.timestamp.expires
+    repository = device.refresh()
+    shutil.rmtree(device.stick)
+    if starts_anew:
+        repository = device.repository()
+        with pytest.raises(FetchError):
+            repository.refresh()
+    device.wall = expires - timedelta(seconds=1)
+    assert repository.stale_since_ns is None, "the control: a second before"
+    device.wall = expires + timedelta(hours=1)
+    assert repository.stale_since_ns == nanoseconds(expires), "though nobody was asked"
+    with pytest.raises(FetchError):
+        repository.refresh()
+    assert repository.stale_since_ns == nanoseconds(expires), "and though nobody answered"
+
+
+def test_what_another_program_has_imported_meanwhile_ends_the_staleness(device: Device) -> None:
+    gateway = device.refresh()
+    shutil.rmtree(device.stick)
+    device.later(days=8)
+    assert gateway.stale_since_ns is not None
+    device.served.timestamp.expires = device.wall.replace(tzinfo=UTC) + timedelta(days=7)
+    device.served.publish(targets=False, snapshot=False)
+    device.refresh()  # as `gateway ota import` does
+    shutil.rmtree(device.stick)
+    with pytest.raises(FetchError):
+        gateway.refresh()
+    assert gateway.stale_since_ns is None
+
+
 def test_a_source_that_is_gone_for_long_makes_the_metadata_stale(device: Device) -> None:
     device.settings["stale_after_days"] = 2.0
     device.refresh()
@@ -457,6 +494,34 @@ def test_a_targets_list_of_another_state_is_refused(device: Device) -> None:
     assert device.version("targets") is None
     device.served.files["metadata/3.targets.json"] = today
     assert [each.version for each in device.refresh().listed()] == ["1.1.0", "1.0.0"]
+
+
+@pytest.mark.parametrize("last", ["timestamp", "snapshot"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_refresh_that_was_cut_off_says_what_brings_the_rest(device: Device, last: str, *, is_first: bool) -> None:
+    if not is_first:
+        device.refresh()
+    device.served.add_release("press", "1.0.0")
+    device.served.publish()
+    device.served.save(device.stick)
+    for role in ("snapshot", "targets") if last == "timestamp" else ("targets",):
+        (device.stick / f"metadata/2.{role}.json").unlink()
+    repository = device.repository()
+    with pytest.raises(NotThereError):
+        repository.refresh()
+    with pytest.raises(IncompleteError, match=r"the last refresh or import was cut off.*`gateway ota refresh`"):
+        repository.listed()
+    assert [each.version for each in device.refresh().listed()] == ["1.0.0"], "the control: with the rest"
+
+
+def test_an_older_copy_of_the_repository_is_called_that(device: Device) -> None:
+    device.served.save(device.stick)
+    device.served.publish()
+    newer = device.stick.with_name("newer")
+    device.served.save(newer)
+    device.repository(DirectoryWay(newer)).refresh()
+    with pytest.raises(RollbackError, match="this copy of the repository is older than what this device knows"):
+        device.repository().refresh()
 
 
 def test_new_snapshot_version_mismatch(device: Device) -> None:
