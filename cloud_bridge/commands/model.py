@@ -302,3 +302,23 @@ def yank(file: Path | None, store_url: str | None, *, release: str, why: str, re
         say(f"{entry.label} was taken back already, on {rfc3339(was.yanked_ns)}: {was.yanked_why or 'no reason given'}")
     else:
         say(f"{entry.label} is taken back")
+
+
+@model.command()
+@placed
+@click.argument("release", metavar="NAME[@VERSION]")
+@click.argument("out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--who", default="operator", show_default=True, help="Is noted.")
+@_as_json
+def extract(file: Path | None, store_url: str | None, *, release: str, out: Path, who: str, as_json: bool) -> None:
+    """Write a release IN CLEAR into DIR/NAME/VERSION, for `gateway vault import` on a device without a bridge.
+
+    Its manifest is the signed one, so a device with the signed list takes it for that release. Whoever reads DIR has
+    the weights: remove it once it is imported. Who has extracted what is noted.
+    """
+    with opened(file, store_url) as registry:
+        place = registry.extract(found(registry, release), out, who=who)
+    if as_json:
+        put({"directory": str(place)})
+        return
+    say(f"{place} holds the release in clear: `gateway vault import` it on the device, and remove it")

@@ -1,6 +1,7 @@
 """The registry as the rest of the bridge sees it."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from cloud_bridge.identity.component import Identities
 from cloud_bridge.identity.database import Clock
 from cloud_bridge.osbundles.ledger import BundleLedger
 from cloud_bridge.registry.checks import check_version, in_order
-from cloud_bridge.registry.errors import DistrustedError, NotFoundError, RefusedReleaseError, RegistryError
+from cloud_bridge.registry.errors import (
+    DistrustedError,
+    NotFoundError,
+    RefusedReleaseError,
+    RegistryError,
+    StorageError,
+)
 from cloud_bridge.registry.keys import KeyDirectory
 from cloud_bridge.registry.ledger import Ledger
 from cloud_bridge.registry.lock import Lock
@@ -145,6 +152,35 @@ class Registry:
             raise RegistryError(f"{entry.label} is not in the signed list of releases, so it cannot be opened")
         with private_work(self.keys.work) as work:
             yield self._publisher.opener.release(entry, signed, work)
+
+    def extract(self, entry: ReleaseEntry, to: Path, *, who: str = "operator") -> Path:
+        """Write a release in clear, its manifest as signed, into <to>/<name>/<version>; return that directory.
+
+        It is noted before anything is written: whoever reads the directory has the weights.
+
+        Raises:
+            RegistryError: it was taken back or is not published, or something lies there already; or as `in_clear`.
+            IdentityError, StorageError: as `in_clear`, or the directory cannot be written.
+        """
+        place = to / entry.name / entry.version
+        if not entry.is_offered:
+            state = "taken back" if entry.yanked_ns is not None else "not published"
+            raise RegistryError(f"{entry.label} is {state}, so no device can install it")
+        if place.exists():
+            raise RegistryError(f"{place} is there already; remove it, or name another directory")
+        with self.in_clear(entry) as plain:
+            self.ledger.note("release-extracted", f"{entry.label}, in clear, into {place}", who)
+            partial = place.with_name(f".{entry.version}.partial")
+            try:
+                partial.mkdir(parents=True, mode=0o700)
+                for file in sorted(plain.iterdir()):
+                    shutil.copyfile(file, partial / file.name)
+                partial.rename(place)
+            except OSError as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise StorageError(f"{place}: {error.strerror or error}") from error
+        log.info("release_extracted", model=entry.label, who=who)
+        return place
 
     def require_next(self, manifest: ModelManifest) -> None:
         """Check that a release with this name and version could be published now, before it is made.

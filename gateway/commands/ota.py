@@ -10,7 +10,14 @@ import msgspec
 
 from gateway import logs
 from gateway.commands.options import Number, config_option, json_option
-from gateway.commands.ota_fetch import import_command, offered_command, refresh_command, repository_here
+from gateway.commands.ota_fetch import (
+    import_command,
+    key_remedy,
+    offered_command,
+    refresh_command,
+    repository_here,
+    waits_for_key,
+)
 from gateway.commands.output import print_json, print_table, say
 from gateway.config import Config
 from gateway.configload import InvalidConfigError, read
@@ -24,6 +31,7 @@ from gateway.ota.effective import awaiting_pipelines
 from gateway.ota.errors import OtaError
 from gateway.ota.floor import floor_for
 from gateway.ota.floor_file import FloorStatus
+from gateway.ota.install import KeyAwaitedError
 from gateway.ota.journal import Installed, Journal, Slot, installed_from, look
 from gateway.owner import become_owner
 from gateway.statedir import locked_state
@@ -105,9 +113,9 @@ def rollback(pipeline: str | None, config_file: Path) -> None:
 def install(pipeline: str, model: str, seconds: float, config_file: Path) -> None:
     """Have a PIPELINE try a MODEL@VERSION of the signed list, as if the bridge had assigned it.
 
-    For a device that cannot reach its bridge, after `gateway ota import`; the content key of the release must have
-    come with an attestation before, or it waits for that. It is proved and taken back like any other; what the
-    bridge assigns next counts again.
+    For a device without a cloud, after `gateway ota import` and, for its key, `gateway vault import` of what
+    `cloud-bridge model extract` has written. It is proved and taken back like any other; what the bridge assigns next
+    counts again.
     """
     config = _config(config_file)
     wanted = installed_from(model)
@@ -128,7 +136,12 @@ def install(pipeline: str, model: str, seconds: float, config_file: Path) -> Non
 
 
 def _require_listed(config: Config, model: Installed) -> None:
-    """Make sure that a release is in the signed list as it is kept here. Raises OtaError if it is not."""
+    """Make sure that a release is in the signed list as it is kept here, and that its key is here or may come.
+
+    Raises:
+        OtaError: it is not in the list, or for other hardware.
+        KeyAwaitedError: there is no key, and no bridge that would grant it.
+    """
     assert config.ota is not None  # looked at by `_config`
     repository = repository_here(config, config.ota)
     found = next(
@@ -140,6 +153,11 @@ def _require_listed(config: Config, model: Installed) -> None:
             "`gateway ota refresh` asks for a newer list, `gateway ota import` brings one"
         )
     repository.require_hardware(found)
+    if waits_for_key(config, repository.digest(model.name, model.version)):
+        words = f"the key of {model.label} is not on this device: {key_remedy(config)}"
+        if config.identity is None:
+            raise KeyAwaitedError(words)
+        say(words)
 
 
 def _follow(config: Config, pipeline: str, wanted: Installed, before: UpdateState | None, seconds: float) -> None:

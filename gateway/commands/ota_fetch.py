@@ -25,19 +25,12 @@ from gateway.ota.floor import floor_for
 from gateway.ota.ways import DirectoryWay, Way
 from gateway.ota.ways_open import open_way
 from gateway.owner import become_owner, require_reach
+from gateway.vault.errors import VaultError
+from gateway.vault.vault import has_content_key
 from gateway.wire.plain import so_many
 
 REFRESH_REQUEST: Final = "ota-refresh"
 """What a running gateway is told over its control socket."""
-
-_KEYS: Final = (
-    "content keys are not on the stick: of releases published since this device was attested last, they come with the"
-    " next attestation"
-)
-_NO_KEYS: Final = (
-    "content keys are not on the stick, and without a section `identity` no bridge gives them to this device: what it"
-    " has no key of it cannot install; `gateway vault import` takes plain releases"
-)
 
 
 class Brought(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +41,7 @@ class Brought(msgspec.Struct, frozen=True, kw_only=True):
     files: int = 0  # kept from this import
     already: int = 0  # kept before
     missing: tuple[str, ...] = ()  # not in the directory, such as patches, which need not be
+    waits_for_key: bool = False  # it cannot be installed before its content key is here
     reason: str = ""
 
 
@@ -68,23 +62,27 @@ def import_command(
 
     PATH has `metadata` and `targets` in it. It needs no trust: what it holds counts only as far as the repository's
     keys have signed it, for this hardware, and not older than what this gateway has seen. The files are kept until the
-    gateway installs the release; which one it is to run, the bridge or a person says. The content keys of releases are
-    not on the stick: they come from the bridge when it attests this device.
+    gateway installs the release; which one it is to run, the bridge or a person says.
+
+    No content key comes this way. Where no bridge grants it, `cloud-bridge model extract` writes the release in clear
+    and `gateway vault import` seals it here.
     """
     config, settings = _config(config_file)
     repository = _repository(config, settings, DirectoryWay(directory))
     require_reach(directory)
     repository.refresh()
     chosen = _chosen(repository.listed(), releases, everything=everything)
-    brought = [_bring(repository, each) for each in chosen]
+    brought = [_bring(config, repository, each) for each in chosen]
     if as_json:
         print_json(brought)
     for each in brought if not as_json else ():
         state = each.reason or f"{so_many(each.files, 'file')} brought, {each.already} were here"
         missing = f"; not on it: {', '.join(each.missing)}" if each.missing else ""
         say(f"{each.name} {each.version}: {state}{missing}")
-    if not as_json and any(not each.reason for each in brought):
-        say(_KEYS if config.identity is not None else _NO_KEYS)
+    waiting = [f"{each.name}@{each.version}" for each in brought if each.waits_for_key]
+    if waiting and not as_json:
+        verb = "waits for its key" if len(waiting) == 1 else "wait for their keys"
+        say(f"{len(waiting)} of {so_many(len(brought), 'release')} {verb} ({', '.join(waiting)}): {key_remedy(config)}")
     if not brought:
         raise OtaError(f"{directory}: no release of that name is in the signed list")
     if all(each.reason for each in brought):
@@ -203,7 +201,31 @@ def _chosen(listed: list[Listed], wanted: tuple[str, ...], *, everything: bool) 
     return chosen
 
 
-def _bring(repository: Repository, each: Listed) -> Brought:
+def key_remedy(config: Config) -> str:
+    """Say what brings a content key to this device."""
+    extracted = (
+        "`cloud-bridge model extract NAME@VERSION DIR` beside the bridge writes the release in clear, and "
+        "`gateway vault import DIR/NAME/VERSION` here seals it"
+    )
+    if config.identity is None:
+        return f"this device has no `identity`, so no bridge grants it one; {extracted}"
+    return f"the next attestation by the bridge brings it; where the bridge stays out of reach, {extracted}"
+
+
+def waits_for_key(config: Config, digest: str) -> bool:
+    """Tell whether a release cannot be opened here for want of its content key; False where that is not known.
+
+    Args:
+        config: of the gateway, as whose user this runs.
+        digest: SHA-256 of its manifest.
+    """
+    try:
+        return not has_content_key(config.gateway.state_directory, digest)
+    except VaultError:  # the gateway itself says what is wrong with its vault
+        return False
+
+
+def _bring(config: Config, repository: Repository, each: Listed) -> Brought:
     kept = already = 0
     missing: list[str] = []
     try:
@@ -219,4 +241,11 @@ def _bring(repository: Repository, each: Listed) -> Brought:
                     raise
     except (TrustError, NotThereError) as error:
         return Brought(name=each.name, version=each.version, files=kept, already=already, reason=str(error))
-    return Brought(name=each.name, version=each.version, files=kept, already=already, missing=tuple(missing))
+    return Brought(
+        name=each.name,
+        version=each.version,
+        files=kept,
+        already=already,
+        missing=tuple(missing),
+        waits_for_key=waits_for_key(config, repository.digest(each.name, each.version)),
+    )

@@ -392,6 +392,15 @@ class Repository:
             )
         return offer_of(release, self._manifest(trust, release.manifest))
 
+    def digest(self, name: str, version: str) -> str:
+        """Return what the content key of a release goes by: the SHA-256 of its manifest.
+
+        Raises:
+            NotOfferedError: it is not in the list.
+            TrustError, IncompleteError: the metadata are not there or not good any more.
+        """
+        return release_of(self._cached().files, name, version).manifest.sha256
+
     def require_hardware(self, head: Listed) -> None:
         """Make sure that a release is for this hardware. Raises WrongHardwareError."""
         if head.hardware and self.hardware not in head.hardware:

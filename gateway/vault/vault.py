@@ -526,6 +526,28 @@ class Vault:
         return locked(self._directory / "lock", exclusive=exclusive)
 
 
+def has_content_key(state_directory: Path, release: str) -> bool:
+    """Tell whether the content key of a release is on this device, its lease over or not; no key store is opened.
+
+    Args:
+        state_directory: the gateway's.
+        release: SHA-256 of its manifest.json, hex.
+
+    Raises:
+        VaultError: the vault cannot be read now.
+    """
+    directory = state_directory / "vault"
+    keyring = Keyring(directory, None)  # type: ignore[arg-type]  # nothing is sealed or unsealed
+    with locked(directory / "lock", exclusive=False):
+        if keyring.generation is None:
+            return False
+        try:
+            keyring.find(release)
+        except KeyMissingError:
+            return False
+        return True
+
+
 def open_key_store(
     settings: VaultSettings, state_directory: Path, *, appliance_marker: Path = APPLIANCE_MARKER
 ) -> KeyStore:

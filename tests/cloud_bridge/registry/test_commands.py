@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from cloud_bridge.cli import main
 from cloud_bridge.commands.registry import ends
 from cloud_bridge.store.sqlite import SqliteStore
+from gateway.wire.manifest import MANIFEST_FILE, read_manifest
 from gateway.wire.messages import ModelRef
 from tests.cloud_bridge.registry.test_workshop import SHIPPED
 from tests.simulators.releases import write_release
@@ -58,10 +59,23 @@ def test_a_release_goes_from_a_directory_to_the_fleet(file: Path) -> None:
     assert run(file, "registry", "export", str(out)).exit_code == 0
     assert (out / "metadata" / "timestamp.json").is_file()
     assert json.loads(run(file, "registry", "root").stdout)["signed"]["version"] == 1
+    clear = Path(answer(file, "model", "extract", "process-anomaly", str(file.parent / "clear"))["directory"])
+    assert json.loads((clear / MANIFEST_FILE).read_bytes())["deployment_token"] == 1, "as it is signed"
+    assert {each.name for each in clear.iterdir()} >= {
+        one.file for one in read_manifest((clear / MANIFEST_FILE).read_bytes()).artefacts
+    }
+    assert "is there already" in run(file, "model", "extract", "process-anomaly", str(file.parent / "clear")).output
     yanked = answer(file, "model", "yank", "process-anomaly@1.0.0", "--why", "ghosts", "--revoke-key")
     assert (yanked["state"], yanked["yanked_why"]) == ("yanked", "ghosts")
+    assert "is taken back" in run(file, "model", "extract", "process-anomaly@1.0.0", str(out)).output
     kinds = {event["kind"] for event in answer(file, "identity", "events")}
-    assert {"registry-initialised", "release-published", "release-approved", "release-yanked"} <= kinds
+    assert {
+        "registry-initialised",
+        "release-published",
+        "release-approved",
+        "release-extracted",
+        "release-yanked",
+    } <= kinds
 
 
 def test_the_status_says_how_many_of_which_keys_must_sign_and_when_what_they_signed_ends(file: Path) -> None:
