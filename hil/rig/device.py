@@ -10,7 +10,7 @@ from hil.loopback.children import RigError
 from hil.rig.patience import patient, pause
 
 GATEWAY: Final = "/opt/sluice/bin/gateway"
-_PIECE_BYTES: Final = 45_000
+_PIECE_BYTES: Final = 16_000
 _STATUS: Final = """\
 import socket
 with socket.socket(socket.AF_UNIX) as client:

@@ -212,6 +212,7 @@ def test_a_system_of_an_older_generation_gets_no_key_any_more_once_a_newer_one_w
     rig.device.run("rauc status mark-active other && sync")
     rig.reboot()
     assert rig.device.booted_slot() == "a"
+    rig.device.eventually("systemctl is-active -q gateway.service", "the old system's gateway runs", seconds=600.0)
     after = vault(rig)
     assert (after["ready"], after["counter"]) == (False, 2)
     assert "this image is too old" in " ".join(after["reasons"])
