@@ -120,6 +120,8 @@ rig: setup
 		echo "==> the image is of commit $$made, this checkout of $$now: make image TARGET=uefi-$(RIG_KIND) ARGS=--rig" ;; esac
 	@mkdir -p var/hil/report
 
+# The boot script of a board with U-Boot runs under QEMU's arm64 machine. That QEMU has to be 9 or later (docs/hil.md).
+test-image: RIG_PACKAGES += qemu-system-arm u-boot-qemu libubootenv-tool fdisk
 test-image: rig ## Examine the appliance image, boot it under QEMU, break it in many ways [ARGS=]
 	@$(RIG_PYTEST) tests/image -m image $(ARGS)
 

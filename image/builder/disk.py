@@ -14,7 +14,7 @@ from image.builder.boards import EFI_ARCH, Board, Part, size
 from image.builder.chroot import Tree
 
 _SPACE: Final = uuid.UUID("2e8f3c54-17ab-5f7e-8f0e-0d8a5b1b7c90")
-_UBOOT_ENVIRONMENT: Final = "3de21764-95bd-54bd-a5c3-4abe786f38a8"
+UBOOT_ENVIRONMENT: Final = "3de21764-95bd-54bd-a5c3-4abe786f38a8"
 """Type of its partition (U-Boot, doc/develop/uefi). The device's own definitions name no partition of this type."""
 _BOOTABLE: Final = "0x4"  # U-Boot looks for boot.scr where the attribute "legacy BIOS bootable" is
 _LOADER_CONF: Final = """# No default entry on purpose: see /usr/lib/sluice/bootchooser.
@@ -103,7 +103,7 @@ def build(out: Path, board: Board, tools: Tree, *, esp: Path, root: Path, work: 
     flags = ""
     if board.partitions.loader:
         (definitions / "05-loader.conf").write_text(
-            f"[Partition]\nType={_UBOOT_ENVIRONMENT}\nLabel=loader\n{bounds.format(board.partitions.loader)}"
+            f"[Partition]\nType={UBOOT_ENVIRONMENT}\nLabel=loader\n{bounds.format(board.partitions.loader)}"
         )
         flags = f"Flags={_BOOTABLE}\n"
     (definitions / "10-esp.conf").write_text(
