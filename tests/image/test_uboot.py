@@ -44,7 +44,7 @@ def new(tmp_path: Path) -> Iterator[New]:
             pytest.skip(str(error))
         return made[-1]
 
-    # Debian 12's 7.2.18: "Flash buffer write timeout" after the first block of a sector, so no environment is ever valid.
+    # Debian 12's 7.2.18: "Flash buffer write timeout" after the first block of a sector, and no valid environment.
     try:
         told = subprocess.run([uboot.QEMU, "--version"], capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
