@@ -110,8 +110,7 @@ class Updates:
                 parts.vault,
                 repository,
                 state / "ota",
-                room=lambda: parts.meter.room("model_downloads"),
-                budget=lambda: parts.meter.budget("model_downloads"),
+                allowance=lambda: parts.meter.allowance("model_downloads"),
             ),
             Around(
                 there=self._there,

@@ -45,6 +45,16 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a feature that has a budget may still move in this period, in bytes."""
+
+    left_bytes: int  # without what is set aside
+    budget_bytes: int
+    period_ns: int  # the period, by its first moment (UTC)
+    renews_at_ns: int  # when the next one begins (UTC)
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureUsage:
     """One use of the link. Bytes of MQTT; `left_bytes` is without what is set aside for what is on its way."""
 
@@ -196,10 +206,15 @@ class Meter:
             self._look()
             return self._left(feature)
 
-    def budget(self, feature: Feature) -> int | None:
-        """Return how many bytes may pass in a whole period; None: any number."""
+    def allowance(self, feature: Feature) -> Allowance | None:
+        """Return what may still pass, and until when that counts; None: any number of bytes, at any time."""
         with self._lock:
-            return self._limits[feature] if self._metered and self._account(feature) is not None else None
+            now = self._look()
+            account, left = self._account(feature), self._left(feature)
+            if not self._metered or account is None or left is None:
+                return None
+            renews_at_ns = renews_at(account, now, self._zone)
+            return Allowance(left, self._limits[feature], account.started_ns, renews_at_ns)
 
     # ---- told of what passed ---------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError, CanaryStarvedError
 from gateway.ota.errors import (
     BadReleaseError,
-    BudgetError,
+    BudgetSpentError,
     FetchError,
     FloorError,
     NoRootError,
@@ -33,6 +33,7 @@ from gateway.ota.errors import (
     WrongHardwareError,
 )
 from gateway.ota.features import is_on
+from gateway.ota.fetch_budget import reserve
 from gateway.ota.footing import Footing
 from gateway.ota.install import DamagedReleaseError, KeyAwaitedError, NothingForUsError, Plan, Stored
 from gateway.ota.journal import Book, Installed, JournalError, Reference, Wanted
@@ -49,6 +50,8 @@ log = structlog.get_logger()
 FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 3600.0
 KEY_RETRY_SECONDS: Final = 5.0
+RENEWED_SPREAD_SECONDS: Final = 60.0
+"""Over so long a fleet whose budgets are renewed at the same moment spreads what waited for that."""
 
 _FINAL: Final = (CanaryError, NothingForUsError, DamagedReleaseError)
 """The same release would fail again: it is blocked."""
@@ -66,6 +69,7 @@ class _Pause:
 
     until: float = 0.0
     failures: int = 0
+    spent_period_ns: int | None = None  # the period of the link's budget that has too little left for it
 
 
 class Bringing:
@@ -90,6 +94,7 @@ class Bringing:
         self._starved: Counter[tuple[str, str]] = Counter()  # by pipeline and release
         self._refresh_at = -math.inf  # on the monotonic clock
         self._refresh_failures = 0
+        self._asked = False  # by somebody, for a refresh
         self._repository_problem = ""
         self.repository_words = ""  # the same for people
         self._stale_told = False
@@ -100,15 +105,15 @@ class Bringing:
         return self._repository_problem
 
     def refresh_soon(self) -> None:
-        """Look at the repository in the next round."""
-        self._refresh_at = -math.inf
+        """Look at the repository in the next round, as somebody asks for it."""
+        self._asked, self._refresh_at = True, -math.inf
 
     def try_again(self) -> None:
         """Wait for nothing in the next round: the way to the bridge is there again."""
         for pause in self._pauses.values():
             pause.until = 0.0
         if self._refresh_failures:
-            self.refresh_soon()
+            self._refresh_at = -math.inf
 
     def forget_pauses(self) -> None:
         """Begin anew with what is wanted now."""
@@ -129,19 +134,45 @@ class Bringing:
             pause = self._pauses.setdefault(pipeline, _Pause())
             if self._stopping.is_set():
                 return
-            if slot.wanted is not None and slot.pinned is None and self._around.monotonic() >= pause.until:
+            if slot.wanted is None or slot.pinned is not None or self._waits_for_budget(pause):
+                continue
+            if self._around.monotonic() >= pause.until:
                 problem = self._telling.tried(partial(self._update, pipeline, bay, slot.wanted.model))
                 self._telling.journal_fares("fetch", problem)
                 if problem:
                     pause.until = self._around.monotonic() + FIRST_RETRY_SECONDS
         if self._around.monotonic() >= self._refresh_at and not self._stopping.is_set():
             try:
-                self._refresh()
+                self._look_now_and_then()
             except OtaError as error:
                 self._repository_failed(error)
 
+    def _waits_for_budget(self, pause: _Pause) -> bool:
+        """Tell whether an update waits for the next period of the budget; asking costs no bytes, unlike trying."""
+        if pause.spent_period_ns is None:
+            return False
+        allowance = self._installer.allowance()
+        if allowance is not None and allowance.period_ns == pause.spent_period_ns:
+            return True
+        pause.spent_period_ns = None
+        # For all of a fleet it is renewed at the same moment.
+        spread = 0.0 if allowance is None else RENEWED_SPREAD_SECONDS * self._around.draw()
+        pause.until = self._around.monotonic() + spread
+        return False
+
+    def _look_now_and_then(self) -> None:
+        """Refresh, unless that takes what is left of the link's budget for updates and nobody has asked for it."""
+        allowance = self._installer.allowance()
+        if not self._asked and allowance is not None and allowance.left_bytes < reserve(allowance):
+            raise BudgetSpentError(
+                f"the lists of the repository are not looked at before {rfc3339(allowance.renews_at_ns)}: the "
+                f"{allowance.left_bytes} bytes that the link's budget has left are kept for updates"
+            )
+        self._refresh()
+
     def _refresh(self) -> None:
         # One that fails is asked again soon, and less and less often; drawn, so that a fleet does not come at once.
+        self._asked = False
         failures, self._refresh_failures = self._refresh_failures, self._refresh_failures + 1
         every = min(self._settings.refresh_seconds, FIRST_RETRY_SECONDS * 2.0 ** min(failures, 20))
         self._refresh_at = self._around.monotonic() + every * (0.5 + 0.5 * self._around.draw())
@@ -247,14 +278,7 @@ class Bringing:
         self._swap_in(pipeline, bay, model, loaded, comparison=comparison, cost=cost)
 
     def _install(self, pipeline: str, model: Installed, plan: Plan) -> Stored:
-        room, budget = self._installer.room(), self._installer.budget()
-        # What no period can carry whole comes in pieces, as far as each budget goes: it would wait for ever.
-        is_too_large = budget is not None and budget < plan.bytes_to_fetch
-        if room is not None and room < plan.bytes_to_fetch and not is_too_large:
-            raise BudgetError(
-                f"{model.name} {model.version} needs {plan.bytes_to_fetch} bytes over the link, whose budget has "
-                f"{room} left"
-            )
+        self._installer.require_budget(plan.bytes_to_fetch, f"{model.name} {model.version} needs")
         self._forget_unwanted()
         told = [0.0]
 
@@ -381,6 +405,8 @@ class Bringing:
         else:
             delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(pause.failures - 1, 20))
         pause.until = self._around.monotonic() + delay * (0.5 + 0.5 * self._around.draw())
+        allowance = self._installer.allowance() if isinstance(error, BudgetSpentError) else None
+        pause.spent_period_ns = allowance.period_ns if allowance is not None else None
         # The list of the repository, or who stands between, may be another one the next time.
         phase: UpdatePhase = "refused" if isinstance(error, TrustError) else "waiting"
         with self._bays[pipeline].lock:

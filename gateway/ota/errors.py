@@ -152,6 +152,10 @@ class BudgetError(FetchError):
     code = "budget"
 
 
+class BudgetSpentError(BudgetError):
+    """What is left of the link's budget is too little: nothing helps before its next period."""
+
+
 class BusyError(FetchError):
     """Another process works on the same file."""
 

@@ -3,7 +3,8 @@
 from typing import Final, Literal, Protocol
 
 from gateway.config import Feature
-from gateway.ota.errors import BudgetError
+from gateway.metering.meter import Allowance
+from gateway.ota.errors import BudgetError, BudgetSpentError
 
 FEATURE: Final[Feature] = "model_downloads"
 
@@ -12,6 +13,25 @@ ASK_BYTES: Final = 1024
 
 LEAST_BYTES: Final = 16 * 1024
 """Less than this is not asked for on its own, except where a file ends."""
+
+
+RESERVE_SHARE: Final = 4
+"""One of so many parts of a budget is left to updates: looking at the repository now and then does not take it."""
+
+
+def reserve(allowance: Allowance) -> int:
+    """Return how many bytes of a period are for updates alone."""
+    return allowance.budget_bytes // RESERVE_SHARE
+
+
+def carries(allowance: Allowance | None, size_bytes: int) -> bool:
+    """Tell whether to begin with so many bytes: they fit into what is left, or into no period beside the metadata.
+
+    What no period can carry comes in pieces, as far as each budget goes: it would wait for ever.
+    """
+    if allowance is None or size_bytes <= allowance.left_bytes:
+        return True
+    return size_bytes > allowance.budget_bytes - reserve(allowance)
 
 
 class Spend(Protocol):
@@ -80,11 +100,13 @@ class Purse:
         """Set so many more bytes aside.
 
         Raises:
-            BudgetError: not now.
+            BudgetSpentError: not in this period.
+            BudgetError: not now, for the window is closed.
         """
         if not self._meter.allow(FEATURE, size_bytes):
             self._meter.exhaust(FEATURE, size_bytes)
-            raise BudgetError(
+            room = self._meter.room(FEATURE)
+            raise (BudgetSpentError if room is not None and room < size_bytes else BudgetError)(
                 f"{what}: {size_bytes} bytes are not allowed over this link now; see `gateway status`, or "
                 f"metering.features.{FEATURE}"
             )

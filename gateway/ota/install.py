@@ -18,9 +18,11 @@ import structlog
 from gateway.config import Pipeline
 from gateway.inference.backend import Backend
 from gateway.inference.select import Choice, choices_for, default_backends
+from gateway.metering.meter import Allowance
 from gateway.ota import canary
 from gateway.ota.canary_child import Answer
-from gateway.ota.errors import BudgetError, OtaError, StorageError
+from gateway.ota.errors import BudgetSpentError, OtaError, StorageError
+from gateway.ota.fetch_budget import carries
 from gateway.ota.fetch_offer import Offer, OfferedFile
 from gateway.ota.patch import ZSTD, PatchError, Recipe, make
 from gateway.vault.damage import damage_of
@@ -37,6 +39,7 @@ from gateway.vault.store import ReleaseDirectory, read_release
 from gateway.vault.vault import Vault
 from gateway.vault.weights import SealedWeights
 from gateway.wire.manifest import MANIFEST_FILE, OVER_THE_AIR_FILE, Artefact
+from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
 
@@ -165,8 +168,7 @@ class Installer:
         source: Source,
         directory: Path,
         *,
-        room: Callable[[], int | None],
-        budget: Callable[[], int | None] = lambda: None,
+        allowance: Callable[[], Allowance | None],
         backends: Callable[[Pipeline], tuple[Backend, ...]] = default_backends,
     ) -> None:
         """Take what is needed.
@@ -175,24 +177,27 @@ class Installer:
             vault: whose store it is.
             source: where files come from.
             directory: for what is on its way.
-            room: how many bytes the link's budget still has; None: any number.
-            budget: how many it has in a whole period; None: any number.
+            allowance: what the link's budget still has, and until when; None: any number of bytes.
             backends: what this machine may run a release on.
         """
         self._vault = vault
         self._source = source
         self._directory = directory / "incoming"
-        self._room = room
-        self._budget = budget
+        self._allowance = allowance
         self._backends = backends
 
-    def room(self) -> int | None:
-        """Return how many bytes the link's budget still has; None: any number."""
-        return self._room()
+    def allowance(self) -> Allowance | None:
+        """Return what the link's budget still has, and until when; None: any number of bytes."""
+        return self._allowance()
 
-    def budget(self) -> int | None:
-        """Return how many bytes the link's budget has in a whole period; None: any number."""
-        return self._budget()
+    def require_budget(self, size_bytes: int, what: str) -> None:
+        """Make sure that the link's budget carries so much, or that no period of it could. Raises BudgetSpentError."""
+        allowance = self._allowance()
+        if allowance is not None and not carries(allowance, size_bytes):
+            raise BudgetSpentError(
+                f"{what} {size_bytes} bytes over the link, whose budget has {allowance.left_bytes} left until "
+                f"{rfc3339(allowance.renews_at_ns)}"
+            )
 
     def plan(self, offer: Offer, settings: Pipeline) -> Plan:
         """Choose what to fetch: the artefact for this device, as a patch if that is less and its base is here.
@@ -239,7 +244,7 @@ class Installer:
             progress: told how many bytes of a file are there, now and then; what it raises ends the fetch.
 
         Raises:
-            KeyAwaitedError, NoSpaceError, BudgetError, FetchError, StorageError: not now.
+            KeyAwaitedError, NoSpaceError, FetchError, StorageError: not now.
             TrustError, InstallError: not ever.
         """
         self._require_space(plan)
@@ -404,12 +409,8 @@ class Installer:
             raise NoSpaceError(f"{plan.label} needs {needed} bytes on the disk of {directory}, {free} are free")
 
     def _require_budget(self, plan: Plan, reason: str) -> None:
-        room = self._room()
-        if room is not None and room < plan.full.size_bytes:
-            raise BudgetError(
-                f"{plan.label}: the patch cannot be used ({reason}); the full file has {plan.full.size_bytes} bytes, "
-                f"the link's budget has {room} left"
-            )
+        what = f"{plan.label}: the patch cannot be used ({reason}); the full file needs"
+        self.require_budget(plan.full.size_bytes, what)
 
 
 def _fits(file: OfferedFile, artefact: Artefact) -> bool:

@@ -29,6 +29,7 @@ class ReleaseRepository:
     Knobs:
         packed: compress full files with zstd.
         failing: `refresh` raises this.
+        fetching: `fetch` raises this.
         damage: changes the bytes of a container on its way, by path.
         fetched: what was fetched, paths in order.
         refreshes: how often it was looked at.
@@ -38,6 +39,7 @@ class ReleaseRepository:
     directory: Path
     packed: bool = True
     failing: OtaError | None = None
+    fetching: OtaError | None = None
     damage: Callable[[str, bytes], bytes] = lambda _path, content: content
     fetched: list[str] = field(default_factory=list)
     keys: dict[str, bytes] = field(default_factory=dict)  # content keys by digest of the manifest
@@ -126,6 +128,8 @@ class ReleaseRepository:
     def fetch(self, file: OfferedFile, to: Path, progress: Callable[[int], None] = lambda _count: None) -> Path:
         """Write a file, damaged or not."""
         self.fetched.append(file.path)
+        if self.fetching is not None:
+            raise self.fetching
         to.write_bytes(self.damage(file.path, self.contents[file.path]))
         progress(file.size_bytes)
         return to

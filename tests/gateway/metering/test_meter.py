@@ -130,13 +130,20 @@ def test_critical_passes_a_used_up_budget_and_is_counted(meter_of: Make) -> None
     assert not strict.allow("snapshots", 500, record_class="critical")
 
 
-def test_the_budget_of_a_whole_period_is_told_whatever_is_left_of_it(meter_of: Make) -> None:
+def test_what_is_left_of_a_budget_is_told_with_its_period(meter_of: Make, machine: SettableClocks) -> None:
     meter = meter_of(budget())
     assert send(meter, "records", 4000)
-    assert (meter.room("records"), meter.budget("records")) == (6000, 10_000)
-    assert meter.budget("snapshots") is None
+    now = meter.allowance("records")
+    assert now is not None
+    assert (now.left_bytes, now.budget_bytes, now.renews_at_ns) == (6000, 10_000, MIDNIGHT)
+    machine.pass_seconds(12 * 3600)
+    following = meter.allowance("records")
+    assert following is not None
+    assert (following.left_bytes, following.period_ns) == (10_000, MIDNIGHT)
+    assert now.period_ns < following.period_ns
+    assert meter.allowance("snapshots") is None
     meter.link(metered=False)
-    assert meter.budget("records") is None
+    assert meter.allowance("records") is None
 
 
 def test_a_new_period_brings_a_new_budget(meter_of: Make, machine: SettableClocks) -> None:

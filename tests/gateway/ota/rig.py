@@ -23,6 +23,7 @@ from gateway.inference.bundle import ReleaseStore
 from gateway.inference.litert import LiteRtBackend
 from gateway.inference.model import Model
 from gateway.inference.select import load_model
+from gateway.metering.meter import Allowance
 from gateway.ota.agent import OtaAgent
 from gateway.ota.around import Around
 from gateway.ota.bay import Bay
@@ -125,8 +126,9 @@ class Device:
         self.notices: list[tuple[str, str]] = []
         self.reports: list[Twin] = []
         self.entries: list[Entry] = []
-        self.room: int | None = None
-        self.budget: int | None = None
+        self.room: int | None = None  # of the link's budget; None: it has none
+        self.budget = 1 << 20
+        self.period_ns = 0
         self.connects = 1
         self.renewals = 0
         self.attested: int | None = None
@@ -153,8 +155,7 @@ class Device:
             self.vault,
             self.repository,
             self.state / "ota",
-            room=lambda: self.room,
-            budget=lambda: self.budget,
+            allowance=self.allowance,
             backends=lambda _settings: (LiteRtBackend(),),
         )
         self.agent = OtaAgent(
@@ -342,6 +343,13 @@ class Device:
         """Load a release."""
         settings = msgspec.structs.replace(self.settings, model=label)
         return load_model(self.store(), settings, preparation_for, self.models.open, backends=(LiteRtBackend(),))
+
+    def allowance(self) -> Allowance | None:
+        """Return what the link's budget has left: nothing is taken from `room`."""
+        hour_ns = 3600 * 1_000_000_000
+        return (
+            None if self.room is None else Allowance(self.room, self.budget, self.period_ns, self.period_ns + hour_ns)
+        )
 
     def draw(self) -> float:
         """Return what stands for chance in the pauses between tries: here none."""

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.config import Trial
 from gateway.ota import agent as ota_agent
-from gateway.ota.errors import NoRootError, OtaError, UnreachableError
+from gateway.ota.errors import BudgetError, BudgetSpentError, NoRootError, OtaError, UnreachableError
 from gateway.wire.histogram import Histogram
 from gateway.wire.manifest import Baseline, Plain
 from gateway.wire.messages import Assignment, ModelRef, Twin, encode
@@ -248,9 +248,70 @@ def test_a_budget_that_cannot_carry_it_is_told_and_nothing_is_fetched(
     device.desire("2.0.0", token=1)
     device.reaches("waiting", "2.0.0", "budget")
     assert repository.fetched == []
+    assert device.slot.told is not None
+    assert "left until 1970-01-01T01:00:00" in device.slot.told.reason
     device.room = None
     device.connects += 1
     device.reaches("running", "2.0.0")
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_what_waits_for_the_budget_asks_nothing_before_its_next_period(
+    device: Device, repository: ReleaseRepository, *, is_begun: bool
+) -> None:
+    clock = [0.0]
+    device.monotonic = lambda: clock[0]
+    publish(device, "2.0.0", scorer(1.0))
+    device.repository.grant(device.vault)
+    device.room = 20
+    device.budget = 100 if is_begun else 1 << 20  # what no period carries whole comes in pieces
+    if is_begun:
+        repository.fetching = BudgetSpentError("no more of it now")
+    device.desire("2.0.0", token=1)
+    device.agent.tick()
+    device.agent.fetch_round()
+    assert device.phase() == ("waiting", "2.0.0", "budget")
+    asked, fetched = repository.refreshes, len(repository.fetched)
+    for _ in range(100):
+        clock[0] += 60.0
+        device.connects += 1  # a link that comes and goes brings no bytes
+        device.agent.tick()
+        device.agent.fetch_round()
+    assert (repository.refreshes, len(repository.fetched)) == (asked, fetched)
+    device.period_ns, device.room = 1, device.budget
+    device.agent.fetch_round()
+    assert repository.refreshes == asked + 1
+    assert len(repository.fetched) > fetched
+
+
+def test_a_closed_window_is_no_spent_budget_and_is_tried_again(device: Device, repository: ReleaseRepository) -> None:
+    clock = [0.0]
+    device.monotonic = lambda: clock[0]
+    publish(device, "2.0.0", scorer(1.0))
+    device.repository.grant(device.vault)
+    device.room = device.budget
+    repository.fetching = BudgetError("the window is closed")
+    device.desire("2.0.0", token=1)
+    device.agent.tick()
+    device.agent.fetch_round()
+    assert device.phase() == ("waiting", "2.0.0", "budget")
+    asked, clock[0] = len(repository.fetched), 60.0
+    device.agent.fetch_round()
+    assert len(repository.fetched) > asked
+
+
+def test_looking_at_the_repository_leaves_a_part_of_the_budget_to_updates(device: Device) -> None:
+    device.budget, device.room = 1000, 249
+    device.agent.fetch_round()
+    assert device.repository.refreshes == 0
+    assert device.agent.status().repository_problem == "budget"
+    device.agent.refresh_soon()
+    device.agent.fetch_round()
+    assert device.repository.refreshes == 1, "somebody asked for it"
+    device.agent._bringing._refresh_at, device.room = 0.0, 250
+    device.agent.fetch_round()
+    assert device.repository.refreshes == 2
+    assert device.agent.status().repository_problem == ""
 
 
 def test_what_is_larger_than_the_budget_of_a_whole_period_is_begun_all_the_same(
