@@ -20,7 +20,9 @@ from cloud_bridge.registry.fleet import running_in
 from cloud_bridge.registry.publishing import Base, Publication, Wishes
 from cloud_bridge.registry.registry import Registry
 from cloud_bridge.registry.release import ReleaseEntry
+from cloud_bridge.rollout.registered import open_revoked
 from cloud_bridge.twins.database import open_fleet
+from cloud_bridge.twins.forgotten import forgotten_devices
 from cloud_bridge.twins.reported import Reported, find_reported
 from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
@@ -38,7 +40,7 @@ def opened(file: Path | None, store_url: str | None) -> Iterator[Registry]:
         try:
             with place.reader() as reader:
                 states = reader.pipelines()
-            return running_in(states, _reports(place))
+            return running_in(states, *_reports(place))
         except BridgeError as error:
             say(f"which releases the fleet runs is not known, so patches are from the newest: {error}", err=True)
             return {}
@@ -50,11 +52,13 @@ def opened(file: Path | None, store_url: str | None) -> Iterator[Registry]:
         identities.database.close()
 
 
-def _reports(place: Place) -> Collection[Reported]:
+def _reports(place: Place) -> tuple[Collection[Reported], Collection[str]]:
+    """Return what devices said last, and who of them is gone for good."""
+    revoked = open_revoked(place.config())()
     database = open_fleet(place.config().store)
     try:
         with database.transaction(durable=False) as tx:
-            return find_reported(tx).values()
+            return find_reported(tx).values(), forgotten_devices(tx) | frozenset(revoked)
     finally:
         database.close()
 

@@ -30,6 +30,7 @@ from cloud_bridge.rollout.service import RolloutDesk, plan_from
 from cloud_bridge.rollout.waves import waves_of
 from cloud_bridge.store.base import Reader
 from cloud_bridge.twins.database import open_fleet
+from cloud_bridge.twins.forgotten import forgotten_devices
 from cloud_bridge.twins.reported import find_reported
 from gateway.wire.manifest import ModelManifest
 from gateway.wire.plain import so_many
@@ -254,10 +255,11 @@ def _begin_rollouts(desk: _Desk, name: str, version: str) -> list[str]:
     states = desk.reader.pipelines()
     database = open_fleet(desk.config.store)
     try:
-        with database.transaction(durable=False) as tx:
-            runs = models_run(states, find_reported(tx).values())
-        names = sorted({pipeline for (_, pipeline), model in runs.items() if model is not None and model.name == name})
         releases, revoked = open_releases(desk.config), open_revoked(desk.config)
+        gone = frozenset(revoked())
+        with database.transaction(durable=False) as tx:
+            runs = models_run(states, find_reported(tx).values(), gone | forgotten_devices(tx))
+        names = sorted({pipeline for (_, pipeline), model in runs.items() if model is not None and model.name == name})
         rollouts = RolloutDesk(database, desk.reader, time.time_ns, releases, revoked)
         begun = []
         for pipeline in names:

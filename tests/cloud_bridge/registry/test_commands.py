@@ -11,6 +11,9 @@ from click.testing import CliRunner, Result
 
 from cloud_bridge.cli import main
 from cloud_bridge.commands.registry import ends
+from cloud_bridge.config import Store
+from cloud_bridge.identity.database import open_database
+from cloud_bridge.identity.devices import Device, put_device, revoke_device
 from cloud_bridge.store.sqlite import SqliteStore
 from gateway.wire.manifest import MANIFEST_FILE, read_manifest
 from gateway.wire.messages import ModelRef
@@ -159,6 +162,23 @@ def test_who_publishes_is_told_what_patches_are_from(file: Path, tmp_path: Path)
     assert "patches are from what the fleet says that it runs: 1.0.0 (1 pipeline)" in told
     published = answer(file, "model", "publish", str(shipped_as(tmp_path, "1.3.0")))
     assert published["bases"] == [{"version": "1.0.0", "pipelines": 1}]
+
+
+def test_patches_are_from_nothing_that_only_a_revoked_device_has_run(file: Path, tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "bridge.db")
+    store.open()
+    store.close()
+    answer(file, "registry", "init")
+    for gateway, version, release in (("gw-1", "1.0.0", SHIPPED), ("gw-2", "1.1.0", shipped_as(tmp_path, "1.1.0"))):
+        answer(file, "model", "publish", str(release))
+        report(tmp_path, gateway, "motor", ModelRef(name="process-anomaly", version=version))
+    database = open_database(Store(url=f"sqlite:///{tmp_path}/bridge.db"), tmp_path / "id")
+    with database.transaction() as tx:
+        put_device(tx, Device("gw-1", "software", "", False, b"", b"", "", "", "", 1, 1, 1))
+        revoke_device(tx, "gw-1", "stolen", 1)
+    database.close()
+    published = answer(file, "model", "publish", str(shipped_as(tmp_path, "1.2.0")))
+    assert published["bases"] == [{"version": "1.1.0", "pipelines": 1}]
 
 
 def test_without_the_section_the_command_says_what_is_missing(file: Path) -> None:

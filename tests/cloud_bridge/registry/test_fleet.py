@@ -42,3 +42,9 @@ def test_a_pipeline_counts_once_and_its_twin_goes_first() -> None:
 
 def test_a_pipeline_that_waits_for_a_release_runs_none() -> None:
     assert running_in([state("gw-1", "1.0.0")], [reported("gw-1", awaiting=("camera",))]) == {}
+
+
+def test_what_a_device_that_is_gone_said_last_does_not_count() -> None:
+    states = [state("gw-1", "1.0.0"), state("gw-2", "1.1.0"), state("gw-3", "1.1.0", "door")]
+    found = running_in(states, [reported("gw-2", camera("1.2.0")), reported("gw-4", camera("1.2.0"))], {"gw-1", "gw-4"})
+    assert found == {("detector", "1.2.0"): 1, ("detector", "1.1.0"): 1}
