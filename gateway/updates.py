@@ -26,8 +26,9 @@ from gateway.ota.features import Capability
 from gateway.ota.fetch import Repository
 from gateway.ota.figures import OtaMetrics
 from gateway.ota.floor import open_floor
+from gateway.ota.footing import open_journal
 from gateway.ota.install import Installer
-from gateway.ota.journal import Journal, JournalError, installed_from
+from gateway.ota.journal import JournalError, installed_from
 from gateway.ota.watch import Watch
 from gateway.ota.ways_open import open_way
 from gateway.sealing import SealedModels
@@ -92,19 +93,20 @@ class Updates:
             identity=enrolment.tls_context if enrolment is not None else None,
             exchange=parts.uplink.parts if parts.uplink is not None else None,
         )
+        now_ns = enrolment.now_ns if enrolment is not None else time.time_ns
         floor = open_floor(parts.vault, state)
         repository = Repository(
             settings,
             state,
             way,
             meter=parts.meter,
-            now_ns=enrolment.now_ns if enrolment is not None else time.time_ns,
+            now_ns=now_ns,
             monotonic_ns=time.monotonic_ns,
             floor=floor,
         )
         self._agent = OtaAgent(
             settings,
-            Journal(state, came=came_over_the_air(self._store()), fencing_token=floor.peek().fencing_token),
+            open_journal(state, came_over_the_air(self._store()), floor, now_ns()),
             repository,
             Installer(
                 parts.vault,
@@ -122,6 +124,7 @@ class Updates:
                 attested=lambda: enrolment.status().renewals if enrolment is not None else None,
                 system=parts.system,
                 boot_id=boot_id(),
+                known_ns=now_ns,
             ),
             floor=floor,
         )

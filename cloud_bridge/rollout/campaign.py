@@ -43,7 +43,8 @@ from cloud_bridge.rollout.releases import Release, Releases
 from cloud_bridge.rollout.returning import give_back, ways_back, words_of
 from cloud_bridge.rollout.telemetry import Records, Watch, last_id
 from cloud_bridge.rollout.waves import Labels, Wave, arms_cover, jitter, matches, members
-from cloud_bridge.twins.desired import MOST_AHEAD, Change, apply_changes
+from cloud_bridge.twins.desired import Change, apply_changes
+from gateway.wire import tokens
 
 log = structlog.get_logger()
 
@@ -369,4 +370,4 @@ def release_for(plan: Plan, fleet: Fleet, gateway: str) -> Release:
 
 def _highest_reported(fleet: Fleet, gateways: Sequence[str], now_ns: int) -> int:
     reports = [fleet.reported[name].twin.fencing_token for name in gateways if name in fleet.reported]
-    return max((token for token in reports if token <= now_ns // 1_000_000 + MOST_AHEAD), default=0)
+    return max((token for token in reports if token <= tokens.of_fleet_ms(now_ns)), default=0)

@@ -13,13 +13,11 @@ from typing import Final
 import msgspec
 
 from cloud_bridge.identity.database import Transaction
+from gateway.wire import tokens
 from gateway.wire.messages import Assignment, ModelRef, Twin, kind_of
 from gateway.wire.times import rfc3339
 
 _MS_NS: Final = 1_000_000
-MOST_AHEAD: Final = 10 * 366 * 86_400_000
-"""A token so far (ten years of milliseconds) beyond the clock is no token of ours: a device must not use them up."""
-
 _COLUMNS: Final = "gateway, version, token, at_ns, due_ns, assignments, features"
 _assignments: Final = msgspec.json.Decoder(list[Assignment])
 _features: Final = msgspec.json.Decoder(dict[str, bool])
@@ -141,12 +139,14 @@ def set_features(tx: Transaction, gateways: Iterable[str], features: Mapping[str
 def overtake(tx: Transaction, gateway: str, reported: int, now_ns: int) -> int | None:
     """Give a device its twin again, above the token that it reports; None if it has none of ours, or needs none.
 
-    A token beyond belief is passed over: it would use up the tokens of the whole fleet.
+    A token beyond belief is passed over: it would use up the tokens of the whole fleet. One that is only just believed
+    on the device does not raise the tokens of the others.
     """
     known = one_desired(tx, gateway)
-    if known is None or reported <= known.token or reported > now_ns // _MS_NS + MOST_AHEAD:
+    if known is None or reported <= known.token or reported > tokens.of_report_ms(now_ns):
         return None
-    token = next_token(tx, now_ns, above=reported)
+    above = reported if reported <= tokens.of_fleet_ms(now_ns) else 0
+    token = max(next_token(tx, now_ns, above), reported + 1)
     _put(tx, Desired(gateway, known.version + 1, token, now_ns, now_ns, known.assignments, known.features))
     return token
 

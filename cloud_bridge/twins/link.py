@@ -21,6 +21,7 @@ from cloud_bridge.twins.metrics import TwinMetrics
 from cloud_bridge.twins.reported import put_report
 from gateway.wire.errors import MalformedMessageError, MalformedTopicError
 from gateway.wire.messages import Twin, decode, encode
+from gateway.wire.tokens import of_report_ms
 from gateway.wire.topics import Address, address_of, topic_for
 
 log = structlog.get_logger()
@@ -32,6 +33,10 @@ _LOOK_NS: Final = 1_000_000_000
 """Between two looks for twins that are due, while none was."""
 _MAX_REPORT_BYTES: Final = 256 * 1024
 _TROUBLED_REMEMBERED: Final = 1000
+_BEYOND: Final = (
+    "the device has taken a token that is none of this bridge, or its clock or ours is wrong by years: it takes no "
+    "twin of ours; its newest program, restarted, forgets such a token"
+)
 _FIRST_DELAY_SECONDS: Final = 0.1
 _MAX_DELAY_SECONDS: Final = 5.0
 
@@ -76,6 +81,7 @@ class TwinLink:
         self._look_ns = 0
         self._counted_ns = monotonic_ns()
         self._bad: set[str] = set()
+        self._refused: dict[str, str] = {}  # by gateway: the code that was told
         self._held: list[Incoming] = []
         self._failing = False
         self._delay_seconds = _FIRST_DELAY_SECONDS
@@ -112,6 +118,7 @@ class TwinLink:
     def _keep(self, messages: Sequence[Incoming]) -> None:
         now_ns = self._wall_ns()
         overtaken: list[tuple[str, int]] = []
+        refusals: list[tuple[str, Twin]] = []
         with self._database.transaction() as tx:
             forgotten = forgotten_devices(tx)
             for message in messages:
@@ -124,10 +131,13 @@ class TwinLink:
                         continue
                     welcome_back(tx, gateway)
                 put_report(tx, gateway, message.payload, twin, now_ns)
+                refusals.append((gateway, twin))
                 token = overtake(tx, gateway, twin.fencing_token, now_ns)
                 if token is not None:
                     overtaken.append((gateway, token))
         self._metrics.reports.inc(len(messages))
+        for gateway, twin in refusals:
+            self._tell_refusal(gateway, twin, now_ns)
         for gateway, token in overtaken:
             self._metrics.overtaken.inc()
             log.warning(
@@ -136,6 +146,23 @@ class TwinLink:
                 token=token,
                 meaning="the device had a higher token than this bridge: the database was put back from an older copy",
             )
+
+    def _tell_refusal(self, gateway: str, twin: Twin, now_ns: int) -> None:
+        """Tell, once, that a twin does not count on a device, or that none of ours can: its token is too high."""
+        beyond = twin.fencing_token > of_report_ms(now_ns)
+        code = "token-beyond-belief" if beyond else twin.refused
+        if self._refused.get(gateway, "") == code:
+            return
+        if not code:
+            del self._refused[gateway]
+            log.info("twin_accepted_again", gateway=gateway, fencing_token=twin.fencing_token)
+            return
+        if len(self._refused) >= _TROUBLED_REMEMBERED:
+            self._refused.clear()
+        self._refused[gateway] = code
+        self._metrics.refused.inc()
+        meaning = _BEYOND if beyond else "a desired twin that reached the device does not count there"
+        log.warning("twin_refused", gateway=gateway, code=code, fencing_token=twin.fencing_token, meaning=meaning)
 
     def _report_of(self, message: Incoming) -> tuple[str, Twin] | None:
         try:

@@ -10,6 +10,9 @@ class TwinMetrics:
         self.published = Counter("bridge_twins_published", "Desired twins handed to brokers", registry=registry)
         self.reports = Counter("bridge_twin_reports", "Reported twins taken", registry=registry)
         self.bad_reports = Counter("bridge_twin_reports_unusable", "Reported twins that are none", registry=registry)
+        self.refused = Counter(
+            "bridge_twins_refused", "Times that a device began to refuse desired twins", registry=registry
+        )
         self.overtaken = Counter(
             "bridge_twins_overtaken", "Twins issued again because a device had a higher token", registry=registry
         )

@@ -355,10 +355,13 @@ def tell(update: UpdateState | None) -> Step:
 
 
 def wish_for(token: int, wish: Wish | None) -> Step:
-    """Take what a desired twin says of the system; one that was taken already changes nothing."""
+    """Take what a desired twin says of the system; one that was taken already changes nothing.
+
+    Whether it is older is looked at before, and not here: a token that is not believed any more would shut this off.
+    """
 
     def step(book: Book) -> Book:
-        return book if token <= book.token else msgspec.structs.replace(book, token=token, wish=wish)
+        return book if token == book.token else msgspec.structs.replace(book, token=token, wish=wish)
 
     return step
 

@@ -291,11 +291,20 @@ class OtaAgent:
         except MalformedMessageError as error:
             self._refuse_twin("malformed", str(error))
             return
-        if not self._footing.accepts(payload, twin.fencing_token):
+        most_token = self._footing.most_token()
+        # First: a floor that is refused is set anew with the token of a twin that waits for it.
+        if twin.fencing_token <= most_token and not self._footing.accepts(payload, twin.fencing_token):
             return
         system = self._around.system
         models = twin if system is None else _without_system(twin)
-        ruling = judge_twin(self._journal.book, models, [*self._bays], self._telling.serving(), self._telling.at())
+        ruling = judge_twin(
+            self._journal.book,
+            models,
+            [*self._bays],
+            self._telling.serving(),
+            self._telling.at(),
+            most_token=most_token,
+        )
         if ruling.refused:
             self._refuse_twin(ruling.code, ruling.refused)
             return
@@ -307,7 +316,7 @@ class OtaAgent:
             except OtaError as error:
                 self._refuse_twin(error.code, str(error))
                 return
-        self._twin_refused = ""
+        self._twin_refused = self._telling.refused = ""
         if ruling.known:
             self._telling.report_again()  # whoever hands it over again may have lost what we said
             return
@@ -321,6 +330,7 @@ class OtaAgent:
         self._fetch_wake.set()
 
     def _refuse_twin(self, code: str, reason: str) -> None:
+        self._telling.refused = code
         self._telling.report_again()
         if self._twin_refused == reason:
             return

@@ -55,6 +55,7 @@ class Around:
     system: System | None = None  # None: what is assigned of kind `os` is refused as a pipeline that is not here
     boot_id: str = ""  # of the machine's boot; another one means that all of it was down
     wall_ns: Callable[[], int] = time.time_ns
+    known_ns: Callable[[], int] = time.time_ns  # the time as far as the bridge has told it, UTC
     monotonic: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.random
 

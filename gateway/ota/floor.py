@@ -21,6 +21,7 @@ import msgspec
 import structlog
 
 from gateway.config import Vault as VaultSettings
+from gateway.ota.clock import BUILT_NS
 from gateway.ota.errors import FloorCounterError, FloorEditedError, FloorError, FloorRestoredError, StorageError
 from gateway.ota.floor_file import FILE, Anchor, Document, FloorStatus, Held, Place, decode_document, read_document
 from gateway.ota.trust import Floors
@@ -35,6 +36,8 @@ from gateway.vault.errors import (
 from gateway.vault.files import locked
 from gateway.vault.policy import FLOOR_COUNTER_INDEX
 from gateway.vault.vault import Vault
+from gateway.wire.messages import INT64_MAX
+from gateway.wire.tokens import of_twin_ms
 
 log = structlog.get_logger()
 
@@ -133,9 +136,10 @@ class Floor:
         with self._alone():
             return self._read()
 
-    def raise_to(self, floors: Floors | None = None, *, fencing_token: int = 0) -> Held:
+    def raise_to(self, floors: Floors | None = None, *, fencing_token: int = 0, most_token: int = INT64_MAX) -> Held:
         """Make the floor at least as high as this, durably, and return it.
 
+        A token above `most_token`, which programs before this one took, is no token of the bridge: it is forgotten.
         While the TPM does not answer nothing is written: who asks must ask again.
 
         Raises:
@@ -145,7 +149,8 @@ class Floor:
         with self._alone():
             before = self._read()
             higher = before.floors if floors is None else floors.joined(before.floors)
-            held = Held.of(higher, max(before.fencing_token, fencing_token))
+            known = before.fencing_token if before.fencing_token <= most_token else 0
+            held = Held.of(higher, max(known, fencing_token))
             if held != before and not self._away:
                 self._write(held, before)
             return held
@@ -367,6 +372,16 @@ def _away_if_it_fails() -> Iterator[None]:
         yield
     except VaultError as error:
         raise _AwayError(str(error)) from error
+
+
+def known_ns(floor: Floor, clock_ns: int) -> int:
+    """Return what time it is at least, UTC: under a clock that was never set the bridge's tokens would be far ahead."""
+    return max(clock_ns, floor.peek().fresh_ns, BUILT_NS)
+
+
+def most_token(floor: Floor, clock_ns: int) -> int:
+    """Return the highest fencing token that is believed now."""
+    return of_twin_ms(known_ns(floor, clock_ns))
 
 
 def open_floor(vault: Vault, state_directory: Path) -> Floor:

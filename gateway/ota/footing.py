@@ -5,14 +5,16 @@ it must have attested this device since, its twin must have come over the link, 
 configured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 import structlog
 
 from gateway.ota.around import Means
 from gateway.ota.errors import FloorError, OtaError, StorageError
-from gateway.ota.journal import JournalError
+from gateway.ota.floor import Floor, known_ns, most_token
+from gateway.ota.journal import Installed, Journal, JournalError
 
 log = structlog.get_logger()
 
@@ -42,6 +44,10 @@ class Footing:
         self._adopted_told = False
         self._look_at = 0.0  # monotonic
 
+    def most_token(self) -> int:
+        """Return the highest fencing token that is believed now."""
+        return most_token(self._floor, self._around.known_ns())
+
     def accepts(self, payload: bytes, fencing_token: int) -> bool:
         """Tell whether a twin may count now; one that may not is handed over again when the floor stands.
 
@@ -67,7 +73,7 @@ class Footing:
             JournalError: the floor cannot be raised now.
         """
         try:
-            self._floor.raise_to(fencing_token=fencing_token)
+            self._floor.raise_to(fencing_token=fencing_token, most_token=self.most_token())
         except (FloorError, StorageError) as error:
             raise JournalError(str(error)) from error
 
@@ -78,7 +84,7 @@ class Footing:
             self._look_at = now + LOOK_SECONDS
             try:
                 # What was accepted while the TPM did not answer is in the journal alone.
-                self._floor.raise_to(fencing_token=self._journal.book.fencing_token)
+                self._floor.raise_to(fencing_token=self._journal.book.fencing_token, most_token=self.most_token())
             except FloorError as error:
                 self._tell(error)
                 self._set_anew()
@@ -123,3 +129,27 @@ class Footing:
         self._told = error.code
         log.error("ota_floor_refused", code=error.code, reason=str(error))
         self._around.note("ota_floor_refused", "error", f"{error.code}: {error}")
+
+
+def open_journal(state_directory: Path, came: Iterable[Installed], floor: Floor, now_ns: int) -> Journal:
+    """Read the journal, with a fence that can be of our bridge.
+
+    A token beyond belief, which programs before this one took, counts as the time: of the bridge's twins only a newer
+    one has a higher token.
+
+    Args:
+        state_directory: of the gateway.
+        came: see `Journal`.
+        floor: of this device.
+        now_ns: the time as far as the bridge has told it, UTC.
+
+    Raises:
+        JournalError: as `Journal`.
+    """
+    return Journal(
+        state_directory,
+        came=came,
+        fencing_token=floor.peek().fencing_token,
+        most_token=most_token(floor, now_ns),
+        instead=known_ns(floor, now_ns) // 1_000_000,
+    )

@@ -24,7 +24,7 @@ from gateway.statefiles import is_passing, read_patiently, understood, words_of
 from gateway.vault.errors import VaultError
 from gateway.vault.files import write_durably
 from gateway.wire.manifest import Baseline, ImageInput, ModelManifest, WindowInput
-from gateway.wire.messages import UpdateState
+from gateway.wire.messages import INT64_MAX, UpdateState
 from gateway.wire.plain import so_many
 
 log = structlog.get_logger()
@@ -213,7 +213,15 @@ class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
 class Journal:
     """The document on disk and in memory. Every method may be called from any thread; `change` waits for the disk."""
 
-    def __init__(self, state_directory: Path, came: Iterable[Installed] = (), *, fencing_token: int = 0) -> None:
+    def __init__(
+        self,
+        state_directory: Path,
+        came: Iterable[Installed] = (),
+        *,
+        fencing_token: int = 0,
+        most_token: int = INT64_MAX,
+        instead: int = 0,
+    ) -> None:
         """Read what is there; a document that cannot be read is kept beside, and `damage` says so.
 
         Args:
@@ -221,6 +229,8 @@ class Journal:
             came: releases in the store that are known to have come over the air; those that the document does not
                 name, because it was lost, are entered.
             fencing_token: the highest that is known from elsewhere (`gateway.ota.floor`).
+            most_token: a higher one is none of the bridge; programs before this one took it.
+            instead: what counts in its place; the time in milliseconds, below which no twin of the bridge is new.
 
         Raises:
             JournalError: the directory cannot be made, or the document cannot be read now, though that may pass.
@@ -243,10 +253,14 @@ class Journal:
         self._is_first = False  # nothing was ever written
         self._is_whole = False  # what was written last could be read
         self._book = _at_least(self._read(), fencing_token)
+        ahead = self._book.fencing_token > most_token
+        if ahead:
+            log.error("ota_fence_disbelieved", fencing_token=self._book.fencing_token, instead=instead)
+            self._book = msgspec.structs.replace(self._book, fencing_token=instead, twin_version=0)
         missing = [each for each in came if each not in self._book.installed]
         if missing:
             self._book = _entered(self._book, missing, is_whole=self._is_whole)
-        self._unwritten = bool(self.damage or missing)
+        self._unwritten = bool(self.damage or missing or ahead)
 
     @property
     def book(self) -> Book:
@@ -301,7 +315,7 @@ class Journal:
             if self._is_first:  # else copies without a journal would look as if it had been lost
                 write_durably(self._file, msgspec.json.encode(Book()))
                 self._is_first = False
-            if book.fencing_token > self._token:
+            if book.fencing_token != self._token:
                 write_durably(self._fence, b"%d\n" % book.fencing_token)
                 self._token = book.fencing_token
             if verdicts != (self._verdicts or Verdicts()):

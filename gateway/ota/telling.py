@@ -32,6 +32,7 @@ class Telling:
         self._strangers: Sequence[UpdateState] = ()  # words about pipelines that are not here
         self._reported = b""
         self._journal_problems: dict[str, str] = {}  # by thread
+        self.refused = ""  # why the desired twin that came last does not count, a code
         self.awaiting: frozenset[str] = frozenset()  # pipelines for which no release is here; `Serving` says which
 
     # ---- to the bridge ------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ class Telling:
 
     def report(self) -> None:
         """Publish `twin/reported` if it says something else than the last one."""
-        twin = reported(self._journal.book, self.serving(), "", self._strangers, self.awaiting)
+        twin = reported(self._journal.book, self.serving(), "", self._strangers, self.awaiting, refused=self.refused)
         if self._around.system is not None:
             twin = self._around.system.report(twin)
         payload = encode(twin)

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.ota import slots
 from gateway.ota.journal import Book, Installed
-from gateway.wire.messages import Assignment, ModelRef, Twin, UpdateState
+from gateway.wire.messages import INT64_MAX, Assignment, ModelRef, Twin, UpdateState
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,13 @@ class Ruling:
 
 
 def judge(
-    book: Book, twin: Twin, pipelines: Collection[str], serving: Mapping[str, ModelRef | None], at: str
+    book: Book,
+    twin: Twin,
+    pipelines: Collection[str],
+    serving: Mapping[str, ModelRef | None],
+    at: str,
+    *,
+    most_token: int = INT64_MAX,
 ) -> Ruling:
     """Say what a desired twin changes.
 
@@ -37,7 +43,14 @@ def judge(
         pipelines: the names of those this device has.
         serving: the release that each runs now.
         at: now, RFC 3339.
+        most_token: a higher one is not believed (`gateway.wire.tokens`).
     """
+    if twin.fencing_token > most_token:
+        reason = f"its fencing token {twin.fencing_token} is further ahead than any of the bridge, at most {most_token}"
+        return Ruling(book, reason, "token-ahead")
+    if twin.fencing_token < 0 or not 0 <= twin.version <= INT64_MAX:
+        reason = f"no bridge gives the version {twin.version} under the fencing token {twin.fencing_token}"
+        return Ruling(book, reason, "impossible")
     if twin.fencing_token < book.fencing_token:
         reason = f"its fencing token {twin.fencing_token} is lower than {book.fencing_token}, which was accepted"
         return Ruling(book, reason, "old-token")
@@ -135,6 +148,8 @@ def reported(
     at: str,
     others: Collection[UpdateState] = (),
     awaiting: Collection[str] = (),
+    *,
+    refused: str = "",
 ) -> Twin:
     """Return what the device says of itself.
 
@@ -144,6 +159,7 @@ def reported(
         at: now, RFC 3339.
         others: words about pipelines that this device does not have.
         awaiting: pipelines that run nothing, because no release that they may run is here.
+        refused: why the desired twin that came last does not count, a code.
     """
     updates = [
         msgspec.structs.replace(
@@ -160,4 +176,5 @@ def reported(
         features=book.features,
         updates=[*updates, *others],
         awaiting=sorted(awaiting),
+        refused=refused,
     )

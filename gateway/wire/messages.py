@@ -371,7 +371,8 @@ class Twin(Message, frozen=True, kw_only=True):
     In `twin/reported`, `version` and `fencing_token` are those of the last desired twin that was accepted,
     `assignments` what runs, and `updates` how far each pipeline is. `os` is reported by devices whose system is updated
     over the air. `awaiting`, in a report alone, names the pipelines that run nothing because no release that they may
-    run is on the device: one that is assigned begins there.
+    run is on the device: one that is assigned begins there. `refused`, in a report alone, is the code of why the
+    desired twin that came last does not count: `token-ahead`, `impossible`, `old-token`, `old-version`, `malformed`, …
     """
 
     version: int
@@ -382,6 +383,7 @@ class Twin(Message, frozen=True, kw_only=True):
     updates: list[UpdateState] = []
     os: OsState | None = None
     awaiting: list[str] = []
+    refused: str = ""
 
 
 class FetchRequest(Message, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ from pathlib import Path
 from cloud_bridge.identity.database import Database, SqliteDatabase, Transaction
 from cloud_bridge.twins.database import FLEET
 from cloud_bridge.twins.desired import (
-    MOST_AHEAD,
     Change,
     apply_changes,
     due_tokens,
@@ -17,6 +16,7 @@ from cloud_bridge.twins.desired import (
     set_features,
 )
 from cloud_bridge.twins.reported import put_report
+from gateway.wire import tokens
 from gateway.wire.messages import Assignment, ModelRef, Twin, encode
 from tests.simulators.ota_device import OtaDevice
 
@@ -31,11 +31,11 @@ def give(tx: Transaction, model: ModelRef | None, now_ns: int = NOW_NS, pipeline
 
 def test_a_token_is_higher_than_all_before_even_when_the_clock_is_set_back(database: Database) -> None:
     with database.transaction() as tx:
-        tokens = [next_token(tx, NOW_NS), next_token(tx, NOW_NS), next_token(tx, NOW_NS - 3600 * 10**9)]
-        tokens.append(next_token(tx, NOW_NS + 10**9))
-        tokens.append(next_token(tx, NOW_NS, above=tokens[-1] + 5))
-    assert tokens == sorted(set(tokens))
-    assert tokens[0] == NOW_NS // MS_NS
+        given = [next_token(tx, NOW_NS), next_token(tx, NOW_NS), next_token(tx, NOW_NS - 3600 * 10**9)]
+        given.append(next_token(tx, NOW_NS + 10**9))
+        given.append(next_token(tx, NOW_NS, above=given[-1] + 5))
+    assert given == sorted(set(given))
+    assert given[0] == NOW_NS // MS_NS
 
 
 def test_a_transaction_that_is_rolled_back_gives_out_nothing(database: Database) -> None:
@@ -129,8 +129,30 @@ def test_a_device_without_a_fence_would_take_an_old_twin_that_is_published_again
 def test_a_token_beyond_belief_uses_up_nothing(database: Database) -> None:
     with database.transaction() as tx:
         give(tx, V1)
-        assert overtake(tx, "gw", NOW_NS // MS_NS + MOST_AHEAD + 1, NOW_NS) is None
+        assert overtake(tx, "gw", tokens.of_report_ms(NOW_NS) + 1, NOW_NS) is None
         assert next_token(tx, NOW_NS) < NOW_NS // MS_NS + 100
+
+
+def test_what_a_device_has_just_believed_is_overtaken_there_and_not_for_the_fleet(database: Database) -> None:
+    believed = tokens.of_twin_ms(NOW_NS + 3600 * 10**9)  # its clock is an hour ahead
+    with database.transaction() as tx:
+        give(tx, V1)
+        token = overtake(tx, "gw", believed, NOW_NS)
+        assert token == believed + 1
+        assert next_token(tx, NOW_NS) < NOW_NS // MS_NS + 100
+    taken = OtaDevice("gw", "camera", V1)
+    taken.take(encode(Twin(version=1, fencing_token=token, at="")))
+    assert taken.book.fencing_token == token
+
+
+def test_what_raises_the_tokens_of_the_fleet_is_believed_by_every_device(database: Database) -> None:
+    """Else one device could shut off all others."""
+    with database.transaction() as tx:
+        give(tx, V1)
+        token = overtake(tx, "gw", tokens.of_fleet_ms(NOW_NS), NOW_NS)
+        assert token is not None
+        assert next_token(tx, NOW_NS) == token + 1
+    assert token + 1 < tokens.of_twin_ms(NOW_NS - 3600 * 10**9)  # one whose clock is an hour behind
 
 
 def test_a_device_with_no_twin_of_ours_is_left_alone(database: Database) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from cloud_bridge.errors import StoreError
 from cloud_bridge.identity.database import Database, SqliteDatabase, Transaction
@@ -237,3 +238,26 @@ def test_a_device_with_a_higher_token_gets_its_twin_again_above_it(desk: Desk) -
     assert found.token == ahead + 1
     assert desk.broker.published[-1][1].fencing_token == ahead + 1
     assert desk.registry.get_sample_value("bridge_twins_overtaken_total") == 1
+
+
+@pytest.mark.parametrize(
+    ("token", "refused", "code"),
+    [(2**63 - 1, "", "token-beyond-belief"), (1, "token-ahead", "token-ahead")],
+    ids=["an older program that has taken it", "one that has refused it"],
+)
+def test_a_device_that_refuses_our_twins_is_told_once_and_when_it_takes_them_again(
+    desk: Desk, token: int, refused: str, code: str
+) -> None:
+    desk.give("gw-1")
+
+    def say(report: Twin) -> None:
+        desk.broker.say("sluice/v1/gw-1/twin/reported", encode(report))
+        desk.turn()
+
+    with capture_logs() as logs:
+        for _ in range(2):
+            say(Twin(version=1, fencing_token=token, at="", refused=refused))
+        say(Twin(version=1, fencing_token=2, at=""))
+    told = [(each["event"], each.get("code"), each["gateway"]) for each in logs]
+    assert told == [("twin_refused", code, "gw-1"), ("twin_accepted_again", None, "gw-1")]
+    assert desk.registry.get_sample_value("bridge_twins_refused_total") == 1

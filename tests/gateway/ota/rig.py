@@ -30,8 +30,9 @@ from gateway.ota.bay import Bay
 from gateway.ota.effective import came_over_the_air
 from gateway.ota.figures import OtaMetrics
 from gateway.ota.floor import open_floor
+from gateway.ota.footing import open_journal
 from gateway.ota.install import Installer
-from gateway.ota.journal import FILE, Installed, Journal, Slot
+from gateway.ota.journal import FILE, Installed, Slot
 from gateway.ota.watch import Watch
 from gateway.pipeline import Pipeline
 from gateway.pipelinerun import AbandonedError
@@ -144,11 +145,8 @@ class Device:
 
     def _make(self) -> None:
         self.floor = open_floor(self.vault, self.state)
-        self.journal = Journal(
-            self.state,
-            came=came_over_the_air(self.store()) if self.knows_what_came else (),
-            fencing_token=self.floor.peek().fencing_token,
-        )
+        came = came_over_the_air(self.store()) if self.knows_what_came else ()
+        self.journal = open_journal(self.state, came, self.floor, time.time_ns())
         self.metrics = CollectorRegistry()
         ota = Ota(root_file=Path("root.json"), trial=self.trial, refresh_seconds=3600.0)
         installer = Installer(

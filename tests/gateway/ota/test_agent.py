@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -348,6 +349,43 @@ def test_an_older_release_is_given_again_at_once_with_a_higher_token(device: Dev
     wait_for(lambda: any(code == "twin_refused" for code, _ in device.notices))
     assert device.serving == "1.0.0"
     wait_for(lambda: device.reports[-1].fencing_token == 2)
+
+
+POISON = (
+    b'{"version":-1,"fencing_token":9223372036854775807,"at":"2026-11-22T08:39:09.254Z","assignments":[],'
+    b'"features":{},"updates":[],"os":null}'
+)
+
+
+@pytest.mark.parametrize("payload", [POISON, POISON.replace(b"-1", b"9")], ids=["the message", "with a version"])
+def test_no_message_shuts_a_device_off_from_the_twins_of_its_bridge(device: Device, payload: bytes) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    token = time.time_ns() // 10**6
+    device.desire("1.0.0", token=token)
+    wait_for(lambda: device.reports and device.reports[-1].fencing_token == token)
+    device.agent.take_desired(payload)
+    wait_for(lambda: device.reports[-1].refused == "token-ahead", what="the refusal")
+    assert "twin_refused" in [code for code, _ in device.notices]
+    assert (device.journal.book.fencing_token, device.floor.read().fencing_token) == (token, token)
+    device.desire("2.0.0", token=token + 1, number=2)
+    device.reaches("running", "2.0.0")
+    wait_for(lambda: (device.reports[-1].refused, device.reports[-1].fencing_token) == ("", token + 1))
+
+
+def test_what_an_older_program_has_believed_is_forgotten_at_the_next_start(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.journal.change(lambda book: msgspec.structs.replace(book, fencing_token=2**63 - 1, twin_version=-1))
+    device.floor.raise_to(fencing_token=2**63 - 1)
+    before = time.time_ns() // 10**6
+    device.restart()
+    wait_for(lambda: device.reports and device.reports[-1].fencing_token < 2**63 - 1, what="a report")
+    token = device.reports[-1].fencing_token
+    assert before <= token <= time.time_ns() // 10**6, "no twin that the bridge gave before counts"
+    wait_for(lambda: device.floor.read().fencing_token == token, seconds=30, what="the floor")
+    device.desire("2.0.0", token=token + 1)  # as the bridge overtakes what is reported
+    device.reaches("running", "2.0.0")
+    assert device.floor.read().fencing_token == token + 1
 
 
 def test_people_pin_go_back_and_unpin(device: Device) -> None:

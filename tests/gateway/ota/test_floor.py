@@ -314,3 +314,15 @@ def test_two_programs_raise_it_in_turn(file: Path, counter: CounterSimulator) ->
         one.raise_to(fencing_token=token)
         other.raise_to(fencing_token=token + 1)
     assert one.read().fencing_token == other.read().fencing_token == 20
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_token_beyond_belief_is_forgotten_and_all_else_stays(
+    file: Path, counter: CounterSimulator, *, bound: bool
+) -> None:
+    anchor = counter.anchor if bound else None
+    Floor(file, anchor).raise_to(NEW, fencing_token=2**63 - 1)
+    assert Floor(file, anchor).raise_to(fencing_token=9).fencing_token == 2**63 - 1  # control: a floor only rises
+    assert Floor(file, anchor).raise_to(fencing_token=9, most_token=100) == Held.of(NEW, 9)
+    assert Floor(file, anchor).read() == Held.of(NEW, 9)
+    assert Floor(file, anchor).raise_to(fencing_token=4, most_token=100).fencing_token == 9

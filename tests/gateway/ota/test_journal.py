@@ -58,6 +58,17 @@ def test_a_damaged_journal_is_kept_aside_and_the_fence_is_not_forgotten(tmp_path
     assert (tmp_path / "ota" / f"{FILE}.damaged").exists()
 
 
+def test_a_fence_beyond_belief_counts_as_the_time_and_is_forgotten_on_the_disk(tmp_path: Path) -> None:
+    Journal(tmp_path).change(fenced(2**63 - 1))
+    journal = Journal(tmp_path, fencing_token=2**63 - 1, most_token=500, instead=100)
+    assert journal.book.fencing_token == 100
+    assert not journal.is_written
+    journal.flush()
+    assert (tmp_path / "ota" / "fence").read_text() == "100\n"
+    assert Journal(tmp_path).book.fencing_token == 100
+    assert Journal(tmp_path, most_token=100, instead=7).book.fencing_token == 100, "what is believed stays"
+
+
 def test_without_the_second_copy_of_the_fence_it_would_be_forgotten(tmp_path: Path) -> None:
     Journal(tmp_path).change(fenced(7))
     (tmp_path / "ota" / FILE).write_bytes(b"{")

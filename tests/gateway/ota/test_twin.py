@@ -43,6 +43,20 @@ def test_a_lower_token_or_version_never_counts(token: int, version: int, code: s
     assert ruling.book == book
 
 
+@pytest.mark.parametrize(
+    ("token", "version", "code"),
+    [(101, 1, "token-ahead"), (2**63 - 1, -1, "token-ahead"), (4, -1, "impossible"), (4, 2**63, "impossible"),
+     (-1, 1, "impossible")],
+)  # fmt: skip
+def test_what_no_bridge_gives_changes_nothing_and_the_next_that_one_gives_counts(
+    token: int, version: int, code: str
+) -> None:
+    book = ruled(Book(), twin(3, 5))
+    ruling = judge(book, twin(token, version, ONE), ["door"], SERVING, AT, most_token=100)
+    assert (ruling.code, ruling.book) == (code, book)
+    assert judge(ruling.book, twin(100, 1), ["door"], SERVING, AT, most_token=100).book.fencing_token == 100
+
+
 def test_without_the_fence_an_old_twin_would_count() -> None:
     """The control: the same old twin, to a device that has forgotten its fence."""
     assert ruled(Book(), twin(2, 9, ONE)).slot("door").wanted is not None
