@@ -269,7 +269,7 @@ class OtaAgent:
             self._bringing.try_again()
             self._telling.report_again()
             self._fetch_wake.set()
-        self._serving.look_who_waits()
+        self._serving.tell_who_waits()
         self._telling.report()
 
     def _carry_out(self) -> None:
@@ -340,8 +340,12 @@ class OtaAgent:
 
     def _give_back_wanted(self, pipeline: str, bay: Bay) -> None:
         slot = self._journal.book.slot(pipeline)
-        if slot.wanted is not None and slot.pinned is None:
+        if slot.wanted is None or slot.pinned is not None or not bay.lock.acquire(blocking=False):
+            return  # whoever holds the lock may wait for a disk; the thread that fetches gives back, too
+        try:
             self._serving.give_back(pipeline, bay, slot.wanted.model)
+        finally:
+            bay.lock.release()
 
     # ---- by hand ------------------------------------------------------------------------------------
 

@@ -366,7 +366,7 @@ class Bringing:
                     log.warning("model_swap_waits", pipeline=pipeline, model=model.label, error=str(error))
             else:  # it has shown that it can be loaded; the run loads it on its own thread
                 loaded.close()
-                bay.beckon()
+                self._serving.begin_anew(pipeline, bay)
             self._serving.begins(pipeline)
         self._around.metrics.outcome(pipeline, "swapped")
         reason = f"the patch could not be used: {cost.patch_failed}" if cost is not None and cost.patch_failed else ""

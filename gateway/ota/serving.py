@@ -46,6 +46,7 @@ class Serving:
         self._began: dict[str, float] = {}  # monotonic, of trials in this run of the program
         self._busy: dict[str, float] = {}  # monotonic, when a pipeline was found waiting for the outbox
         self._missing: dict[str, str] = {}  # what each pipeline should run and is not there
+        self._awaiting: dict[str, bool] = {}  # whether each pipeline waits for a release, when that was last looked at
 
     def run_begins(self, pipeline: str) -> str:
         """Return the `name@version` that a pipeline is to load; counts a crash if the last run ended badly.
@@ -122,17 +123,28 @@ class Serving:
         return Installed(name=name, version=version) if self._withholds(label) else None
 
     def awaited(self, pipeline: str) -> ModelAwaitedError | None:
-        """Say that a pipeline runs nothing, because no release that it may run is here; None if that is not so."""
+        """Say that a pipeline runs nothing, because no release that it may run is here; None if that is not so.
+
+        Looks at the directories of models, which may lie on a medium that hangs.
+        """
         bay = self._bays[pipeline]
         if bay.serving is not None:
             return None
         _, label = self._wished(pipeline)
         is_usable = slots.is_usable(self._journal.book, pipeline, label, self._around.there())
+        self._awaiting[pipeline] = not is_usable
         return None if is_usable else _awaited(bay)
 
-    def look_who_waits(self) -> None:
-        """Find the pipelines that wait for a release; told in the log when that begins, and when it is over."""
-        waiting = frozenset(name for name in self._bays if self.awaited(name) is not None)
+    def begin_anew(self, pipeline: str, bay: Bay) -> None:
+        """Have a pipeline that does not run begin with what has come for it."""
+        self._awaiting[pipeline] = False
+        bay.beckon()
+
+    def tell_who_waits(self) -> None:
+        """Tell which pipelines wait for a release, as they found themselves: no disk may stop who judges the others."""
+        waiting = frozenset(
+            name for name, bay in self._bays.items() if self._awaiting.get(name) and bay.serving is None
+        )
         for name in sorted(waiting - self._telling.awaiting):
             log.warning("pipeline_awaits_model", pipeline=name, model=self._bays[name].settings.model)
         for name in sorted(self._telling.awaiting - waiting):
@@ -145,10 +157,13 @@ class Serving:
         # What is loaded goes on though it is gone from the disk; what was taken back does not, also where the
         # configuration names it.
         there = [*self._around.there(), _named(label)] if bay.serves(label) else self._around.there()
+        is_usable = slots.is_usable(self._journal.book, pipeline, label, there)
         if bay.serving is None:
+            self._awaiting[pipeline] = not is_usable
             bay.beckon()
-        elif not slots.is_usable(self._journal.book, pipeline, label, there):
+        elif not is_usable:
             log.warning("pipeline_stands_down", pipeline=pipeline, model=label)
+            self._awaiting[pipeline] = True
             bay.stand_down(_awaited(bay))
         elif bay.serves(label):
             self._busy.pop(pipeline, None)

@@ -1,5 +1,6 @@
 """A pipeline whose model is not on the device gets its first release over the air, and waits again if it is no good."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 
 from gateway.errors import ModelAwaitedError
+from gateway.inference.bundle import ReleaseStore
 from gateway.inference.model import Model
 from gateway.ota import bringing, slots
 from gateway.ota.errors import UnreachableError
@@ -299,6 +301,34 @@ def test_a_release_that_a_person_puts_there_ends_the_waiting_too(device: Device)
     device.bay.beckon()  # the program looks at the directories each second
     serves_again(device, "1.0.0")
     wait_for(lambda: device.reports[-1].awaiting == [])
+
+
+def test_who_judges_does_not_look_at_a_medium_for_a_pipeline_that_waits(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs() -> ReleaseStore:
+        raise AssertionError("the directories of models are looked at")
+
+    with pytest.raises(ModelAwaitedError):
+        device._load_to_run()
+    with monkeypatch.context() as medium:
+        medium.setattr(device, "store", hangs)
+        device.agent.tick()
+        assert device.agent.status().awaiting == ("motor",)
+    release(device.releases, "1.0.0", scorer(1.0))
+    device._load_to_run().close()
+    device.agent.tick()
+    assert device.agent.status().awaiting == ()
+
+
+def test_a_pipeline_that_begins_while_its_medium_hangs_stops_no_wish(device: Device) -> None:
+    device.desire("1.0.0", token=1)
+    ticks = threading.Thread(target=device.agent.tick, name="test-tick", daemon=True)
+    with device.bay.lock:  # as `run_begins` holds it while it reads
+        ticks.start()
+        ticks.join(20)
+        assert not ticks.is_alive()
+    assert device.slot.wanted is not None
 
 
 def test_the_first_trial_counts_no_run_before_it() -> None:
