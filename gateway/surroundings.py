@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Protocol
 
+from gateway import processor
 from gateway.errors import GatewayError, InferenceError
 from gateway.inference.model import Model
 from gateway.sources.base import Source
@@ -14,7 +15,10 @@ from gateway.wire.messages import Event, ModelRef
 
 
 class Spectator(Protocol):
-    """Looks on while models answer. Called on the inference thread, which waits for it: it must be quick."""
+    """Looks on while models answer. Called on the inference thread, which waits for it: it must be quick.
+
+    `seconds` is how long an answer took, without what its thread waited for a processor: that is the machine's doing.
+    """
 
     def answered(self, sample: Sample, inference: Inference, seconds: float) -> None: ...
     def failed(self, model: ModelRef, error: InferenceError) -> None: ...
@@ -57,6 +61,7 @@ class Surroundings:
     new_id: Callable[[int], str]
     wall_ns: Callable[[], int]
     monotonic_ns: Callable[[], int]
+    waited_ns: Callable[[], int] = processor.waited_ns  # how long the calling thread has waited for a processor so far
     wants_pictures: Callable[[], bool] = lambda: True  # whether evidence is wanted at all just now
     may_keep: Callable[[int], bool] = lambda _size: True  # whether the link can ever carry a picture of this size
     renew: Callable[[], None] = lambda: None  # what an earlier run had in hand may be handed to the source again

@@ -130,6 +130,7 @@ class Device:
         self.room: int | None = None  # of the link's budget; None: it has none
         self.budget = 1 << 20
         self.period_ns = 0
+        self.waited_ns = 0  # for a processor, on the inference thread
         self.connects = 1
         self.renewals = 0
         self.attested: int | None = None
@@ -196,6 +197,7 @@ class Device:
                 new_id=str,
                 wall_ns=time.time_ns,
                 monotonic_ns=time.monotonic_ns,
+                waited_ns=lambda: self.waited_ns,
                 spectator=self.record,
                 leave=self._leave,
             ),

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from gateway.config import Trial
+from gateway.inference.model import Model
 from gateway.ota import agent as ota_agent
 from gateway.ota.errors import BudgetError, BudgetSpentError, NoRootError, OtaError, UnreachableError
+from gateway.values import Inference, Sample
 from gateway.wire.histogram import Histogram
 from gateway.wire.manifest import Baseline, Plain
 from gateway.wire.messages import Assignment, ModelRef, Twin, encode
@@ -323,6 +325,30 @@ def test_what_is_larger_than_the_budget_of_a_whole_period_is_begun_all_the_same(
     device.start()
     device.desire("2.0.0", token=1)
     wait_for(lambda: repository.fetched != [])
+
+
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_what_an_answer_waits_for_a_processor_is_not_held_against_a_release(
+    device: Device, monkeypatch: pytest.MonkeyPatch, *, is_busy: bool
+) -> None:
+    infer = Model.infer
+
+    def late(model: Model, sample: Sample) -> Inference:
+        if model.ref.version == "2.0.0":
+            began = time.monotonic_ns()
+            time.sleep(0.03)
+            device.waited_ns += time.monotonic_ns() - began if is_busy else 0
+        return infer(model, sample)
+
+    monkeypatch.setattr(Model, "infer", late)
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    wait_for(lambda: len(device.record.versions) > 60, what="something to compare with")
+    device.desire("2.0.0", token=1)
+    if is_busy:
+        device.reaches("running", "2.0.0")
+    else:
+        device.reaches("reverted", "2.0.0", "latency")
 
 
 def test_a_key_that_does_not_come_is_waited_for(device: Device) -> None:
