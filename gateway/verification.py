@@ -165,4 +165,5 @@ def _examine(release: Release, artefact: Artefact) -> tuple[Examined, SessionInf
 
 def _problem(code: str, where: str, error: BaseException, remedy: str) -> Problem:
     text = "not enough memory within the limit" if isinstance(error, MemoryError) else str(error)
+    text = text.removesuffix(": install the release again")  # who has made it does something else about it
     return Problem(code=code, where=where, message=text, remedy=remedy)

@@ -5,8 +5,9 @@ at last the metadata, which makes all of them count at once. Killed anywhere bef
 publishing the same directory again takes up the same token and key.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -146,7 +147,8 @@ class Publisher:
             if not any(_is_version(one, manifest) and one.published_ns is not None for one in releases):
                 problems += check_version(manifest, releases, running)
             examined, found = self._workshop.examine(plain)
-            problems += found
+            # What is examined is a copy; who publishes has another one.
+            problems += [replace(one, message=one.message.replace(str(plain), str(directory))) for one in found]
             refused = [one for one in problems if not (one.acceptable and one.code in wishes.accept)]
             if refused:
                 raise RefusedReleaseError(label, refused)
@@ -373,12 +375,24 @@ def _copy_release(directory: Path, to: Path) -> bytes:
     try:
         manifest = read_manifest(content)
     except MalformedManifestError as error:
-        raise RegistryError(f"{directory / MANIFEST_FILE}: {error}") from error
+        place = f"{directory / MANIFEST_FILE}{_line_of_mistake(content)}"
+        raise RegistryError(f"{place}: {error}; correct it there: docs/wire.md says what the fields hold") from error
     (to / MANIFEST_FILE).write_bytes(content)
     for name in sorted(_names_in(manifest)):
         if (directory / name).exists():  # what is missing, the examination names with everything else
             (to / name).write_bytes(_read(directory / name, _FILE_MAX_BYTES))
     return content
+
+
+def _line_of_mistake(content: bytes) -> str:
+    """Tell the line up to which a document is JSON; "" if all of it is, or none."""
+    try:
+        json.loads(content)
+    except json.JSONDecodeError as error:
+        return f", line {error.lineno}"
+    except (UnicodeDecodeError, RecursionError):
+        return ""
+    return ""
 
 
 def _names_in(manifest: ModelManifest) -> set[str]:

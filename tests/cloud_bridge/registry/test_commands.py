@@ -215,3 +215,28 @@ def test_slips_of_the_hand_change_nothing(file: Path, tmp_path: Path, monkeypatc
     again = run(file, "model", "yank", "process-anomaly@1.0.0", "--why", "others").stdout
     assert "was taken back already, on " in again
     assert again.endswith(": ghosts\n")
+
+
+def test_a_mistake_in_a_release_is_told_with_its_place_and_a_remedy(file: Path, tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "bridge.db")
+    store.open()
+    store.close()
+    answer(file, "registry", "init")
+    made = shipped_as(tmp_path, "1.1.0")
+    manifest = made / MANIFEST_FILE
+    document = manifest.read_text()
+    for wrong, place in (("{\n", ", line 2: "), (document.replace('"process-anomaly"', '"Päng"', 1), "`$.name`")):
+        manifest.write_text(wrong)
+        told = run(file, "model", "publish", str(made))
+        assert told.exit_code == 1
+        assert str(manifest) in told.output
+        assert place in told.output
+        assert "docs/wire.md" in told.output
+    manifest.write_text(document)
+    artefact = made / read_manifest(manifest.read_bytes()).artefacts[0].file
+    artefact.write_bytes(artefact.read_bytes() + b"more")
+    told = run(file, "model", "publish", str(made))
+    assert told.exit_code == 1
+    assert str(artefact) in told.output, "the file of who publishes, not a copy of it"
+    assert "keys/work" not in told.output
+    assert "install the release again" not in told.output
