@@ -363,7 +363,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(
 ) -> None:
     made = release(tmp_path)
     os.truncate(made / name, limit + 1)
-    with pytest.raises(RegistryError, match=rf"{name} has {limit + 1:,} bytes; at most {limit:,} are taken"):
+    with pytest.raises(RegistryError, match=rf"{name}: has {limit + 1:,} bytes; at most {limit:,} are taken"):
         site.publish(made)
 
 
