@@ -66,7 +66,7 @@ demo: setup $(ASSETS) ## Run brokers, cloud bridge and a gateway with a TPM on t
 	@$(PY) -m hil.loopback.demo $(ARGS)
 
 # Some tests use these; without them they skip themselves, and say so.
-TEST_PACKAGES := umockdev cryptsetup-bin fdisk dosfstools
+TEST_PACKAGES := umockdev cryptsetup-bin fdisk dosfstools faketime libfaketime
 
 # Three workers on two cores: the tests that run whole sites mostly wait for what comes over the network.
 test: setup lint ## Check the code, then run the tests [ARGS=]

@@ -239,9 +239,11 @@ def _release(
     order: Order,
 ) -> release.Release:
     split = f"{len(held.normal)} healthy windows and {sum(map(len, held.faults.values()))} faulty ones, other machines"
+    # With a part of the data a recall is of so few windows that one of them is more than what may be lost.
     quality = tuple(
         Quality(metric=name, float_value=round(value, 4), shipped_value=round(figures[1][name], 4), split=split)
         for name, value in figures[0].items()
+        if order.share == 1 or not name.startswith("recall")
     )
     golden, files = release.golden_of(
         model, {"healthy": held.normal[:1], "outer-race": held.faults["outer-race", "severe"][:1]}, tolerance=2
