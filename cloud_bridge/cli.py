@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from cloud_bridge.commands.options import FAILED, WRONG_USAGE, say
+from cloud_bridge.commands.reach import not_allowed
 from cloud_bridge.commands.stdout import OutputError, not_text, require_output, told_nowhere
 from cloud_bridge.errors import BridgeError, ConfigError
 
@@ -93,7 +94,7 @@ class _Commands(click.Group):
         except OutputError as error:
             _fail(error, FAILED)
         except OSError as error:
-            told = told_nowhere(error)
+            told = told_nowhere(error) or not_allowed(error)
             if told is None:
                 raise
             _fail(told, FAILED)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cloud_bridge.cli import main
+from cloud_bridge.commands.reach import not_allowed
 from cloud_bridge.ingest.decoding import intake_of
 from cloud_bridge.ingest.incoming import Incoming
 from cloud_bridge.store.sqlite import SqliteStore
@@ -287,3 +289,62 @@ def test_the_control_a_sound_standard_output_takes_everything(path: Path) -> Non
     run = _shell(path, "records --store $STORE")
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may read everything")
+@pytest.mark.parametrize(
+    ("command", "shut"),
+    [
+        (["model", "list"], "identity"),
+        (["registry", "status"], "identity"),
+        (["rollout", "list"], "data"),
+        (["training", "samples", "m"], "data"),
+        (["status"], "data"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else one,
+)
+def test_what_the_caller_may_not_reach_is_one_line_with_the_remedy(
+    tmp_path: Path, command: list[str], shut: str
+) -> None:
+    """As for an administrator who calls a command while the directory is the bridge's own."""
+    for each in ("data", "identity"):
+        (tmp_path / each).mkdir()
+    settings = {
+        "store": {"url": f"sqlite:///{tmp_path}/data/bridge.db"},
+        "identity": {"trust_domain": "example.org", "directory": f"{tmp_path}/identity"},
+        "registry": {"url": f"{tmp_path}/registry", "keys": f"{tmp_path}/keys"},
+    }
+    (tmp_path / "bridge.yaml").write_text(json.dumps(settings))
+    plain_user = [
+        "setpriv",
+        "--bounding-set=-dac_override,-dac_read_search",
+        "--inh-caps=-dac_override,-dac_read_search",
+    ]
+    line = [sys.executable, "-m", "cloud_bridge", *command, "--config", str(tmp_path / "bridge.yaml")]
+    (tmp_path / shut).chmod(0)
+    try:
+        done = subprocess.run(
+            [*(plain_user if os.geteuid() == 0 else []), *line],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    finally:
+        (tmp_path / shut).chmod(0o700)
+    assert (done.returncode, done.stdout) == (1, "")
+    (told,) = done.stderr.splitlines()
+    assert told.startswith(f"error: {tmp_path}/{shut}/")
+    assert "Permission denied" in told
+    assert "ls -ld" in told
+
+
+def test_of_whom_the_place_is_that_cannot_be_reached_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = PermissionError(13, "Permission denied", str(tmp_path / "bridge.db"))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    told = not_allowed(error)
+    assert told is not None
+    assert f"for #12345; {tmp_path} belongs to" in str(told)
+    assert "call it as that user" in str(told)
+    assert not_allowed(FileNotFoundError(2, "gone", "x")) is None
+    assert not_allowed(PermissionError(1, "of no file")) is None
