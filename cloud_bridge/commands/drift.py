@@ -80,7 +80,7 @@ def status(
     if found:
         say(f"worst: {worst([one.standing.level for one in found])}")
     for proposal in waiting:
-        say_line(proposal_line(proposal))
+        _say_proposal(proposal)
 
 
 @drift.command()
@@ -110,7 +110,7 @@ def proposals(file: Path | None, store_url: str | None, *, as_json: bool) -> Non
         if as_json:
             put(proposal_plain(one))
         else:
-            say_line(proposal_line(one))
+            _say_proposal(one)
 
 
 @drift.command()
@@ -171,11 +171,11 @@ def finding_line(one: Finding) -> str:
     return f"{one.standing.level:8} {key.model} {key.version} {key.scope} {key.subject} {told(one)}"
 
 
-def proposal_line(one: Proposal) -> str:
-    """Put a proposal for people, with what to do about it."""
+def _say_proposal(one: Proposal) -> None:
+    """Print a proposal for people, with what to do about it."""
     line = f"proposal {one.id} ({one.state}): train {one.model} {one.version} again, {one.why}"
     if one.detail:
         line += f"; {one.detail}"
+    say_line(line)
     if one.state == "open":
-        line += f"\n  cloud-bridge training retrain {one.model} --from {one.version}"
-    return line
+        say_line(f"  cloud-bridge training retrain {one.model} --from {one.version}")

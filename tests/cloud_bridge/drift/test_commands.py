@@ -73,6 +73,13 @@ def test_status_tells_the_worst_first_with_what_to_do(place: Path) -> None:
     assert [row["kind"] for row in lines(run(place, "drift", "history", "--json"))] == ["alarm"]
 
 
+@pytest.mark.parametrize("command", ["proposals", "status"])
+def test_what_to_do_about_a_proposal_stands_on_a_line_of_its_own(place: Path, command: str) -> None:
+    write_findings(place)
+    text = run(place, "drift", command).stdout
+    assert "\n  cloud-bridge training retrain person --from 1.0.0\n" in text
+
+
 def test_a_proposal_can_be_put_aside_and_an_unknown_one_is_named(place: Path) -> None:
     proposal = write_findings(place)
     assert run(place, "drift", "dismiss", proposal).exit_code == 0
