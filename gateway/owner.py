@@ -85,9 +85,10 @@ def become_owner(directory: Path) -> None:
                 f"{directory} belongs to {owner.name}, who may not read the Python of this program ({os.__file__}): "
                 f"install it where {owner.name} may, such as below /opt"
             )
-    os.setgroups(owner.groups)
-    os.setresgid(owner.group, owner.group, owner.group)
-    os.setresuid(owner.user, owner.user, owner.user)  # last: after it nothing of this is allowed any more
+    with _allowed(directory, owner):
+        os.setgroups(owner.groups)
+        os.setresgid(owner.group, owner.group, owner.group)
+        os.setresuid(owner.user, owner.user, owner.user)  # last: after it nothing of this is allowed any more
 
 
 @contextlib.contextmanager
@@ -105,15 +106,29 @@ def as_owner(directory: Path) -> Iterator[None]:
         yield
         return
     group, groups = os.getegid(), os.getgroups()
-    os.setgroups(owner.groups)
-    os.setegid(owner.group)
-    os.seteuid(owner.user)
     try:
+        with _allowed(directory, owner):
+            os.setgroups(owner.groups)
+            os.setegid(owner.group)
+            os.seteuid(owner.user)
         yield
     finally:
         os.seteuid(0)
         os.setegid(group)
-        os.setgroups(groups)
+        with contextlib.suppress(PermissionError):  # then they were not changed either
+            os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def _allowed(directory: Path, owner: Account) -> Iterator[None]:
+    """Say what to do where root may not become others, as in a container that has dropped these capabilities."""
+    try:
+        yield
+    except PermissionError as error:
+        raise OwnerError(
+            f"{directory} belongs to {owner.name}, and this process may not become that user: {error.strerror}; call "
+            f"it as {owner.name}, or with the capabilities SETGID and SETUID"
+        ) from error
 
 
 def _other_owner(directory: Path) -> Account | None:

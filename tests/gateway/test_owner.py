@@ -247,3 +247,23 @@ def test_asking_as_root_leaves_nothing_of_roots(config: Path, state: Path) -> No
     for words in (("ota", "status"), ("vault", "status"), ("os", "status")):
         run(config, *words)
     assert set(owners(state).values()) <= {NOBODY}, owners(state)
+
+
+@pytest.mark.parametrize("refused", ["setgroups", "seteuid"])
+def test_root_that_may_become_nobody_is_told_so_and_stays_root(
+    state: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """As in a container without the capabilities SETGID and SETUID."""
+    groups, change = os.getgroups(), getattr(os, refused)
+
+    def without(wanted: object) -> None:
+        if wanted in (0, groups):
+            change(wanted)
+            return
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, refused, without)
+    for become in (become_owner, lambda place: as_owner(place).__enter__()):
+        with pytest.raises(OwnerError, match=r"may not become that user.*call it as .*SETGID and SETUID"):
+            become(state)
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == (0, os.getgid(), groups)
