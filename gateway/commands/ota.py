@@ -27,7 +27,7 @@ from gateway.errors import ControlError
 from gateway.inference.bundle import ReleaseStore
 from gateway.ota import slots
 from gateway.ota.agent import OtaStatus, check_install, check_pin, check_rollback
-from gateway.ota.effective import awaiting_pipelines
+from gateway.ota.effective import awaiting_pipelines, effective_models
 from gateway.ota.errors import OtaError
 from gateway.ota.floor import floor_for
 from gateway.ota.floor_file import FloorStatus
@@ -230,7 +230,10 @@ def _carry_out(
     offline: Callable[[Journal], None],
     done: Callable[[Slot], bool],
 ) -> None:
-    """Have the running gateway do something and wait until it has; without one, write it down for its next start."""
+    """Have the running gateway do something and wait until it has; without one, write it down for its next start.
+
+    What is written in the journal is done; the release that answers is exchanged a moment later, which is waited for.
+    """
     pipeline = arguments["pipeline"]
     _known_pipeline(config, pipeline)
     path = socket_path(config.gateway)
@@ -241,15 +244,26 @@ def _carry_out(
         say("no gateway is running: its next start begins with that")
         return
     ask(path, request, arguments)
+    late = ""
     deadline = time.monotonic() + _CARRIED_OUT_SECONDS
     while time.monotonic() < deadline:
         answer = _status(config)
-        slot = answer.pipelines.get(pipeline, Slot())
-        if done(slot):
-            serving = answer.serving.get(pipeline)
-            say(f"pipeline {pipeline} runs {serving.name}@{serving.version}" if serving else "done")
+        serving = answer.serving.get(pipeline)
+        is_done = done(answer.pipelines.get(pipeline, Slot()))
+        if is_done and serving is None:
+            say("done")
             return
+        if is_done and serving is not None:
+            runs = _installed_of(serving).label
+            wished = effective_models(config, _store(config))[pipeline]
+            if runs == wished:
+                say(f"pipeline {pipeline} runs {runs}")
+                return
+            late = f"done; pipeline {pipeline} still runs {runs}, and is to run {wished}: see `gateway ota status`"
         time.sleep(0.1)
+    if late:
+        say(late)
+        return
     raise OtaError(f"not carried out within {_CARRIED_OUT_SECONDS:g} s: see `gateway ota status`")
 
 

@@ -101,6 +101,7 @@ class OnTrial(msgspec.Struct, frozen=True, kw_only=True):
     crashes: int = 0
     outages: int = 0  # runs that ended with the whole machine
     reference: Reference = Reference()
+    way_back: Installed | None = None  # what was the way back of the release before, and is again if this is taken back
 
     @property
     def bad_ends(self) -> int:

@@ -169,14 +169,16 @@ def begin_trial(
     def step(book: Book) -> Book:
         slot = book.slot(pipeline)
         token = slot.wanted.token if slot.wanted is not None else slot.token
-        following = msgspec.structs.replace(
-            slot,
-            active=model,
-            previous=before,
-            trial=OnTrial(since_ns=now_ns, running=is_running, boot_id=boot_id, reference=reference),
-            wanted=None,
-            token=token,
+        # Of two trials in a row the first has ended nowhere: what was before it is the way back of both.
+        way_back = slot.previous if slot.trial is None else slot.trial.way_back
+        trial = OnTrial(
+            since_ns=now_ns,
+            running=is_running,
+            boot_id=boot_id,
+            reference=reference,
+            way_back=way_back if way_back not in (before, model) else None,
         )
+        following = msgspec.structs.replace(slot, active=model, previous=before, trial=trial, wanted=None, token=token)
         return book.with_slot(pipeline, following, Event(at=at, pipeline=pipeline, what="swapped", model=model.label))
 
     return step
@@ -191,7 +193,7 @@ def return_to_previous(pipeline: str, at: str) -> Step:
             return book
         token = slot.wanted.token if slot.wanted is not None else slot.token
         # One that was on trial has not proved itself: nobody goes back to it.
-        before = slot.active if slot.trial is None else None
+        before = slot.active if slot.trial is None else _way_back_of(slot.trial, slot)
         following = msgspec.structs.replace(
             slot, active=slot.previous, previous=before, trial=None, wanted=None, token=token
         )
@@ -311,7 +313,7 @@ def take_back(pipeline: str, code: str, reason: str, at: str) -> Step:
         following = msgspec.structs.replace(
             slot,
             active=slot.previous,
-            previous=None,
+            previous=_way_back_of(slot.trial, slot),
             trial=None,
             blocked=_blocking(slot, slot.active, code, reason, at),
         )
@@ -396,7 +398,16 @@ def kept(book: Book, served: Iterable[ModelRef] = ()) -> frozenset[Installed]:
         found |= {each for each in (slot.active, slot.previous, slot.pinned) if each is not None}
         if slot.wanted is not None:
             found.add(slot.wanted.model)
+        if slot.trial is not None and slot.trial.way_back is not None:
+            found.add(slot.trial.way_back)
     return frozenset(found)
+
+
+def _way_back_of(trial: OnTrial | None, slot: Slot) -> Installed | None:
+    """Return what a person may go back to once a trial was taken back: as before it; None if that was given up."""
+    if trial is None or trial.way_back is None or slot.is_blocked(trial.way_back) is not None:
+        return None
+    return trial.way_back
 
 
 def _blocking(slot: Slot, model: Installed, code: str, reason: str, at: str) -> tuple[Blocked, ...]:

@@ -429,6 +429,20 @@ def test_people_pin_go_back_and_unpin(device: Device) -> None:
     wait_for(lambda: device.serving == "1.0.0")
 
 
+def test_after_a_trial_was_taken_back_a_person_still_goes_back_to_what_was_before(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    publish(device, "3.0.0", not_a_number(4), golden=None)
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    device.desire("3.0.0", token=2)
+    device.reaches("reverted", "3.0.0", "not-a-number", seconds=60)
+    wait_for(lambda: device.serving == "2.0.0")
+    device.agent.rollback("motor")
+    device.reaches("reverted", "2.0.0", "by-hand")
+    wait_for(lambda: device.serving == "1.0.0")
+
+
 def test_a_person_may_have_a_release_of_the_list_tried_without_a_bridge(device: Device) -> None:
     publish(device, "2.0.0", scorer(1.0))
     device.start()

@@ -335,3 +335,46 @@ def test_a_journal_of_another_user_is_told_with_the_remedy_and_not_put_aside() -
         with as_owner(state), pytest.raises(JournalError, match=r"belongs to another user.*chown"):
             Journal(state)
         assert Journal(state).book.slot("p").active == TWO
+
+
+THREE = Installed(name="m", version="3.0.0")
+
+
+def proved(book: Book) -> Book:
+    """Two runs and has proved itself; ONE is the way back."""
+    return slots.prove("p", "now")(trial(book))
+
+
+def tried(model: Installed, before: Installed) -> slots.Step:
+    return slots.begin_trial("p", model, before, Reference(), now_ns=2, at="now")
+
+
+def test_what_was_the_way_back_before_a_trial_is_it_again_once_that_was_taken_back() -> None:
+    on_trial = tried(THREE, TWO)(proved(Book()))
+    assert {ONE, TWO, THREE} <= slots.kept(on_trial), "it must still be on the disk then"
+    slot = slots.take_back("p", "latency", "slow", "now")(on_trial).slot("p")
+    assert (slot.active, slot.previous) == (TWO, ONE)
+    given_again = slots.return_to_previous("p", "now")(on_trial).slot("p")
+    assert (given_again.active, given_again.previous) == (TWO, ONE)
+
+
+def test_of_two_trials_in_a_row_the_way_back_is_that_before_the_first() -> None:
+    four = Installed(name="m", version="4.0.0")
+    second = tried(four, TWO)(tried(THREE, TWO)(proved(Book())))
+    slot = slots.take_back("p", "latency", "slow", "now")(second).slot("p")
+    assert (slot.active, slot.previous) == (TWO, ONE)
+
+
+def test_nobody_goes_back_to_what_was_given_up_or_is_tried_again() -> None:
+    again = tried(ONE, TWO)(proved(Book()))
+    assert slots.take_back("p", "latency", "slow", "now")(again).slot("p").previous is None
+    on_trial = tried(THREE, TWO)(proved(Book()))
+    given_up = slots.refuse("p", ONE, "key", "over", "now")(on_trial)
+    assert slots.take_back("p", "latency", "slow", "now")(given_up).slot("p").previous is None
+
+
+def test_a_release_that_has_proved_itself_has_the_one_before_as_its_way_back_and_taken_back_none() -> None:
+    book = slots.prove("p", "now")(tried(THREE, TWO)(proved(Book())))
+    assert book.slot("p").previous == TWO
+    assert ONE not in slots.kept(book)
+    assert slots.take_back("p", "by-hand", "bad", "now")(book).slot("p").previous is None

@@ -1,0 +1,66 @@
+"""What `gateway ota pin`, `unpin` and `rollback` say once a running gateway has carried them out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway.commands import ota
+from gateway.ota import slots
+from gateway.ota.agent import OtaStatus
+from gateway.ota.journal import Installed, Journal, Slot, installed_from
+from gateway.wire.messages import ModelRef
+from tests.gateway.commands.test_ota_fetch import Bench
+
+NEW, PINNED = "press@1.0.0", "press@0.9.0"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def pin(bench: Bench, monkeypatch: pytest.MonkeyPatch, serving: Iterator[str | None]) -> Result:
+    """Pin a release at a gateway that takes the wish at once; its answers to `status` say in turn what serves."""
+    wanted = installed_from(PINNED)
+
+    def asked(_path: Path, request: str, _arguments: object = None) -> object:
+        if request == "ota-pin":
+            Journal(bench.state).change(slots.pin("own", wanted, "now"))
+        return {}
+
+    def status(_config: object) -> OtaStatus:
+        now = next(serving)
+        ref = None if now is None else ModelRef(name=now.partition("@")[0], version=now.partition("@")[2])
+        return OtaStatus(pipelines={"own": Slot(pinned=wanted)}, serving={"own": ref})
+
+    monkeypatch.setattr(ota, "ask", asked)
+    monkeypatch.setattr(ota, "_status", status)
+    monkeypatch.setattr(ota, "effective_models", lambda _config, _releases: {"own": PINNED})
+    return CliRunner().invoke(ota.command, ["pin", "own", PINNED, "--config", str(bench.config)])
+
+
+def test_it_says_what_serves_once_that_is_what_was_asked_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = pin(bench, monkeypatch, iter([NEW, NEW, PINNED]))
+    assert result.exit_code == 0, result.output
+    assert result.output == f"pipeline own runs {PINNED}\n"
+    assert Journal(bench.state).book.slot("own").pinned == Installed(name="press", version="0.9.0")
+
+
+def test_a_pipeline_that_runs_nothing_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pin(bench, monkeypatch, iter([None])).output == "done\n"
+
+
+def test_an_exchange_that_does_not_come_is_told_with_both_releases(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ota, "_CARRIED_OUT_SECONDS", 0.3)
+
+    def old() -> Iterator[str | None]:
+        while True:
+            yield NEW
+
+    result = pin(bench, monkeypatch, old())
+    assert result.exit_code == 0, result.output
+    assert f"still runs {NEW}, and is to run {PINNED}" in result.output
