@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import structlog
 
-from gateway import hangup
+from gateway import hangup, heap
 from gateway.config import Config, MqttSource
 from gateway.config import Pipeline as PipelineSettings
 from gateway.configload import Reading
@@ -67,6 +67,7 @@ _LOOK_AT_OUTBOX_EVERY_SECONDS = 1.0
 _REOPEN_EVERY_SECONDS = 2.0
 _SAVE_USAGE_EVERY_SECONDS = 300.0
 _LOOK_AT_VAULT_EVERY_SECONDS = 30.0
+_SETTLES_AFTER_SECONDS = 30.0
 _PATIENT = RestartPolicy(max_restarts=None, first_delay_seconds=1.0, max_delay_seconds=60.0)
 
 
@@ -353,6 +354,7 @@ class Daemon:
         hangup.listen(loop, self._reload.ask)
         control = ControlServer(socket_path(self._config.gateway), self._requests(), self._commands())
         drained = False
+        heap.settle()  # before a pipeline runs, for it would be held up
         async with asyncio.TaskGroup() as group:
 
             def start(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
@@ -367,6 +369,7 @@ class Daemon:
                 start("vault", self._watch_vault),
                 start("hotplug", self._hotplug.run),
                 start("reload", self._reload_on_request),
+                start("heap", self._settle),
             ]
             if self._enrolment is not None:
                 services.append(start("identity", self._enrolment.run))
@@ -473,6 +476,11 @@ class Daemon:
             self._vault_changed.clear()
             self._vault_view.take(await in_thread("vault", self._models.look))
             await happens(self._vault_changed, _LOOK_AT_VAULT_EVERY_SECONDS)
+
+    async def _settle(self) -> None:
+        """Once more when the models are loaded, and with them their run-times."""
+        await asyncio.sleep(_SETTLES_AFTER_SECONDS)
+        heap.settle()
 
     async def _serve(self) -> None:
         """Serve the metrics until cancelled."""

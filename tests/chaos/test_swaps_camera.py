@@ -7,6 +7,7 @@ nobody takes in time is gone, as with any camera.
 """
 
 import contextlib
+import gc
 import hashlib
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
+from gateway import heap
 from gateway.config import ReplaySource, Trial
 from gateway.sources.video import VideoFile
 from gateway.values import Inference, Sample
@@ -143,12 +145,14 @@ def camera(experiment: Experiment, updates: int) -> Iterator[CameraDevice]:
     device = CameraDevice(experiment.directory / "device", experiment.directory / "published", video)
     release_of(device.releases, versions[0], content)
     device.repository.grant(device.vault)
+    heap.settle()  # as a gateway does at its start
     device.start()
     try:
         wait_for(lambda: len(device.seen.answers) >= QUIET_FRAMES, seconds=120, what="frames were looked at")
         yield device
     finally:
         device.stop()
+        gc.unfreeze()
 
 
 def test_swaps_of_a_camera_at_30_frames_a_second_lose_no_frame(experiment: Experiment) -> None:

@@ -1,6 +1,7 @@
 """What goes on in the whole gateway while one thing of it waits."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -54,6 +55,7 @@ async def running(directory: Path) -> AsyncIterator[Daemon]:
             yield daemon
         finally:
             daemon._end()
+            gc.unfreeze()
         await run
 
 
@@ -146,3 +148,17 @@ class Fed(Notifier):
 
     def watchdog(self, progress: Progress) -> None:
         self.times += 1
+
+
+async def test_what_is_there_at_the_start_and_once_the_models_are_loaded_is_taken_for_what_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLES_AFTER_SECONDS", 0.2)
+    assert gc.get_freeze_count() == 0
+    async with running(tmp_path) as daemon:
+        await until(lambda: gc.get_freeze_count() > 0)
+        at_start = gc.get_freeze_count()
+        came = [[number] for number in range(50_000)]
+        await until(lambda: gc.get_freeze_count() >= at_start + len(came))
+        await asyncio.sleep(0)
+        assert daemon._components == {}, "a task that has done its work is no failure"
