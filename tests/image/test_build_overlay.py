@@ -1,5 +1,6 @@
 """Scripts of the image's own, run on this machine."""
 
+import configparser
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hil.loopback.children import free_port
+from image.builder.boards import load, names, size
 from tests.simulators.waiting import wait_for
 
 REPO = Path(__file__).parents[2]
@@ -102,6 +104,25 @@ def test_the_last_known_time_outlives_a_restart_where_no_clock_does() -> None:
     assert made[3:5] == ["systemd-timesync", "systemd-timesync"]
     # Its time, that of the release, is the earliest that a device believes: systemd(1), /usr/lib/clock-epoch.
     assert (overlay / "usr/lib/clock-epoch").is_file()
+
+
+def test_the_log_outlives_a_restart_and_takes_a_bounded_part_of_the_smallest_data_partition() -> None:
+    files = [*REPO.glob("image/**/journald.conf.d/*.conf"), *REPO.glob("image/**/journald.conf")]
+    assert [file.parent.name for file in files] == ["journald.conf.d"], "one place says it, for every board"
+    read = configparser.ConfigParser()
+    read.optionxform = str  # type: ignore[assignment,method-assign]
+    read.read(files)
+    journal = read["Journal"]
+    assert journal["Storage"] == "persistent"
+    what, how = mounts()["/var/log/journal"]
+    assert what.startswith("/data/")
+    assert "bind" in how
+    smallest = min(load(REPO / "image", name).partitions.data_min for name in names(REPO / "image"))
+    assert size(journal["SystemMaxUse"]) <= smallest // 2
+    # In memory, before the partition is there, and where it cannot be had.
+    assert size(journal["RuntimeMaxUse"]) <= 16 << 20
+    assert "at most 128 MB" in (REPO / "docs/image.md").read_text()
+    assert size(journal["SystemMaxUse"]) == 128 << 20
 
 
 @needs_mosquitto
