@@ -194,6 +194,8 @@ class Carrying:
         other = status.other
         if other is None or job.origin != "cloud" or not other.complete or other.good is False:
             return False
+        if other.bootname == self._journal.book.left:
+            return False  # it ran, and could not start any more: it is written anew
         if (other.version or self._journal.book.slots.get(other.bootname)) != job.version:
             return False
         self._bringing.require(job, BundleFacts(job.compatible, job.version), status)
@@ -228,6 +230,7 @@ class Carrying:
 
         self._slots.soon()
         self._bringing.install(job, progress)
+        self._journal.change(steps.installed_in(status.other.bootname, job.version))
         self._installed(job, status)
 
     def _installed(self, job: Job, status: SystemStatus) -> None:

@@ -82,7 +82,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str
     what: (
-        str  # wanted, fetched, installed, restarting, started, proven, reverted, refused, withdrawn, given-up, offered
+        str  # wanted, fetched, installed, restarting, started, proven, reverted, refused, withdrawn, given-up, offered,
+        # other-slot
     )
     version: str = ""
     code: str = ""
@@ -112,6 +113,8 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
     wish: Wish | None = None
     job: Job | None = None
     slots: dict[str, str] = {}  # which version was last seen in which slot
+    ran: str = ""  # the slot that was seen running last
+    left: str = ""  # the one that ran before it, where no update has led from there: what it has may not start any more
     told: UpdateState | None = None  # the last word; the bridge must hear it, however often
     offered: Offered | None = None  # a bundle on a medium that waits for a person
     taken: tuple[str, ...] = ()  # versions that were begun from a medium by themselves; not so a second time
@@ -373,6 +376,36 @@ def found_in(slot: str, version: str) -> Step:
         if not slot or not version or book.slots.get(slot) == version:
             return book
         return msgspec.structs.replace(book, slots=book.slots | {slot: version})
+
+    return step
+
+
+def slot_left(book: Book, slot: str) -> str:
+    """Return the slot that ran before the one that runs now, where no update has led from there; else ""."""
+    moving = book.job is not None and book.job.stage in ("installing", "installed", "restarting", "trial")
+    return "" if moving or book.ran == slot else book.ran
+
+
+def runs_in(slot: str, version: str, at: str, left: str, detail: str) -> Step:
+    """Remember which slot runs, and which version that has. left: as `slot_left` says it; detail: words about that."""
+
+    def step(book: Book) -> Book:
+        if not slot:
+            return book
+        book = msgspec.structs.replace(
+            found_in(slot, version)(book), ran=slot, left=left or ("" if book.left == slot else book.left)
+        )
+        return book.noting(Event(at=at, what="other-slot", version=version, detail=detail)) if left else book
+
+    return step
+
+
+def installed_in(slot: str, version: str) -> Step:
+    """Remember that a slot was written anew: what it had before does not matter any more."""
+
+    def step(book: Book) -> Book:
+        book = found_in(slot, version)(book)
+        return msgspec.structs.replace(book, left="") if book.left == slot else book
 
     return step
 

@@ -12,6 +12,7 @@ from gateway.osupdate.rauc import Rauc, SystemStatus
 from gateway.osupdate.release import SystemRelease
 from gateway.ota.errors import OtaError
 from gateway.wire.messages import OsState
+from gateway.wire.times import rfc3339
 
 log = structlog.get_logger()
 
@@ -73,8 +74,21 @@ class SlotWatch:
         if self.problem:
             log.info("os_slots_known_again")
         self.problem = ""
-        if self._around.release is not None:
-            self._journal.change(steps.found_in(self.status.booted, self._around.release.version))
+        if self._around.release is not None and self.status.booted:
+            self._runs_in(self.status.booted, self._around.release.version)
+
+    def _runs_in(self, slot: str, version: str) -> None:
+        """Remember which slot runs; say so where no update has led there."""
+        book = self._journal.book
+        left = steps.slot_left(book, slot)
+        words = (
+            f"version {version} in slot {slot} was started, without an update, and not {book.slots.get(left, '')} in "
+            f"slot {left}, which ran before: that one could not start any more, or somebody has chosen this one"
+        )
+        self._journal.change(steps.runs_in(slot, version, rfc3339(self._around.wall_ns()), left, words))
+        if left:
+            log.error("os_other_slot", slot=slot, version=version, left=left)
+            self._around.note("os_other_slot", "error", words)
 
     def _looked(self, began: float) -> None:
         self._looked_at = self._around.monotonic()

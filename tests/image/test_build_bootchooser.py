@@ -169,6 +169,22 @@ def test_going_back_by_hand_needs_no_trial_of_what_was_good(machine: Machine) ->
     assert machine.run("on-trial")[0] == 1
 
 
+def test_a_good_slot_that_is_marked_bad_and_chosen_is_on_trial_and_left_again_for_the_one_that_was(
+    machine: Machine,
+) -> None:
+    """As image/overlay/usr/lib/sluice/emergency does where the slot that has proved itself cannot start any more."""
+    machine.run("set-state", "b", "bad")
+    machine.run("set-primary", "b")
+    machine.boot()
+    machine.run("set-state", "b", "good")
+    assert machine.run("get-state", "a") == (0, "good")
+    machine.run("set-state", "a", "bad")
+    machine.run("set-primary", "a")
+    assert [machine.boot() for _ in range(5)] == ["a", "a", "a", "b", "b"]
+    assert machine.run("on-trial")[0] == 1
+    assert machine.run("get-state", "a") == (0, "bad")
+
+
 # ---- U-Boot --------------------------------------------------------------------------------------------
 
 _PRINTENV = """#!/bin/sh

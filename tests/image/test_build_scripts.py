@@ -145,6 +145,8 @@ class Emergency:
     folder: Path
     on_trial: bool = False
     reset_after: int = 1 << 30  # so many looks for a stick find none
+    other: str = "bad"  # how the boot chooser calls slot a, while slot b runs
+    chooser: str = "bootchooser"
 
     def __post_init__(self) -> None:
         (self.folder / "efi").mkdir()
@@ -162,8 +164,16 @@ class Emergency:
             f'case "$*" in *--scan) echo x >>{looks}; [ $(wc -l <{looks}) -le {self.reset_after} ] || '
             f"touch {self.esp}/sluice-reset ;; *erase) rm -f {self.esp}/sluice-reset; exec kill $PPID ;; esac"
         )
+        state = self.folder / "slot-a"
+        if not state.exists():
+            state.write_text(f"{self.other}\n")
+        chooser = (
+            f'case "$*" in get-current) echo b ;; "get-state a") cat {state} ;; '
+            f'"set-state a bad") echo bad >{state} ;; "set-primary a") ;; *) exit 2 ;; esac'
+        )
         programs = {
             "on-trial": f"exit {0 if self.on_trial else 1}",
+            self.chooser: chooser,
             "gateway": scan,
             "sleep": "true",
             "systemctl": "true",
@@ -207,6 +217,32 @@ def test_a_system_that_has_proved_itself_stays_for_half_an_hour_once_three_boots
         SLUICE_POLICY=str(tmp_path / "policy"),
     )
     assert list(device.esp.iterdir()) == []
+
+
+@pytest.mark.parametrize("chooser", ["bootchooser", "bootchooser-board"])
+def test_a_good_system_in_the_other_slot_is_tried_once_before_one_that_cannot_start_is_stayed_with(
+    tmp_path: Path, chooser: str
+) -> None:
+    """Such as when a bit of the kernel image has flipped: the TPM opens nothing to it, and the other image is whole."""
+    device = Emergency(tmp_path, other="good", chooser=chooser)
+    for _ in range(3):
+        assert not [call for call in device.boot()[0] if "set-" in call]
+    calls, said = device.boot()
+    # Marked bad first: made primary then, it is on trial, so that the boot loader comes back by itself.
+    assert [call for call in calls if "set-" in call] == [f"{chooser} set-state a bad", f"{chooser} set-primary a"]
+    assert calls[-2:] == ["sleep 60", "systemctl --force reboot"]
+    assert "slot a" in said
+    # Come back: the other one could not start, either.
+    calls, said = device.boot()
+    assert not [call for call in calls if "set-" in call]
+    assert calls.count("sleep 30") == 60
+    assert "a stick with sluice-reset.yaml" in said
+
+
+def test_a_system_on_trial_leaves_the_other_slot_to_the_boot_loader(tmp_path: Path) -> None:
+    device = Emergency(tmp_path, on_trial=True, other="good")
+    (device.esp / "sluice-emergencies").write_text("3")
+    assert not [call for call in device.boot()[0] if "set-" in call]
 
 
 @pytest.mark.parametrize("content", ["", "many", "17", "-1"])

@@ -372,6 +372,47 @@ def test_a_twin_that_is_handed_over_again_changes_nothing(device: Device, vendor
     assert device.machine.version == "1.1.0"
 
 
+def test_another_slot_that_runs_without_an_update_is_told_once_and_what_was_lost_is_installed_anew(
+    device: Device, vendor: Vendor
+) -> None:
+    """A kernel image with a flipped bit opens no disk, so the slot that had it says nothing ; the other does."""
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.update()
+    assert device.machine.state["booted"] == "b"
+    assert "os_other_slot" not in dict(device.notes), "an update says what it does by itself"
+    slots = device.machine.state["slots"]
+    slots["a"]["blessed"] = False  # on trial, as image/overlay/usr/lib/sluice/emergency leaves it
+    device.machine.set(slots=slots, primary="a")
+    assert device.restart() == "a"
+    device.until(lambda: device.told is not None and device.told.code == "trial")
+    words = [words for code, words in device.notes if code == "os_other_slot"]
+    assert words == [
+        "version 1.0.0 in slot a was started, without an update, and not 1.1.0 in slot b, which ran before: that one "
+        "could not start any more, or somebody has chosen this one"
+    ]
+    assert device.story.count("other-slot") == 1
+    device.start()
+    device.tick()
+    device.machine.bless(device.health_file)
+    device.update()
+    assert (device.machine.state["booted"], device.machine.version, device.phase) == ("b", "1.1.0", "running")
+    assert [code for code, _ in device.notes].count("os_other_slot") == 1
+
+
+def test_a_slot_that_is_left_during_its_trial_is_told_by_the_update_alone(device: Device, vendor: Vendor) -> None:
+    vendor.publish("1.1.0")
+    device.want("1.1.0")
+    device.install()
+    device.restart()
+    device.until(lambda: device.phase == "trial")
+    device.machine.give_up()
+    device.restart()
+    device.update()
+    assert device.phase == "reverted"
+    assert "os_other_slot" not in dict(device.notes)
+
+
 def test_nobody_who_restarts_the_device_is_told_and_asked_again(device: Device, vendor: Vendor) -> None:
     vendor.publish("1.1.0")
     device.restarts_work = False
