@@ -3,8 +3,12 @@
 import base64
 import hashlib
 import json
+import re
 import zipfile
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +131,145 @@ def test_the_bill_of_materials_names_packages_of_both_kinds_and_is_the_same_each
         "pkg:pypi/pkg@1.0",
     ]
     assert found[0].size == 160 * 1024
+
+
+DEP_5 = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Files: *
+License: GPL-2+
+
+Files: lib/*
+License: BSD-3-clause or GPL-2
+
+Files: x/*
+License: Expat
+
+License: Permission to use, copy, modify, and distribute this software and its
+ documentation
+
+License: GPL-2+
+ On Debian systems, the text is in /usr/share/common-licenses/GPL-2.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "licences"),
+    [
+        (DEP_5, ("BSD-3-clause or GPL-2", "GPL-2.0-or-later", "MIT")),
+        ("It is free; see `/usr/share/common-licenses/LGPL-2.1'.\n", ("LGPL-2.1",)),
+        ("It is free; see /usr/share/common-licenses/GPL.\n", ("GPL",)),
+        ("Do as you like.\n", ()),
+    ],
+)
+def test_the_licences_of_a_debian_package_are_those_that_its_copyright_file_names(
+    tmp_path: Path, text: str, licences: tuple[str, ...]
+) -> None:
+    (tmp_path / "copyright").write_text(text)
+    assert sbom.licences_of(tmp_path) == licences
+
+
+def test_a_debian_package_whose_documents_are_those_of_another_of_its_source_has_its_licences(tmp_path: Path) -> None:
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    (tmp_path / "usr/share/doc/kmod-base").mkdir(parents=True)
+    (tmp_path / "usr/share/doc/kmod-base/copyright").write_text(DEP_5)
+    both = "Status: install ok installed\nVersion: 1\nArchitecture: amd64\n"
+    (tmp_path / "var/lib/dpkg/status").write_text(
+        f"Package: kmod\n{both}\nPackage: kmod-base\nSource: kmod (1-2)\n{both}\nPackage: other\n{both}"
+    )
+    found = {each.name: each.licences for each in sbom.debian(tmp_path, "trixie")}
+    assert found["kmod"] == found["kmod-base"] != ()
+    assert found["other"] == ()
+
+
+def of_wheel(folder: Path, metadata: str) -> sbom.Component:
+    info = folder / "pkg-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: pkg\nVersion: 1.0\n{metadata}")
+    (info / "RECORD").write_text("")
+    (found,) = sbom.python(folder)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("metadata", "licences", "expression"),
+    [
+        ("License-Expression: MIT OR Apache-2.0\nLicense: MIT\n", (), "MIT OR Apache-2.0"),
+        ("License: Apache 2.0\n", ("Apache 2.0",), ""),
+        ("License: UNKNOWN\nClassifier: License :: OSI Approved :: Apache Software License\n",
+         ("Apache Software License",), ""),
+        ("Classifier: Topic :: System\nClassifier: License :: OSI Approved\n", (), ""),
+    ],
+)  # fmt: skip
+def test_the_licence_of_a_python_package_is_what_its_metadata_says(
+    tmp_path: Path, metadata: str, licences: tuple[str, ...], expression: str
+) -> None:
+    found = of_wheel(tmp_path, metadata)
+    assert (found.licences, found.expression) == (licences, expression)
+
+
+COMPONENT_KEYS = {"type", "bom-ref", "name", "version", "purl", "hashes", "licenses", "properties"}
+
+
+def objections(bill: dict[str, Any]) -> list[str]:
+    """Say what the schema of CycloneDX 1.6 (bom-1.6.schema.json) refuses, as far as this builder writes any of it."""
+    found = [name for name in ("bomFormat", "specVersion") if name not in bill]
+    if not re.fullmatch(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", bill["serialNumber"]):
+        found.append("serialNumber")
+    if type(bill["version"]) is not int or bill["version"] < 1:
+        found.append("version")
+    if datetime.fromisoformat(bill["metadata"]["timestamp"]).tzinfo is None:
+        found.append("timestamp")
+    top = bill["metadata"]["component"]
+    references = [each["bom-ref"] for each in (top, *bill["components"])]
+    if len(references) != len(set(references)):
+        found.append("two components share a bom-ref")
+    for each in (top, *bill["components"]):
+        if each.keys() - COMPONENT_KEYS or not each.get("name") or each.get("version") == "":
+            found.append(f"{each}: keys")
+        if each["type"] not in {"application", "library", "file", "firmware", "operating-system"}:
+            found.append(f"{each['name']}: type")
+        for digest in each.get("hashes", ()):
+            if digest["alg"] != "SHA-256" or not re.fullmatch("[0-9a-f]{64}", digest["content"]):
+                found.append(f"{each['name']}: hash")
+        licences = each.get("licenses", [])
+        forms = [(set(choice), set(choice.get("license", ()))) for choice in licences]
+        # One expression and nothing else, or licences, each by its identifier or its name.
+        single = forms == [({"expression"}, set())] and licences[0]["expression"]
+        if forms and not single and any(form not in (({"license"}, {"id"}), ({"license"}, {"name"})) for form in forms):
+            found.append(f"{each['name']}: licenses")
+    for edge in bill["dependencies"]:
+        needs = edge["dependsOn"]
+        if not {edge["ref"], *needs} <= set(references) or len(set(needs)) < len(needs):
+            found.append("dependencies")
+    return found
+
+
+def test_the_bill_of_materials_is_what_the_schema_of_cyclonedx_demands(tmp_path: Path) -> None:
+    board, release = load(REPO / "image", "coral-devboard"), Release("1.2.3", "abc", 1_700_000_000, "1.0.0", 1)
+    (tmp_path / "u-boot.imx").write_bytes(b"U-Boot 2024.01")
+    components = [
+        sbom.Component("pkg:deb/debian/a@1", "a", "1", "deb", ("GPL-2.0-or-later", "curl")),
+        of_wheel(tmp_path / "expression", "License-Expression: MIT\n"),
+        *sbom.vendor({board.vendor[0]: tmp_path / "u-boot.imx"}),
+    ]
+    bill = json.loads(sbom.document(board, release, components))
+    assert objections(bill) == []
+    assert [each.get("licenses") for each in bill["components"]] == [
+        [{"license": {"id": "GPL-2.0-or-later"}}, {"license": {"name": "curl"}}],
+        None,
+        [{"expression": "MIT"}],
+    ]
+    # The control: each of these the schema refuses.
+    spoils: list[Callable[[], object]] = [
+        lambda: bill.update(serialNumber="urn:uuid:1"),
+        lambda: bill["components"].append(bill["components"][0]),
+        lambda: bill["components"][2]["licenses"].append({"license": {"name": "MIT"}}),
+        lambda: bill["components"][0].update(licence="GPL"),
+        lambda: bill["dependencies"][0]["dependsOn"].append("pkg:deb/debian/none@1"),
+    ]
+    for spoil in spoils:
+        before = len(objections(bill))
+        spoil()
+        assert len(objections(bill)) > before
 
 
 def test_the_bill_of_materials_names_each_part_of_a_vendor_by_its_digest(tmp_path: Path) -> None:
