@@ -137,9 +137,35 @@ def test_a_slot_that_was_tampered_with_is_never_run_and_the_bridge_hears_of_it(r
     is_back_on_the_old_one(rig)
 
 
+def notices(rig: Rig, code: str) -> list[dict[str, Any]]:
+    """Return what the bridge's store holds of notices with this code."""
+    return [each for each in rig.cloud.ask("records", "--kind", "notice", "--limit", "200") if code in json.dumps(each)]
+
+
+@pytest.mark.lg_feature("tpm")
+def test_a_system_that_opens_no_data_any_more_is_left_for_the_one_before_and_the_bridge_hears_of_it(rig: Rig) -> None:
+    """One changed byte in the kernel image of a slot that has proved itself: the TPM opens nothing to it."""
+    rig.reach("updated")
+    rig.changed()
+    assert notices(rig, "os_other_slot") == [], "an update that leads to the other slot is none"
+    kernel = "/efi/EFI/sluice/b.efi"
+    rig.device.run(
+        f"at=$(grep -abo PRETTY_NAME= {kernel} | head -n 1 | cut -d: -f1) && "
+        f"printf Q | dd of={kernel} bs=1 seek=$at conv=notrunc status=none && sync"
+    )
+    rig.device.attempt("systemctl reboot --no-block")
+    rig.device.eventually(
+        "grep -q rauc.slot=a /proc/cmdline && systemctl is-active -q multi-user.target",
+        "the system in the other slot runs",
+        seconds=3600.0,
+    )
+    rig.until(lambda: bool(notices(rig, "os_other_slot")), "the bridge hears of it", seconds=900.0)
+
+
 def is_back_on_the_old_one(rig: Rig) -> None:
     assert rig.device.booted_slot() == "a"
     rig.device.eventually("systemctl is-active -q gateway.service", "the old system's gateway runs", seconds=300.0)
+    assert notices(rig, "os_other_slot") == [], "it came back by an update that was given up"
 
 
 @pytest.mark.lg_feature("link-cut")
