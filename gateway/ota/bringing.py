@@ -341,7 +341,7 @@ class Bringing:
                     self._serving.collect()
                 return
             is_running = bay.serving is not None
-            before = _way_back(self._journal.book, pipeline, now)
+            before = _way_back(self._journal.book, pipeline, now, model)
             step = slots.begin_trial(
                 pipeline,
                 model,
@@ -420,19 +420,21 @@ class Bringing:
             self._telling.say(pipeline, phase, model, code=error.code, reason=str(error))
 
 
-def _way_back(book: Book, pipeline: str, now: ModelRef | Installed | None) -> Installed | None:
-    """Return what a release on trial is given up for: never one that is on trial itself; None where nothing else is.
+def _way_back(book: Book, pipeline: str, now: ModelRef | Installed | None, model: Installed) -> Installed | None:
+    """Return what a release is given up for: never itself, nor one that is on trial; None where nothing else is.
 
     What answers now may be what it must not be: one that was taken back, while its pipeline waits for the outbox. And
     what waits for its key may never have been proved. What should run instead is the way back then.
     """
     slot = book.slot(pipeline)
     if slot.trial is not None:
-        return slot.previous
+        return slot.previous if slot.previous != model else None
     if now is None:
         return None
     before = Installed(name=now.name, version=now.version)
-    return before if slots.is_usable(book, pipeline, before.label, [(now.name, now.version)]) else slot.active
+    is_good = before != model and slot.is_blocked(before) is None
+    is_good = is_good and slots.is_usable(book, pipeline, before.label, [(now.name, now.version)])
+    return before if is_good else slot.active
 
 
 class _Later(OtaError):

@@ -2,8 +2,9 @@
 
 Which release a pipeline runs, the strongest first: what a person on the device has pinned, what an assignment of the
 bridge has made active, what the configuration names. `model: name` of the configuration means the newest release that
-did not come over the air: a release that was taken back must not return as "the newest". Where no other is left, the
-newest from the air that has proved itself and is not blocked runs: a pipeline that stands still helps nobody.
+did not come over the air, was not given up and is not still to be tried: a release that was taken back must not return
+as "the newest". Where no other is left, the newest from the air that has proved itself and is not blocked runs: a
+pipeline that stands still helps nobody.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -42,9 +43,15 @@ def model_for(book: Book, pipeline: str, configured: str, there: Iterable[tuple[
     if version:
         return configured
     came = {(each.name, each.version) for each in book.installed}
-    named = [each for each in releases if each[0] == name]
+    given_up = {(each.model.name, each.model.version) for each in slot.blocked}
+    named = [each for each in releases if each[0] == name and each not in given_up]
     own = [each for each in named if each not in came]
-    usable = own or [each for each in named if is_usable(book, pipeline, f"{name}@{each[1]}", releases)]
+    # What a person has brought may be still to be tried.
+    proved = [
+        each for each in own if slot.wanted is None or each != (slot.wanted.model.name, slot.wanted.model.version)
+    ]
+    from_air = [each for each in named if each in came and is_usable(book, pipeline, f"{name}@{each[1]}", releases)]
+    usable = proved or from_air or own
     return f"{name}@{usable[-1][1]}" if usable else configured
 
 

@@ -14,7 +14,7 @@ from gateway.inference.model import Model
 from gateway.ota import bringing, slots
 from gateway.ota.errors import UnreachableError
 from gateway.ota.install import Installer
-from gateway.ota.journal import Book, OnTrial, Reference
+from gateway.ota.journal import Blocked, Book, Installed, OnTrial, Reference, Slot
 from gateway.wire.messages import Twin, encode
 from tests.gateway.ota.releases import WINDOW, release, scorer
 from tests.gateway.ota.rig import NAME, Device, digest, installed
@@ -230,6 +230,20 @@ def test_what_waits_for_its_key_and_was_never_proved_is_no_way_back(
     stored.reaches("reverted", "1.1.0", "not-a-number")
     assert stored.slot.active is None
     waits(stored)
+
+
+def test_what_was_given_up_or_is_to_be_tried_itself_is_no_way_back() -> None:
+    one, two, three = installed("1.0.0"), installed("2.0.0"), installed("3.0.0")
+
+    def way_back(slot: Slot, now: Installed, model: Installed = three) -> Installed | None:
+        return bringing._way_back(Book(pipelines={"motor": slot}), "motor", now, model)
+
+    given_up = Slot(active=one, blocked=(Blocked(model=two, code="latency", reason="slow", at="now"),))
+    assert way_back(given_up, two) == one, "it answers until the pipeline lets it go"
+    assert way_back(Slot(active=one), two) == two, "the control"
+    assert way_back(Slot(active=one), two, two) == one
+    assert way_back(Slot(active=two, previous=one, trial=OnTrial(since_ns=1)), two) == one
+    assert way_back(Slot(active=two, previous=one, trial=OnTrial(since_ns=1)), two, one) is None, "it was gone"
 
 
 def test_one_that_is_taken_back_while_it_is_loaded_does_not_stay(device: Device) -> None:

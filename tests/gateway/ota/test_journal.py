@@ -194,6 +194,18 @@ def test_what_came_over_the_air_is_not_the_newest_of_the_configuration() -> None
     assert slots.model_for(Book(installed=(TWO,)), "p", "m", THERE) == "m@1.0.0"
 
 
+def test_what_was_given_up_is_not_the_newest_of_the_configuration_either_way_it_came_here() -> None:
+    """A person may bring it with `gateway vault import`, which leaves no mark of the air, and then try it."""
+    tried = slots.accept("p", TWO, 0, "now", by_hand=True)(Book())
+    assert slots.model_for(tried, "p", "m", THERE) == "m@1.0.0", "it has to prove itself first"
+    assert slots.model_for(tried, "p", "m", THERE[1:]) == "m@2.0.0", "nothing else is here"
+    refused = slots.refuse("p", TWO, "golden", "wrong answers", "now")(tried)
+    assert slots.model_for(refused, "p", "m", THERE) == "m@1.0.0"
+    assert slots.model_for(refused, "p", "m", THERE[1:]) == "m"
+    assert slots.model_for(refused, "p", "m@2.0.0", THERE) == "m@2.0.0", "the configuration says so"
+    assert slots.model_for(refused, "other", "m", THERE) == "m@2.0.0", "the control: it was not given up there"
+
+
 def test_a_run_that_did_not_say_its_end_counts_as_a_crash() -> None:
     book = trial(Book())
     crashed = slots.run_begins("p", "now", "boot")(book).slot("p").trial
