@@ -4,6 +4,9 @@ A token is one more than the last one, and never less than the clock in millisec
 clock is set back; the second when the database is put back from an older copy, in which the last token is an old one.
 Should both happen, the device says in its report which token it has, refuses the lower one, and is given its
 twin again under a higher one (`overtake`).
+
+A clock that was decades ahead gives tokens that no device believes (`gateway.wire.tokens`). Once it is right they count
+no more: the next token is the time again, and whoever reports is given its twin anew.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -62,13 +65,13 @@ class Change:
 
 
 def next_token(tx: Transaction, now_ns: int, above: int = 0) -> int:
-    """Take a new token, above all that were given out and above `above`."""
+    """Take a new token, above `above` and all that were given out, but for those that no device believes."""
     lowest = max(now_ns // _MS_NS, above + 1)
     ((token,),) = tx.rows(
         "INSERT INTO fleet_facts (name, value) VALUES ('token', ?)"
-        " ON CONFLICT (name) DO UPDATE SET value = CASE WHEN fleet_facts.value >= excluded.value"
+        " ON CONFLICT (name) DO UPDATE SET value = CASE WHEN fleet_facts.value BETWEEN excluded.value AND ?"
         " THEN fleet_facts.value + 1 ELSE excluded.value END RETURNING value",
-        (lowest,),
+        (lowest, tokens.of_twin_ms(now_ns)),
     )
     return int(token)
 
@@ -139,11 +142,15 @@ def set_features(tx: Transaction, gateways: Iterable[str], features: Mapping[str
 def overtake(tx: Transaction, gateway: str, reported: int, now_ns: int) -> int | None:
     """Give a device its twin again, above the token that it reports; None if it has none of ours, or needs none.
 
+    It needs one, too, where the token of its twin is one that no device believes.
+
     A token beyond belief is passed over: it would use up the tokens of the whole fleet. One that is only just believed
     on the device does not raise the tokens of the others.
     """
     known = one_desired(tx, gateway)
-    if known is None or reported <= known.token or reported > tokens.of_report_ms(now_ns):
+    if known is None or reported > tokens.of_report_ms(now_ns):
+        return None
+    if reported <= known.token <= tokens.of_report_ms(now_ns) + 1:
         return None
     above = reported if reported <= tokens.of_fleet_ms(now_ns) else 0
     token = max(next_token(tx, now_ns, above), reported + 1)

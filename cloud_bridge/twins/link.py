@@ -37,6 +37,10 @@ _BEYOND: Final = (
     "the device has taken a token that is none of this bridge, or its clock or ours is wrong by years: it takes no "
     "twin of ours; its newest program, restarted, forgets such a token"
 )
+_OVERTAKEN: Final = (
+    "the device had a higher token than its twin, as where the database was put back from an older copy; or its twin "
+    "had one that no device believes, of a clock here that was decades ahead"
+)
 _FIRST_DELAY_SECONDS: Final = 0.1
 _MAX_DELAY_SECONDS: Final = 5.0
 
@@ -144,7 +148,7 @@ class TwinLink:
                 "twin_overtaken",
                 gateway=gateway,
                 token=token,
-                meaning="the device had a higher token than this bridge: the database was put back from an older copy",
+                meaning=_OVERTAKEN,
             )
 
     def _tell_refusal(self, gateway: str, twin: Twin, now_ns: int) -> None:

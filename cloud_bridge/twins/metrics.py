@@ -14,5 +14,7 @@ class TwinMetrics:
             "bridge_twins_refused", "Times that a device began to refuse desired twins", registry=registry
         )
         self.overtaken = Counter(
-            "bridge_twins_overtaken", "Twins issued again because a device had a higher token", registry=registry
+            "bridge_twins_overtaken",
+            "Twins issued again because a device had a higher token, or theirs was beyond belief",
+            registry=registry,
         )

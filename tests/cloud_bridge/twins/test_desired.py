@@ -155,6 +155,30 @@ def test_what_raises_the_tokens_of_the_fleet_is_believed_by_every_device(databas
     assert token + 1 < tokens.of_twin_ms(NOW_NS - 3600 * 10**9)  # one whose clock is an hour behind
 
 
+def test_a_clock_that_was_decades_ahead_once_shuts_no_device_off(database: Database) -> None:
+    ahead_ns = NOW_NS + 20 * 366 * 86_400 * 10**9
+    most = tokens.of_twin_ms(NOW_NS)  # that a device believes
+    with database.transaction() as tx:
+        assert give(tx, V1, ahead_ns) > most, "the control: it believes none of these"
+        assert due_tokens(tx, NOW_NS) == {}, "and none is told before its time"
+        again = overtake(tx, "gw", 5, NOW_NS)  # whatever it reports once the clock is right
+        assert again is not None
+        assert 5 < again < NOW_NS // MS_NS + 100
+        assert due_tokens(tx, NOW_NS) == {"gw": again}
+        assert overtake(tx, "gw", 5, NOW_NS) is None, "once is enough"
+        give(tx, V1, ahead_ns)
+        assert again < give(tx, V2, NOW_NS + 10 * MS_NS) < NOW_NS // MS_NS + 100
+        assert overtake(tx, "gw", 5, NOW_NS) is None
+
+
+def test_a_clock_that_was_never_set_takes_no_token_for_one_of_such_a_clock(database: Database) -> None:
+    with database.transaction() as tx:
+        given = give(tx, V1)
+        assert give(tx, V2, 0) == given + 1
+        assert overtake(tx, "gw", given + 5, 0) == given + 6
+        assert next_token(tx, 0) == given + 7
+
+
 def test_a_device_with_no_twin_of_ours_is_left_alone(database: Database) -> None:
     with database.transaction() as tx:
         assert overtake(tx, "stranger", 2**52, NOW_NS) is None
