@@ -50,7 +50,7 @@ class Allowance:
 
     left_bytes: int  # without what is set aside
     budget_bytes: int
-    period_ns: int  # the period, by its first moment (UTC)
+    period: int  # another number in each period, also where a clock that was set back begins two at one moment
     renews_at_ns: int  # when the next one begins (UTC)
 
 
@@ -214,7 +214,7 @@ class Meter:
             if not self._metered or account is None or left is None:
                 return None
             renews_at_ns = renews_at(account, now, self._zone)
-            return Allowance(left, self._limits[feature], account.started_ns, renews_at_ns)
+            return Allowance(left, self._limits[feature], account.began_age_ms, renews_at_ns)
 
     # ---- told of what passed ---------------------------------------------------------------------
 

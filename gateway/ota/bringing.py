@@ -69,7 +69,7 @@ class _Pause:
 
     until: float = 0.0
     failures: int = 0
-    spent_period_ns: int | None = None  # the period of the link's budget that has too little left for it
+    spent_period: int | None = None  # the period of the link's budget that has too little left for it
 
 
 class Bringing:
@@ -149,12 +149,12 @@ class Bringing:
 
     def _waits_for_budget(self, pause: _Pause) -> bool:
         """Tell whether an update waits for the next period of the budget; asking costs no bytes, unlike trying."""
-        if pause.spent_period_ns is None:
+        if pause.spent_period is None:
             return False
         allowance = self._installer.allowance()
-        if allowance is not None and allowance.period_ns == pause.spent_period_ns:
+        if allowance is not None and allowance.period == pause.spent_period:
             return True
-        pause.spent_period_ns = None
+        pause.spent_period = None
         # For all of a fleet it is renewed at the same moment.
         spread = 0.0 if allowance is None else RENEWED_SPREAD_SECONDS * self._around.draw()
         pause.until = self._around.monotonic() + spread
@@ -278,7 +278,7 @@ class Bringing:
         self._swap_in(pipeline, bay, model, loaded, comparison=comparison, cost=cost)
 
     def _install(self, pipeline: str, model: Installed, plan: Plan) -> Stored:
-        self._installer.require_budget(plan.bytes_to_fetch, f"{model.name} {model.version} needs")
+        self._installer.require_budget(self._installer.bytes_to_fetch(plan), f"{model.name} {model.version} needs")
         self._forget_unwanted()
         told = [0.0]
 
@@ -406,7 +406,7 @@ class Bringing:
             delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(pause.failures - 1, 20))
         pause.until = self._around.monotonic() + delay * (0.5 + 0.5 * self._around.draw())
         allowance = self._installer.allowance() if isinstance(error, BudgetSpentError) else None
-        pause.spent_period_ns = allowance.period_ns if allowance is not None else None
+        pause.spent_period = allowance.period if allowance is not None else None
         # The list of the repository, or who stands between, may be another one the next time.
         phase: UpdatePhase = "refused" if isinstance(error, TrustError) else "waiting"
         with self._bays[pipeline].lock:

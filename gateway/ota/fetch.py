@@ -34,7 +34,7 @@ from gateway.ota.errors import (
     WrongHardwareError,
 )
 from gateway.ota.fetch_budget import ASK_BYTES, Purse, Spend
-from gateway.ota.fetch_file import Download, Wanted
+from gateway.ota.fetch_file import Download, Wanted, part_of
 from gateway.ota.fetch_offer import Listed, Offer, OfferedFile, listed, offer_of, offered, release_of
 from gateway.ota.fetch_pace import Limits, Pace
 from gateway.ota.floor import Floor
@@ -452,6 +452,12 @@ class Repository:
             imported.unlink(missing_ok=True)
         return self._get(self._cached(), file, to, progress)
 
+    def lacking(self, file: OfferedFile, to: Path) -> int:
+        """Return how many bytes `fetch` would ask the way for; what lies here already is taken to be good."""
+        if file.size_bytes in (_size_of(to), _size_of(self._imported / file.sha256)):
+            return 0
+        return max(0, file.size_bytes - _size_of(part_of(to, file.sha256)))
+
     def keep(self, file: OfferedFile) -> bool:
         """Fetch a file for later, so that `fetch` needs no way then; False: it was kept already."""
         to = self._imported / file.sha256
@@ -518,6 +524,14 @@ def _is_there(path: Path, file: OfferedFile) -> bool:
             )
     except OSError:
         return False
+
+
+def _size_of(path: Path) -> int:
+    """Return how many bytes a file has, 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _version_of(content: bytes) -> int | None:

@@ -63,6 +63,11 @@ class Stop(Protocol):
         ...
 
 
+def part_of(to: Path, sha256: str) -> Path:
+    """Return where a file lies while it is on its way."""
+    return to.with_name(f".{to.name[:120]}.{sha256[:16]}.part")
+
+
 class Download:
     """One file on its way. Used once."""
 
@@ -79,7 +84,7 @@ class Download:
         """Prepare; nothing is touched before `run`. `progress` is told how many bytes are there, now and then."""
         self._wanted = wanted
         self._to = to
-        self._part = to.with_name(f".{to.name[:120]}.{wanted.sha256[:16]}.part")
+        self._part = part_of(to, wanted.sha256)
         self._pace = pace
         self._meter = meter
         self._stop = stop

@@ -84,6 +84,7 @@ class Source(Protocol):
 
     def refresh(self) -> None: ...
     def offer(self, name: str, version: str) -> Offer: ...
+    def lacking(self, file: OfferedFile, to: Path) -> int: ...
     def fetch(self, file: OfferedFile, to: Path, progress: Callable[[int], None] = ...) -> Path: ...
 
 
@@ -122,7 +123,7 @@ class Plan:
     offer: Offer
     choice: Choice
     full: OfferedFile
-    patch: OfferedFile | None = None  # smaller than the full file, and its base is here
+    patch: OfferedFile | None = None  # cheaper than the full file, and its base is here
     base: Base | None = None
 
     @property
@@ -141,11 +142,6 @@ class Plan:
         target = self.choice.artefact.target
         names = {n for each in self.offer.manifest.golden if each.target == target for n in (each.input, each.output)}
         return tuple(each for each in self.offer.files if each.path.rpartition("/")[2] in names)
-
-    @property
-    def bytes_to_fetch(self) -> int:
-        """At least so many pass over the link."""
-        return (self.patch or self.full).size_bytes + sum(each.size_bytes for each in self.golden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +192,17 @@ class Installer:
         if allowance is not None and not carries(allowance, size_bytes):
             raise BudgetSpentError(
                 f"{what} {size_bytes} bytes over the link, whose budget has {allowance.left_bytes} left until "
-                f"{rfc3339(allowance.renews_at_ns)}"
+                f"{rfc3339(allowance.renews_at_ns)}; it goes on then, or at once from a stick: `gateway ota import`, "
+                "then `gateway ota install`"
             )
 
+    def bytes_to_fetch(self, plan: Plan) -> int:
+        """Return how many bytes of a plan must pass over the link at least: what was brought or fetched is here."""
+        files = ((each, self._place_of_golden(plan.offer, each)) for each in plan.golden)
+        return self._lacking(plan.offer, plan.patch or plan.full) + sum(self._source.lacking(*each) for each in files)
+
     def plan(self, offer: Offer, settings: Pipeline) -> Plan:
-        """Choose what to fetch: the artefact for this device, as a patch if that is less and its base is here.
+        """Choose what to fetch: the artefact for this device, as a patch if that costs less and its base is here.
 
         Raises:
             NothingForUsError: there is nothing that can run here.
@@ -215,10 +217,16 @@ class Installer:
         if full is None:
             raise NothingForUsError(f"{offer.name} {offer.version}: {choice.artefact.file} is not in the repository")
         found = [(file, base) for file in offer.files if (base := self._base(file, choice.artefact)) is not None]
-        smaller = [each for each in found if each[0].size_bytes < full.size_bytes]
+
+        def cost(file: OfferedFile) -> tuple[int, int]:
+            return self._lacking(
+                offer, file
+            ), file.size_bytes  # a full file that a person has brought costs the link nothing
+
+        smaller = [each for each in found if cost(each[0]) < cost(full)]
         if not smaller:
             return Plan(offer, choice, full)
-        patch, base = min(smaller, key=lambda each: each[0].size_bytes)
+        patch, base = min(smaller, key=lambda each: cost(each[0]))
         return Plan(offer, choice, full, patch, base)
 
     def is_stored(self, plan: Plan) -> ReleaseDirectory | None:
@@ -248,11 +256,11 @@ class Installer:
             TrustError, InstallError: not ever.
         """
         self._require_space(plan)
-        directory = self._directory / plan.offer.name / plan.offer.version
+        directory = self._place_of(plan.offer)
         self._prepare(directory, plan)
         golden = 0
         for file in plan.golden:
-            self._source.fetch(file, directory / file.path.rpartition("/")[2], progress)
+            self._source.fetch(file, self._place_of_golden(plan.offer, file), progress)
             golden += file.size_bytes
         reason = ""
         if plan.patch is not None:
@@ -333,6 +341,19 @@ class Installer:
 
     # ---- inside ------------------------------------------------------------------------------------------
 
+    def _place_of(self, offer: Offer) -> Path:
+        """Return where what is fetched for a release lies until it is stored."""
+        return self._directory / offer.name / offer.version
+
+    def _place_of_golden(self, offer: Offer, file: OfferedFile) -> Path:
+        return self._place_of(offer) / file.path.rpartition("/")[2]
+
+    def _place_of_container(self, offer: Offer, file: OfferedFile) -> Path:
+        return self._place_of(offer) / "weights" / file.path.rpartition("/")[2]
+
+    def _lacking(self, offer: Offer, container: OfferedFile) -> int:
+        return self._source.lacking(container, self._place_of_container(offer, container))
+
     def _base(self, file: OfferedFile, artefact: Artefact) -> Base | None:
         """Return what a patch is to be applied to, if the file is a patch for the artefact and that is here."""
         custom = _custom(file, "patch", PatchFile)
@@ -355,7 +376,7 @@ class Installer:
         self, plan: Plan, file: OfferedFile, directory: Path, progress: Callable[[int], None]
     ) -> ReleaseDirectory:
         """Fetch one container, make the artefact of it and store that."""
-        container = directory / "weights" / file.path.rpartition("/")[2]
+        container = self._place_of_container(plan.offer, file)
         self._source.fetch(file, container, progress)
         artefact = plan.choice.artefact
         try:
@@ -410,7 +431,7 @@ class Installer:
 
     def _require_budget(self, plan: Plan, reason: str) -> None:
         what = f"{plan.label}: the patch cannot be used ({reason}); the full file needs"
-        self.require_budget(plan.full.size_bytes, what)
+        self.require_budget(self._lacking(plan.offer, plan.full), what)
 
 
 def _fits(file: OfferedFile, artefact: Artefact) -> bool:

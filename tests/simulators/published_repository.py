@@ -118,6 +118,10 @@ class PublishedRepository(ReleaseRepository):
         """Return what is signed for."""
         return self.verified.offer(name, version)
 
+    def lacking(self, file: OfferedFile, to: Path) -> int:
+        """Pass on."""
+        return self.verified.lacking(file, to)
+
     def fetch(self, file: OfferedFile, to: Path, progress: Callable[[int], None] = lambda _count: None) -> Path:
         """Fetch and verify."""
         self.fetched.append(file.path)

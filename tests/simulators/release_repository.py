@@ -32,6 +32,7 @@ class ReleaseRepository:
         fetching: `fetch` raises this.
         damage: changes the bytes of a container on its way, by path.
         fetched: what was fetched, paths in order.
+        brought: paths of what a person has brought: `fetch` needs no link for it, whatever `fetching` says.
         refreshes: how often it was looked at.
         patch_claims: what a patch is said to make, instead of what it is made from (sha256, size).
     """
@@ -42,6 +43,7 @@ class ReleaseRepository:
     fetching: OtaError | None = None
     damage: Callable[[str, bytes], bytes] = lambda _path, content: content
     fetched: list[str] = field(default_factory=list)
+    brought: set[str] = field(default_factory=set)
     keys: dict[str, bytes] = field(default_factory=dict)  # content keys by digest of the manifest
     labels: dict[str, str] = field(default_factory=dict)
     offers: dict[tuple[str, str], Offer] = field(default_factory=dict)
@@ -125,10 +127,14 @@ class ReleaseRepository:
             raise NotOfferedError(f"{name} {version} is not offered")
         return self.offers[name, version]
 
+    def lacking(self, file: OfferedFile, to: Path) -> int:
+        """Return how many bytes would come over the link."""
+        return 0 if file.path in self.brought else file.size_bytes
+
     def fetch(self, file: OfferedFile, to: Path, progress: Callable[[int], None] = lambda _count: None) -> Path:
         """Write a file, damaged or not."""
         self.fetched.append(file.path)
-        if self.fetching is not None:
+        if self.fetching is not None and file.path not in self.brought:
             raise self.fetching
         to.write_bytes(self.damage(file.path, self.contents[file.path]))
         progress(file.size_bytes)

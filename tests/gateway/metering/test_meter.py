@@ -139,11 +139,30 @@ def test_what_is_left_of_a_budget_is_told_with_its_period(meter_of: Make, machin
     machine.pass_seconds(12 * 3600)
     following = meter.allowance("records")
     assert following is not None
-    assert (following.left_bytes, following.period_ns) == (10_000, MIDNIGHT)
-    assert now.period_ns < following.period_ns
+    assert following.left_bytes == 10_000
+    assert now.period != following.period
     assert meter.allowance("snapshots") is None
     meter.link(metered=False)
     assert meter.allowance("records") is None
+
+
+def test_a_new_period_that_a_clock_set_back_begins_on_the_same_day_is_another_one(
+    meter_of: Make, machine: SettableClocks
+) -> None:
+    meter = meter_of(budget())
+    assert send(meter, "records", 10_000)
+    spent = meter.allowance("records")
+    machine.step_wall(-20 * 3600)
+    machine.pass_seconds(24 * 3600)
+    still = meter.allowance("records")
+    machine.pass_seconds(3600)
+    renewed = meter.allowance("records")
+    assert spent is not None
+    assert still is not None
+    assert renewed is not None
+    assert (still.left_bytes, still.period) == (0, spent.period)
+    assert renewed.left_bytes == 10_000
+    assert renewed.period != spent.period, "who waits for it would go on waiting"
 
 
 def test_a_new_period_brings_a_new_budget(meter_of: Make, machine: SettableClocks) -> None:

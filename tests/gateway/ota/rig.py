@@ -129,7 +129,7 @@ class Device:
         self.entries: list[Entry] = []
         self.room: int | None = None  # of the link's budget; None: it has none
         self.budget = 1 << 20
-        self.period_ns = 0
+        self.period = 0
         self.waited_ns = 0  # for a processor, on the inference thread
         self.connects = 1
         self.renewals = 0
@@ -347,9 +347,7 @@ class Device:
     def allowance(self) -> Allowance | None:
         """Return what the link's budget has left: nothing is taken from `room`."""
         hour_ns = 3600 * 1_000_000_000
-        return (
-            None if self.room is None else Allowance(self.room, self.budget, self.period_ns, self.period_ns + hour_ns)
-        )
+        return None if self.room is None else Allowance(self.room, self.budget, self.period, hour_ns)
 
     def draw(self) -> float:
         """Return what stands for chance in the pauses between tries: here none."""

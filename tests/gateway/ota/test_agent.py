@@ -281,10 +281,43 @@ def test_what_waits_for_the_budget_asks_nothing_before_its_next_period(
         device.agent.tick()
         device.agent.fetch_round()
     assert (repository.refreshes, len(repository.fetched)) == (asked, fetched)
-    device.period_ns, device.room = 1, device.budget
+    device.period, device.room = 1, device.budget
     device.agent.fetch_round()
     assert repository.refreshes == asked + 1
     assert len(repository.fetched) > fetched
+
+
+def test_what_a_person_has_brought_takes_nothing_of_a_spent_budget(
+    device: Device, repository: ReleaseRepository
+) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.repository.grant(device.vault)
+    device.room = 0
+    repository.failing = BudgetSpentError("the lists are not looked at either")
+    device.agent.install("motor", installed("2.0.0"))
+    device.agent.tick()
+    device.agent.fetch_round()
+    assert device.phase() == ("waiting", "2.0.0", "budget"), "the control: nothing was brought yet"
+    repository.brought.update(file.path for file in repository.offers["probe", "2.0.0"].files)
+    device.agent.install("motor", installed("2.0.0"))
+    device.agent.tick()
+    device.agent.fetch_round()
+    assert device.phase() == ("waiting", "2.0.0", "later"), "it is stored; the pipeline of this test does not run"
+    assert installed("2.0.0") in device.journal.book.installed
+
+
+def test_a_full_file_that_a_person_has_brought_is_taken_instead_of_a_patch_over_the_link(
+    device: Device, repository: ReleaseRepository
+) -> None:
+    device.vault.import_release(device.releases / "probe/1.0.0")
+    folder = release(repository.directory / "plain", "2.0.0", scorer(1.1))
+    offer = repository.publish(folder, bases=(digest(scorer(1.0)),))
+    installer = device.agent._bringing._installer
+    plan = installer.plan(offer, device.settings)
+    assert plan.patch is not None, "the control"
+    assert installer.bytes_to_fetch(plan) >= plan.patch.size_bytes
+    repository.brought.add(plan.full.path)
+    assert installer.plan(offer, device.settings).patch is None
 
 
 def test_a_closed_window_is_no_spent_budget_and_is_tried_again(device: Device, repository: ReleaseRepository) -> None:

@@ -405,11 +405,24 @@ def test_a_link_in_place_of_the_part_is_not_followed(site: Site, tmp_path: Path)
     assert victim.read_text() == "precious"
 
 
+def test_what_an_interrupted_fetch_has_left_is_not_asked_for_again(site: Site) -> None:
+    wanted = site.wanted()
+    part = site.to.with_name(f".{site.to.name}.{wanted.sha256[:16]}.part")
+    site.to.parent.mkdir()
+    part.write_bytes(SEALED[:1000])
+    repository = site.repository()
+    assert repository.lacking(wanted, site.to) == len(SEALED) - 1000
+    repository.fetch(wanted, site.to)
+    assert repository.lacking(wanted, site.to) == 0
+
+
 def test_an_imported_file_needs_no_source_and_a_damaged_one_is_fetched(site: Site) -> None:
     wanted = site.wanted()
     repository = site.repository()
+    assert repository.lacking(wanted, site.to) == len(SEALED)
     assert repository.keep(wanted)
     assert not repository.keep(wanted)
+    assert repository.lacking(wanted, site.to) == 0
     asked = len(site.ranges())
     repository.fetch(wanted, site.to)
     assert len(site.ranges()) == asked
