@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from gateway import processor
 from gateway.config import Interest, MqttSource, Ota, Source, Trial
 from gateway.config import Pipeline as PipelineSettings
 from gateway.config import Vault as VaultSettings
@@ -130,7 +131,7 @@ class Device:
         self.room: int | None = None  # of the link's budget; None: it has none
         self.budget = 1 << 20
         self.period = 0
-        self.waited_ns = 0  # for a processor, on the inference thread
+        self.waited_ns = 0  # for a processor, on the inference thread, besides what it really waited
         self.connects = 1
         self.renewals = 0
         self.attested: int | None = None
@@ -197,7 +198,7 @@ class Device:
                 new_id=str,
                 wall_ns=time.time_ns,
                 monotonic_ns=time.monotonic_ns,
-                waited_ns=lambda: self.waited_ns,
+                waited_ns=lambda: self.waited_ns + processor.waited_ns(),
                 spectator=self.record,
                 leave=self._leave,
             ),
