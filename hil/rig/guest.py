@@ -96,8 +96,9 @@ UNPLUG_ACCELERATOR: Final = _gone("accelerator")
 SENSOR_PORT: Final = "org.sluice.rig.sensor"
 """The virtio serial port over which the rig says what the sensor says."""
 
+# The ids of a CDC-ACM device, as the gadget is: under those of an FTDI chip, ftdi_sio takes it where it is loaded first.
 PLUG_SENSOR: Final = f"""\
-{_gadget("sensor", "0x0403", "0x6001", 1)}
+{_gadget("sensor", "0x04d8", "0x000a", 1)}
 line=/dev/ttyGS$(cat functions/acm.sensor/port_num)
 stty -F $line raw -echo
 systemd-run --quiet --unit=rig-sensor --property=Restart=always --property=RestartSec=0.2 \
