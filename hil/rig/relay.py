@@ -23,7 +23,7 @@ class Quality:
     delay_seconds: float = 0.0
     """Of each piece, in each direction."""
     silent: bool = False
-    """Takes everything and delivers nothing, as a radio does that has lost its mast."""
+    """Delivers nothing, as a radio does that has lost its mast; what was taken comes when that is over, as by TCP."""
 
 
 @dataclass
@@ -130,6 +130,9 @@ class Relay:
             server.settimeout(None)
             with self._lock:
                 self._open |= {client, server}
+            if self._cut.is_set() or self._closed.is_set():  # meanwhile
+                self._end(client, server)
+                continue
             running = threading.Semaphore(1)  # the first direction to end takes it, the second one closes
             for source, sink, meter in ((client, server, self._up), (server, client, self._down)):
                 threading.Thread(target=self._carry, args=(source, sink, meter, running), daemon=True).start()
@@ -141,8 +144,9 @@ class Relay:
                 time.sleep(
                     quality.delay_seconds + meter.wait_seconds(len(piece), quality.bytes_per_second, time.monotonic())
                 )
-                if not self.quality.silent:
-                    sink.sendall(piece)
+                while self.quality.silent and not self._closed.is_set():
+                    time.sleep(_LOOK_SECONDS / 4)
+                sink.sendall(piece)
             with contextlib.suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)  # the other direction may have more to say
         except OSError:

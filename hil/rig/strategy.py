@@ -17,10 +17,8 @@ from hil.rig.device import GATEWAY, Device
 from hil.rig.patience import patient, pause
 from hil.rig.protocols import LinkProtocol, PlugProtocol, StorageProtocol
 from hil.rig.site import ASK_SECONDS, GATEWAY_ID, Site
+from hil.rig.states import STATES, States
 
-STATES: Final = ("off", "flashed", "booted", "provisioned", "running", "updated")
-_KEPT: Final = ("booted", "running")
-"""States that are worth keeping where the board can be kept."""
 _UP_SECONDS: Final = 1200.0
 _CLAIM_SECONDS: Final = 900.0
 _RUN_SECONDS: Final = 1800.0
@@ -28,7 +26,7 @@ _RUN_SECONDS: Final = 1800.0
 
 @target_factory.reg_driver
 @attr.s(eq=False)
-class ApplianceStrategy(Strategy):
+class ApplianceStrategy(States, Strategy):
     """Brings an appliance from nothing to an update, and back by snapshots where the board has them."""
 
     bindings = {  # noqa: RUF012 - labgrid's way to say it
@@ -42,10 +40,8 @@ class ApplianceStrategy(Strategy):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        self.times: dict[str, float] = {}
-        """Seconds from one state to the next, of the last time that each was reached without a snapshot."""
+        self.times = {}
         self.spoiled = False
-        """Whether a test has changed the device since its state was reached."""
         self._site: Site | None = None
 
     @property
@@ -73,25 +69,6 @@ class ApplianceStrategy(Strategy):
             self._site.close()
             self._site = None
 
-    def transition(self, status: str) -> None:
-        """Reach a state in which no test has changed anything.
-
-        Raises:
-            RigError: it cannot be reached; the reason, and the end of the console's log.
-        """
-        if status not in STATES:
-            raise RigError(f"there is no state {status!r}; there are {', '.join(STATES)}")
-        if self.status == status and not self.spoiled:
-            return
-        begin = self._nearest(status)
-        for state in STATES[STATES.index(begin) + 1 : STATES.index(status) + 1]:
-            started = time.monotonic()
-            getattr(self, f"_to_{state}")()
-            self.status, self.spoiled = state, False
-            self.times[state] = time.monotonic() - started
-            if state in _KEPT and self._can_keep:
-                self._keep(state)
-
     def force(self, status: str) -> None:
         """Believe that the device is in a state, during development: `--lg-initial-state running`."""
         if status not in STATES:
@@ -107,25 +84,8 @@ class ApplianceStrategy(Strategy):
     def _can_keep(self) -> bool:
         return "snapshot" in self.target.env.get_target_features() | self.target.env.get_features()
 
-    @property
-    def _kept(self) -> frozenset[str]:
-        return self.storage.kept() if self._can_keep else frozenset()
-
-    def _nearest(self, wanted: str) -> str:
-        """Go back to the last state before a wanted one that can be had quickly; returns it."""
-        at = STATES.index(wanted)
-        if not self.spoiled and STATES.index(self.status) < at:
-            later = [state for state in self._kept if STATES.index(self.status) < STATES.index(state) <= at]
-            if not later:
-                return self.status
-        for state in reversed(STATES[: at + 1]):
-            if state in self._kept:
-                self._restore(state)
-                self.status, self.spoiled = state, False
-                return state
-        self._to_off()
-        self.status, self.spoiled = "off", False
-        return "off"
+    def _kept_states(self) -> frozenset[str]:
+        return frozenset(self.storage.kept())
 
     def _keep(self, state: str) -> None:
         if STATES.index(state) > STATES.index("booted"):

@@ -100,8 +100,29 @@ def test_a_silent_link_takes_everything_and_delivers_nothing(echo: int) -> None:
             client.recv(1)
         relay.mend()
         client.settimeout(5.0)
-        client.sendall(b"there")
-        assert received(client, 5) == b"there"
+        client.sendall(b" and found")
+        assert received(client, 14) == b"lost and found", (
+            "late, and without a hole, as TCP brings it over a bad network"
+        )
+
+
+def test_a_connection_that_is_being_made_when_the_link_is_cut_is_ended_too(
+    echo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Relay(echo) as relay:
+        connect = socket.create_connection
+
+        def slowly(address: tuple[str, int], timeout: float) -> socket.socket:
+            made = connect(address, timeout)
+            if address[1] == echo:
+                relay.cut()
+            return made
+
+        monkeypatch.setattr("hil.rig.relay.socket.create_connection", slowly)
+        with contextlib.suppress(ConnectionError), connect(("127.0.0.1", relay.port), 5.0) as client:
+            client.sendall(b"?")
+            assert client.recv(1) == b""
+        assert relay.carried_down == 0
 
 
 def test_a_target_that_does_not_listen_is_a_refused_connection_and_no_end_of_the_relay(echo: int) -> None:
