@@ -28,6 +28,8 @@ _FORMS: Final = (
     (re.compile(r"(?i)\b(authorization:\s*)(basic|bearer)\s+[^\s\"']+"), r"\1" + REMOVED),
     (re.compile(rf"(?i)((?:{_WORDS})s?[\"']?[ \t]*[=:][ \t]*)\"[^\"\n]*\""), rf'\1"{REMOVED}"'),
     (re.compile(rf"(?i)((?:{_WORDS})s?[\"']?[ \t]*[=:][ \t]*)'[^'\n]*'"), rf"\1'{REMOVED}'"),
+    # A number in JSON, which has to stay JSON.
+    (re.compile(rf"(?i)((?:{_WORDS})s?\"[ \t]*:[ \t]*)[-+.\w]+(?=[ \t]*[,}}\n])"), rf'\1"{REMOVED}"'),
     (re.compile(rf"(?i)((?:{_WORDS})s?[\"']?[ \t]*[=:][ \t]*)[^\s,;\[{{}}\"']+"), rf"\1{REMOVED}"),
 )
 

@@ -36,15 +36,20 @@ MAX_TOTAL_BYTES: Final = 32 * 1024 * 1024
 _COMMAND_SECONDS: Final = 20.0
 _UNITS: Final = (
     "gateway.service",
-    "sluice-provision.service",
-    "sluice-health.service",
+    "sluice-*.service",
     "mosquitto.service",
     "rauc.service",
     "systemd-timesyncd.service",
     "systemd-networkd.service",
+    "systemd-repart.service",
+    "systemd-cryptsetup@*.service",
+    "emergency.service",
 )
+"""Patterns, as journalctl takes them."""
 _SBOM: Final = "sbom.cdx.json"
-_STATE_FILES: Final = ("health.json", "last-run.json", "link-usage.json", "identity/identity.json", "ota/journal.json")
+_STATE_FILES: Final = (
+    "health.json", "last-run.json", "link-usage.json", "identity/identity.json", "ota/journal.json", "os/journal.json",
+)  # fmt: skip
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +133,7 @@ def _parts(sources: Sources, config: Config | None, config_text: str) -> Mapping
         "gateway.yaml": lambda: config_text,
         "status.json": lambda: _json(ask(socket, "status")),
         "updates.json": lambda: _json(ask(socket, "ota")),
+        "os.json": lambda: _json(ask(socket, "os")),
         "identity.json": lambda: _json(ask(socket, "identity")),
         "release.json": lambda: places.release.read_text("utf-8"),
         "provisioned.json": lambda: _without_digest(places.provisioned.read_text("utf-8")),

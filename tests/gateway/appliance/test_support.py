@@ -1,10 +1,12 @@
 """A support bundle tells much, has bounds, and holds no secret and no record."""
 
+import dataclasses
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -19,11 +21,13 @@ from gateway.appliance.support import MAX_PART_BYTES, Manifest, Sources, collect
 from gateway.config import Outbox as OutboxSettings
 from gateway.configload import read
 from gateway.doctor import Diagnosis
+from gateway.osupdate.journal import Book, Event, Journal
 from gateway.outbox.store import Outbox
 from gateway.values import Entry
 from gateway.wire.messages import Notice
 from tests.gateway.appliance.claims import CODE, NOW_NS, device
 
+REPO = Path(__file__).parents[3]
 CANARIES = {
     "camera": "canary-camera-7f3a",
     "broker": "canary-broker-91bc",
@@ -134,6 +138,45 @@ def test_no_secret_and_no_record_enters_a_bundle(places: Places) -> None:
             if not line.startswith("-----"):
                 assert line not in everything, name
     assert manifest.secrets_removed >= 7
+
+
+def test_what_became_of_updates_of_the_system_is_in_it_also_while_no_gateway_answers(places: Places) -> None:
+    journal = Journal(places.state)
+    journal.change(noted("reverted", "health", f"the camera {CANARIES['camera']} does not answer"))
+    _, files = opened(places)
+    (event,) = json.loads(files["state/os-journal.json"])["history"]
+    assert (event["what"], event["code"]) == ("reverted", "health")
+    assert event["detail"] == f"the camera {REMOVED} does not answer"
+    assert "os.json" in {entry.name for entry in opened(places)[0].files}, "and what a gateway that runs says of it"
+
+
+def noted(what: str, code: str, detail: str) -> Callable[[Book], Book]:
+    return lambda book: book.noting(Event(at="", what=what, code=code, detail=detail))
+
+
+def test_the_logs_are_those_of_every_unit_that_the_image_brings_and_of_what_opens_its_disks(places: Places) -> None:
+    """Above all of those that decide about a boot: when a device is not what it should be, they have said why."""
+    commands: list[Sequence[str]] = []
+
+    def run(command: Sequence[str]) -> str:
+        commands.append(command)
+        return log_of(command)
+
+    opened(places, dataclasses.replace(sources(places), run=run))
+    asked = [word.partition("=")[2] for command in commands for word in command if word.startswith("--unit=")]
+    units = [file.name for file in (REPO / "image/overlay/usr/lib/systemd/system").glob("*.service")]
+    units += [file.name for file in (REPO / "gateway/units").glob("sluice-*.service")]
+    assert len(units) > 10
+    for unit in (*units, "gateway.service", "systemd-cryptsetup@data.service", "systemd-repart.service"):
+        assert any(fnmatchcase(unit, pattern) for pattern in asked), unit
+
+
+def test_json_stays_json_where_a_number_has_the_name_of_a_secret() -> None:
+    for text in ('{"token":7,"fencing_token": 8}', '{"a": [{"token": 1.5e3}]}', '{\n  "pass": 1,\n  "token": null\n}'):
+        cleaned = Scrubber([]).clean(text)
+        assert REMOVED in cleaned
+        json.loads(cleaned)
+    assert Scrubber([]).clean('"password": ab<cd, next') == f'"password": {REMOVED}, next'
 
 
 def test_without_the_scrubber_they_would(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
