@@ -96,7 +96,8 @@ UNPLUG_ACCELERATOR: Final = _gone("accelerator")
 SENSOR_PORT: Final = "org.sluice.rig.sensor"
 """The virtio serial port over which the rig says what the sensor says."""
 
-# The ids of a CDC-ACM device, as the gadget is: under those of an FTDI chip, ftdi_sio takes it where it is loaded first.
+# The ids of a CDC-ACM device, as the gadget is: under those of an FTDI chip, ftdi_sio takes it where that is loaded
+# first.
 PLUG_SENSOR: Final = f"""\
 {_gadget("sensor", "0x04d8", "0x000a", 1)}
 line=/dev/ttyGS$(cat functions/acm.sensor/port_num)
