@@ -55,7 +55,8 @@ def load(file: Path) -> Config:
         ConfigError: it cannot be read.
     """
     try:
-        data = file.read_bytes()
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)  # enough to know; a device is not read to its end, which it may not have
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:

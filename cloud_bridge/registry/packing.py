@@ -25,7 +25,7 @@ _MAX_WINDOW_LOG: Final = 27  # 128 MiB; what every decoder takes without being a
 
 
 MAX_RATIO: Final = 200
-"""Devices refuse what is to become more than so many times as much (`gateway.ota.patch`)."""
+"""Devices refuse what is to become more than so many times as much, base and patch together (`gateway.ota.patch`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,9 @@ def best_patch(base: bytes, content: bytes, full_bytes: int) -> Patch | None:
         for method, make in METHODS.items()
         if method != "bsdiff4" or max(len(base), len(content)) <= MAX_BSDIFF_BYTES
     ]
-    best = min(made, key=lambda patch: len(patch.content))
-    if len(best.content) >= WORTH_SHARE * full_bytes:
+    made = [each for each in made if len(content) <= MAX_RATIO * (len(base) + len(each.content))]
+    best = min(made, key=lambda patch: len(patch.content), default=None)
+    if best is None or len(best.content) >= WORTH_SHARE * full_bytes:
         return None
     if apply(best, base, len(content)) != content:
         raise RegistryError(f"a {best.method} patch does not give back what it was made of")

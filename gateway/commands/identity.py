@@ -20,6 +20,7 @@ from gateway.owner import become_owner
 from gateway.wire.identity import claim_code
 
 _ENROL_SECONDS = 60.0
+_MAX_CODE_LETTERS = 4096
 
 
 @click.group("identity")
@@ -52,7 +53,7 @@ def enrol(code: str, config_file: Path) -> None:
     input, so that it stays out of the shell's history.
     """
     config = _config(config_file)
-    text = sys.stdin.readline().strip() if code == "-" else code.strip()
+    text = sys.stdin.readline(_MAX_CODE_LETTERS).strip() if code == "-" else code.strip()
     if claim_code(text) is None:
         raise click.BadParameter("this is no claim code: it begins with sluice1. and has three parts; copy it whole")
     become_owner(config.gateway.state_directory)  # else the gateway could not read what is left for it

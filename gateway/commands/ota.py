@@ -95,7 +95,7 @@ def history(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click p
 def rollback(pipeline: str | None, config_file: Path) -> None:
     """Let a PIPELINE run the release before, and block the present one. Needs no name where there is one pipeline."""
     config = _config(config_file)
-    name = pipeline or _only(config)
+    name = _only(config) if pipeline is None else pipeline
 
     def offline(journal: Journal) -> None:
         check_rollback(journal.book, name)

@@ -214,13 +214,14 @@ def advance(config_file: Path) -> None:
 
 @command.command("import")
 @click.argument("release", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--replace", is_flag=True, help="Put another release aside that lies there under the same version.")
 @config_option
-def import_release(release: Path, config_file: Path) -> None:
+def import_release(release: Path, replace: bool, config_file: Path) -> None:  # noqa: FBT001 - click passes by name
     """Put the release in a directory into the store: sealed here, or as it is when it came sealed."""
     vault = _vault(config_file)
     harden_process()
     require_reach(release)
-    stored = vault.import_release(release)
+    stored = vault.import_release(release, replace=replace)
     say(f"{stored.label} lies sealed in {stored.directory}")
     if not read_release(release).is_sealed:
         say(f"the plain files in {release} are still there; remove them when nobody needs them", err=True)

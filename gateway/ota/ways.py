@@ -15,6 +15,7 @@ CHUNK_BYTES: Final = 64 * 1024
 
 _PART: Final = re.compile(r"[A-Za-z0-9_%][A-Za-z0-9_.%+@-]{0,254}")
 _MAX_PARTS: Final = 16
+_NAME_ANOTHER: Final = "name a directory with `metadata` and `targets` in it"
 
 
 class Way(Protocol):
@@ -94,9 +95,7 @@ class DirectoryWay:
         try:
             at = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise UnreachableError(
-                f"{self.directory}: {error.strerror or error}; name a directory with `metadata` and `targets` in it"
-            ) from error
+            raise UnreachableError(f"{self.directory}: {error.strerror or error}; {_NAME_ANOTHER}") from error
         try:
             for directory in directories:
                 following = os.open(directory, kind | os.O_DIRECTORY, dir_fd=at)
@@ -106,7 +105,8 @@ class DirectoryWay:
         except OSError as error:
             # ELOOP and ENOTDIR: a link, or a file where a directory should be.
             if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-                raise NotThereError(f"{self.directory}: {path}: {error.strerror}") from error
+                remedy = "" if (self.directory / "metadata").is_dir() else f"; {_NAME_ANOTHER}"
+                raise NotThereError(f"{self.directory}: {path}: {error.strerror}{remedy}") from error
             raise UnreachableError(f"{self.directory}: {path}: {error.strerror or error}") from error
         finally:
             with suppress(OSError):

@@ -321,7 +321,7 @@ class Vault:
 
     # ---- releases --------------------------------------------------------------------------------
 
-    def import_release(self, directory: Path, *, damage: str = "") -> ReleaseDirectory:
+    def import_release(self, directory: Path, *, damage: str = "", replace: bool = False) -> ReleaseDirectory:
         """Put a release into the store: a plain one is sealed, a sealed one is taken as it is.
 
         A plain release gets a content key of its own, without a lease; the plain files stay where they are. What lies
@@ -330,6 +330,7 @@ class Vault:
         Args:
             directory: of the release.
             damage: what is wrong with the one in the store, where that shows only when weights are opened.
+            replace: another release under this version is put aside, too: a person has put the wrong one there.
 
         Raises:
             VaultError: it is not what its manifest says; or it is sealed, and its key is not on this device; or what
@@ -337,7 +338,7 @@ class Vault:
         """
         release = read_release(directory)
         with self._locked(exclusive=True):
-            damage = self._damage(release, damage)
+            damage = self._damage(release, damage, replace=replace)
             if release.is_sealed:
                 key = self._keyring.open(self._keyring.find(release.digest))
                 for artefact in release.manifest.artefacts:
@@ -388,12 +389,13 @@ class Vault:
         log.info("artefact_stored", model=release.label, target=artefact.target, directory=str(stored.directory))
         return stored
 
-    def _damage(self, release: ReleaseDirectory, known: str = "") -> str:
+    def _damage(self, release: ReleaseDirectory, known: str = "", *, replace: bool = False) -> str:
         """Say what is wrong with the copy of a release in the store, "" if there is none, or nothing is.
 
         Args:
             release: that is to take its place.
             known: damage that shows only when weights are opened.
+            replace: another release is damage, too.
 
         Raises:
             VaultError: it is the copy of another release.
@@ -402,7 +404,14 @@ class Vault:
         if not target.exists() or target.samefile(release.directory):
             return ""
         damage = damage_of(target) or known
-        names = names_of(target) if damage else frozenset()
+        if not damage and read_release(target).digest != release.digest:
+            if not replace:  # known before a key is drawn for what will not come
+                raise VaultError(
+                    f"{target} holds another {release.label}, and a version is never changed: import what has the "
+                    "version that you want; if the one there is a mistake, `--replace` puts it aside"
+                )
+            damage = "another release of this version was put in its place by hand"
+        names = names_of(target) if damage and not replace else frozenset()
         if names and release.digest not in names:
             raise VaultError(
                 f"{target} is damaged ({damage}), and {release.directory} is another {release.label}: import the one "

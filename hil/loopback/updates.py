@@ -126,6 +126,7 @@ class Updates:
             deadline = time.monotonic() + seconds
             while (outcome := self._outcome(rig, version)) is None:
                 if stopping():
+                    say(f"    {MODEL} {version}: the demo was over before this came to an end: let it run longer")
                     return
                 self._note_gap(rig)
                 if time.monotonic() > deadline:

@@ -135,6 +135,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load(tmp_path / "latin.yaml")
 
 
+def test_a_device_without_an_end_is_not_read_to_it() -> None:
+    with pytest.raises(ConfigError, match="larger than"):
+        load(Path("/dev/zero"))
+
+
 def test_the_schema_accepts_what_the_loader_accepts_and_refuses_unknown_keys() -> None:
     good = yaml.safe_load("brokers: [{url: 'mqtt://127.0.0.1', ca_file: ca.pem}]\nretention: {bulk_days: null}")
     jsonschema.validate(good, schema())

@@ -48,3 +48,6 @@ def test_what_devices_would_take_for_a_bomb_travels_as_it_is() -> None:
     packed, content = pack(weights(1) + bytes(100_000))  # the control
     assert packed == "zstd"
     assert len(content) < 100_000
+    # Of a patch its base counts; one that no device would take is not made.
+    assert best_patch(bytes(20_000), zeros, len(zeros)) is None
+    assert best_patch(bytes(200_000), zeros, len(zeros)) is not None

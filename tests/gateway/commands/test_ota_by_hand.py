@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 from gateway.commands import ota
 from gateway.ota import slots
 from gateway.ota.agent import OtaStatus
+from gateway.ota.errors import OtaError
 from gateway.ota.journal import Installed, Journal, Slot, installed_from
 from gateway.wire.messages import ModelRef
 from tests.gateway.commands.test_ota_fetch import Bench
@@ -64,3 +65,9 @@ def test_an_exchange_that_does_not_come_is_told_with_both_releases(
     result = pin(bench, monkeypatch, old())
     assert result.exit_code == 0, result.output
     assert f"still runs {NEW}, and is to run {PINNED}" in result.output
+
+
+def test_an_empty_name_is_none_of_a_pipeline(bench: Bench) -> None:
+    result = CliRunner().invoke(ota.command, ["rollback", "", "--config", str(bench.config)])
+    assert isinstance(result.exception, OtaError)
+    assert "there is no pipeline ''" in str(result.exception)

@@ -187,6 +187,14 @@ def test_an_address_that_is_not_https_is_a_mistake(tmp_path: Path, url: str) -> 
         open_way(Ota(root_file=tmp_path / "root.json", url=url), monotonic_ns=time.monotonic_ns)
 
 
+def test_a_directory_that_is_no_repository_is_told_with_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(NotThereError, match="name a directory with `metadata` and `targets` in it"):
+        list(DirectoryWay(tmp_path).read("metadata/timestamp.json", 0, 10))
+    (tmp_path / "metadata").mkdir()  # a file that is not in a repository is no mistake of whoever named it
+    with pytest.raises(NotThereError, match=r"timestamp\.json: No such file or directory$"):
+        list(DirectoryWay(tmp_path).read("metadata/timestamp.json", 0, 10))
+
+
 def test_a_site_without_any_way_is_told_to_import(tmp_path: Path) -> None:
     way = open_way(Ota(root_file=tmp_path / "root.json"), monotonic_ns=time.monotonic_ns)
     with pytest.raises(UnreachableError, match="gateway ota import"):

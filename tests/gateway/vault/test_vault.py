@@ -110,10 +110,22 @@ def test_a_version_is_never_replaced_by_something_else(vault: Vault, tmp_path: P
     plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"first"})
     stored = vault.import_release(plain)
     other, _ = plain_release(tmp_path / "other", {"model.tflite": b"second"})
-    with pytest.raises(VaultError, match=r"holds another probe 1\.0\.0"):
+    with pytest.raises(VaultError, match=r"holds another probe 1\.0\.0.*`--replace` puts it aside"):
         vault.import_release(other)
     with vault.open_weights(stored.directory, artefacts[0]) as opened:
         assert bytes(opened.view) == b"first"
+    assert {key.release for key in vault.status().keys} == {stored.digest}, "no key is drawn for what does not come"
+
+
+def test_what_was_a_mistake_is_put_aside_by_hand(vault: Vault, tmp_path: Path) -> None:
+    plain, _ = plain_release(tmp_path / "plain", {"model.tflite": b"first"})
+    vault.import_release(plain)
+    other, artefacts = plain_release(tmp_path / "other", {"model.tflite": b"second"})
+    stored = vault.import_release(other, replace=True)
+    with vault.open_weights(stored.directory, artefacts[0]) as opened:
+        assert bytes(opened.view) == b"second"
+    (aside,) = vault.releases.aside.iterdir()
+    assert read_release(aside).digest == read_release(plain).digest
 
 
 def test_a_plain_release_that_is_not_what_its_manifest_says_is_not_taken(vault: Vault, tmp_path: Path) -> None:
