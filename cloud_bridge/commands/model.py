@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from cloud_bridge import logs
-from cloud_bridge.commands.options import FAILED, Place, placed, put, say
+from cloud_bridge.commands.options import FAILED, Directory, Place, placed, put, say
 from cloud_bridge.config import Log
 from cloud_bridge.errors import BridgeError
 from cloud_bridge.registry.comparison import differences
@@ -311,7 +311,7 @@ def yank(file: Path | None, store_url: str | None, *, release: str, why: str, re
 @model.command()
 @placed
 @click.argument("release", metavar="NAME[@VERSION]")
-@click.argument("out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("out", metavar="DIR", type=Directory())
 @click.option("--who", default="operator", show_default=True, help="Is noted.")
 @_as_json
 def extract(file: Path | None, store_url: str | None, *, release: str, out: Path, who: str, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from cloud_bridge.registry.roles import RoleName
 from gateway.wire.plain import so_many
 
 _ROLES: Final = get_args(RoleName)
-_PASSPHRASE_BYTES_MAX: Final = 1024
+_PASSPHRASE_BYTES_MAX: Final = 1023  # more the libraries under it do not take
 _as_json = click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 _passphrase_option = click.option(
     "--passphrase-file",
@@ -34,12 +34,17 @@ def _passphrase(file: Path | None) -> bytes | None:
         return None
     try:
         with file.open("rb") as opened_file:  # it may be a pipe, from a program that keeps passphrases
-            line = opened_file.readline(_PASSPHRASE_BYTES_MAX).strip()
+            line = opened_file.readline(_PASSPHRASE_BYTES_MAX + 2)
     except OSError as error:
         raise RegistryError(f"{file}: {error.strerror or error}") from error
-    if not line:
+    passphrase = line.strip()
+    if not passphrase:
         raise click.UsageError(f"{file} holds no passphrase in its first line")
-    return line
+    if len(passphrase) > _PASSPHRASE_BYTES_MAX:
+        raise click.UsageError(
+            f"the first line of {file} has more than {_PASSPHRASE_BYTES_MAX} bytes"
+        )
+    return passphrase
 
 
 @click.group()

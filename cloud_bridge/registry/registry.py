@@ -166,7 +166,11 @@ class Registry:
         if not entry.is_offered:
             state = "taken back" if entry.yanked_ns is not None else "not published"
             raise RegistryError(f"{entry.label} is {state}, so no device can install it")
-        if place.exists():
+        try:
+            is_there = place.exists()
+        except OSError as error:
+            raise StorageError(f"{place}: {error.strerror or error}; name another directory") from error
+        if is_there:
             raise RegistryError(f"{place} is there already; remove it, or name another directory")
         with self.in_clear(entry) as plain:
             self.ledger.note("release-extracted", f"{entry.label}, in clear, into {place}", who)

@@ -123,6 +123,8 @@ def find_rollout(tx: Transaction, rollout_id: str) -> Rollout:
     Raises:
         RolloutError: there is none, or more than one.
     """
+    if not rollout_id:  # a variable that was not set: it would name the only rollout there is
+        raise RolloutError("no rollout is named; see `cloud-bridge rollout list`")
     rows = tx.rows(
         f"SELECT {_ROLLOUT} FROM rollouts WHERE substr(id, 1, ?) = ? ORDER BY id LIMIT 2",  # noqa: S608  # constants
         (len(rollout_id), rollout_id),

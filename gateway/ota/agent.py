@@ -414,8 +414,10 @@ def check_install(slot: Slot, pipeline: str, model: Installed) -> None:
 
 
 def check_rollback(book: Book, pipeline: str) -> None:
-    """Make sure that there is a way back. Raises OtaError if there is none."""
+    """Make sure that there is a way back. Raises OtaError if there is none, or if another release is kept there."""
     slot = book.slot(pipeline)
+    if slot.pinned is not None and slot.pinned != slot.active:
+        raise OtaError(f"pipeline {pipeline} keeps {slot.pinned.label}: `gateway ota unpin {pipeline}` first")
     if slot.active is None or slot.previous is None:
         raise OtaError(f"pipeline {pipeline} has no release to go back to: pin one with `gateway ota pin`")
 

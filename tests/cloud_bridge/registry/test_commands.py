@@ -68,6 +68,8 @@ def test_a_release_goes_from_a_directory_to_the_fleet(file: Path) -> None:
         one.file for one in read_manifest((clear / MANIFEST_FILE).read_bytes()).artefacts
     }
     assert "is there already" in run(file, "model", "extract", "process-anomaly", str(file.parent / "clear")).output
+    assert "no directory is named" in run(file, "model", "extract", "process-anomaly", "").output
+    assert "name another directory" in run(file, "model", "extract", "process-anomaly", str(out / ("d" * 300))).output
     yanked = answer(file, "model", "yank", "process-anomaly@1.0.0", "--why", "ghosts", "--revoke-key")
     assert (yanked["state"], yanked["yanked_why"]) == ("yanked", "ghosts")
     assert "is taken back" in run(file, "model", "extract", "process-anomaly@1.0.0", str(out)).output
@@ -240,3 +242,13 @@ def test_a_mistake_in_a_release_is_told_with_its_place_and_a_remedy(file: Path, 
     assert str(artefact) in told.output, "the file of who publishes, not a copy of it"
     assert "keys/work" not in told.output
     assert "install the release again" not in told.output
+
+
+def test_a_passphrase_is_as_long_as_one_can_be(tmp_path: Path) -> None:
+    kept = tmp_path / "passphrase"
+    key = tmp_path / "targets.pem"
+    for length, status in ((1024, 2), (1023, 0)):
+        kept.write_bytes(b"p" * length + b"\n")
+        result = CliRunner().invoke(main, ["registry", "keygen", str(key), "--passphrase-file", str(kept)])
+        assert result.exit_code == status, result.output
+        assert key.exists() == (status == 0)

@@ -752,3 +752,12 @@ def test_a_baseline_that_nobody_knows_is_refused(database: Database) -> None:
         stage.desk.create(stage.plan("rest", baseline=Release("nope", "1.0.0")))
     made = stage.desk.create(stage.plan("rest", baseline=OLD))
     assert made.plan.baseline == OLD, "not of the registry either, but devices came with it"
+
+
+def test_an_empty_id_names_no_rollout_where_there_is_only_one(database: Database) -> None:
+    stage = Stage(database)
+    stage.add(2)
+    made = stage.desk.create(stage.plan("1, rest"))
+    with pytest.raises(RolloutError, match="no rollout is named"):
+        stage.desk.act("", "abort")
+    assert stage.desk.act(made.id[:8], "abort").id == made.id

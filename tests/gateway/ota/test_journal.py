@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from gateway.ota import slots
+from gateway.ota.agent import check_rollback
+from gateway.ota.errors import OtaError
 from gateway.ota.journal import (
     FENCE,
     FILE,
@@ -390,3 +392,10 @@ def test_a_release_that_has_proved_itself_has_the_one_before_as_its_way_back_and
     assert book.slot("p").previous == TWO
     assert ONE not in slots.kept(book)
     assert slots.take_back("p", "by-hand", "bad", "now")(book).slot("p").previous is None
+
+
+def test_nobody_goes_back_under_another_release_that_is_kept() -> None:
+    book = slots.pin("p", ONE, "now")(proved(Book()))
+    with pytest.raises(OtaError, match=r"keeps m@1\.0\.0: `gateway ota unpin p` first"):
+        check_rollback(book, "p")
+    check_rollback(slots.pin("p", TWO, "now")(proved(Book())), "p")
