@@ -1,7 +1,9 @@
 """What is laid over the root, what a release says of itself, and what a device takes."""
 
+import itertools
 import json
 import os
+import runpy
 import shutil
 import stat
 import struct
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.osupdate.versions import is_below
 from gateway.vault import policy
 from image.builder import bundle, disk, layers
 from image.builder.approve import approvals
@@ -209,7 +212,18 @@ def test_a_bundle_says_what_devices_and_bridge_ask_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("version", "status"),
-    [("1.2.0", 0), ("1.10.0", 0), ("2.0", 0), ("1.1.9", 20), ("nonsense", 21), (None, 21)],
+    [
+        ("1.2.0", 0),
+        ("1.10.0", 0),
+        ("2.0", 0),
+        ("1.2", 0),
+        ("1.3.0-rc.1", 0),
+        ("1.1.9", 20),
+        ("1.2.0-rc.1", 20),
+        ("nonsense", 21),
+        ("1.2.0-", 21),
+        (None, 21),
+    ],
 )
 def test_a_device_takes_no_bundle_below_its_floor(version: str | None, status: int, tmp_path: Path) -> None:
     """RAUC passes the exit status on; what the gateway makes of it: tests/gateway/osupdate/test_rauc.py."""
@@ -224,6 +238,19 @@ def test_a_device_takes_no_bundle_below_its_floor(version: str | None, status: i
     done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert not status or "not installed" in done.stderr
+
+
+def test_root_has_the_same_order_of_versions_as_the_gateway_that_it_does_not_believe() -> None:
+    own = runpy.run_path(str(IMAGE / "overlay/usr/lib/sluice/pre-install"))
+    versions = ["0.9", "1.2.0-alpha", "1.2.0-alpha.1", "1.2.0-alpha.beta", "1.2.0-beta.2", "1.2.0-beta.11"]
+    versions += ["1.2.0-rc.1", "1.2.0", "1.2", "1.2.0+build.7", "1.2.1-rc.1", "1.10.0", "2"]
+    versions += ["nonsense", "1.2.0-", "1..2", ""]
+    for version, floor in itertools.product(versions, [each for each in versions if each]):
+        try:
+            wanted = own["BELOW_FLOOR"] if is_below(version, floor) else 0
+        except ValueError:
+            wanted = own["NO_VERSION"]
+        assert own["objection"](version, floor)[0] == wanted, (version, floor)
 
 
 @pytest.mark.parametrize(("state", "status"), [("good", 0), ("bad", 22), ("", 0)])
