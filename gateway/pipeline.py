@@ -363,7 +363,7 @@ class Pipeline:
 
     def _step(self, run: Run, sample: Sample) -> None:
         around, stages = self._around, run.stages
-        started_ns, waited_ns = around.monotonic_ns(), around.waited_ns()
+        started_ns, waited_ns, busy_ns = around.monotonic_ns(), around.waited_ns(), around.busy_ns()
         self._looking_ns = started_ns
         try:
             with run.slot.using() as model:
@@ -388,9 +388,10 @@ class Pipeline:
             log.info("pipeline_infers_again", pipeline=self.name, failed=self._errors["inference-error"])
         ended_ns = around.monotonic_ns()
         own_ns = max(0, ended_ns - started_ns - (around.waited_ns() - waited_ns))
+        busy_ns = around.busy_ns() - busy_ns
         self._inferences += 1
         self._rate.tick(ended_ns)
-        around.spectator.answered(sample, inference, own_ns / 1e9)
+        around.spectator.answered(sample, inference, own_ns / 1e9, busy_ns / 1e9)
         if (gap_seconds := self._gap.answered(inference.model, ended_ns)) is not None:
             around.spectator.swapped(inference.model, gap_seconds)
         around.instruments.inferred(self.name, inference, (ended_ns - started_ns) / 1e9, model.batch_fill(sample))

@@ -1,5 +1,6 @@
 """What a pipeline needs of the program around it, and who looks on."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -18,9 +19,11 @@ class Spectator(Protocol):
     """Looks on while models answer. Called on the inference thread, which waits for it: it must be quick.
 
     `seconds` is how long an answer took, without what its thread waited for a processor: that is the machine's doing.
+    `busy_seconds` is how long the thread was on one. What is between the two it waited for something else: for an
+    accelerator, for other threads of the model, or, in this interpreter, for its turn.
     """
 
-    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None: ...
+    def answered(self, sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None: ...
     def failed(self, model: ModelRef, error: InferenceError) -> None: ...
     def swapped(self, model: ModelRef, gap_seconds: float) -> None: ...
 
@@ -28,7 +31,7 @@ class Spectator(Protocol):
 class Nobody:
     """A spectator that does not look."""
 
-    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None:
+    def answered(self, sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None:
         """Look away."""
 
     def failed(self, model: ModelRef, error: InferenceError) -> None:
@@ -62,6 +65,7 @@ class Surroundings:
     wall_ns: Callable[[], int]
     monotonic_ns: Callable[[], int]
     waited_ns: Callable[[], int] = processor.waited_ns  # how long the calling thread has waited for a processor so far
+    busy_ns: Callable[[], int] = time.thread_time_ns  # how long it has been on one
     wants_pictures: Callable[[], bool] = lambda: True  # whether evidence is wanted at all just now
     may_keep: Callable[[int], bool] = lambda _size: True  # whether the link can ever carry a picture of this size
     renew: Callable[[], None] = lambda: None  # what an earlier run had in hand may be handed to the source again

@@ -65,6 +65,21 @@ def ks_chance(distance: float, first: float, second: float) -> float:
     return min(1.0, max(0.0, math.fsum(terms)))
 
 
+def without_stalls(took: Sequence[float], busy: Sequence[float]) -> list[float]:
+    """Return how long answers took, without what their thread waited off the processor for longer than usual.
+
+    An accelerator takes its time each time. What comes now and then is the machine's: another thread of this program
+    has the interpreter, and waits for a processor itself. No count of the waiting thread shows that.
+
+    Args:
+        took: by each answer, without what its thread waited for a processor.
+        busy: how long the thread was on one for it.
+    """
+    stalls = [max(0.0, each - on) for each, on in zip(took, busy, strict=True)]
+    usual = quantile(stalls, 0.5) if stalls else 0.0
+    return [each - max(0.0, stall - usual) for each, stall in zip(took, stalls, strict=True)]
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """Return the value that this share of all do not exceed."""
     ordered = sorted(values)

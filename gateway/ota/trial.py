@@ -22,6 +22,7 @@ from gateway.ota.distances import (
     look_at,
     mean_shift,
     quantile,
+    without_stalls,
 )
 from gateway.ota.inputs import input_drift
 from gateway.ota.journal import MadeFor, Reference
@@ -47,6 +48,7 @@ class Seen:
     errors: int = 0  # samples without an answer, those that were not finite included
     not_finite: int = 0
     latencies_ms: Sequence[float] = ()  # the latest
+    busy_ms: Sequence[float] = ()  # of each of these, how long its thread was on a processor; empty: all the time
     scores: Sequence[float] = ()  # best score of each sample, in order
     labels: Mapping[str, int] | None = None
     inputs: Mapping[str, Sequence[float]] = field(default_factory=dict)  # statistics of the samples by name, in order
@@ -149,7 +151,7 @@ def _latency(rules: TrialSettings, reference: Reference, target_ms: float | None
     # was kept on average is not broken by what the machine did at that moment. A first release is given as much room
     # over its promise as another one over the release before.
     limit = max(limit, _roomy(rules, before if before is not None else limit))
-    p95 = quantile(seen.latencies_ms, 0.95)
+    p95 = quantile(without_stalls(seen.latencies_ms, seen.busy_ms or seen.latencies_ms), 0.95)
     if answers >= LEAST_FOR_TAIL and p95 > limit:
         return TakeBack("latency", f"95 % of answers took up to {p95:.1f} ms, {limit:.1f} ms are allowed{told}")
     return None

@@ -7,7 +7,7 @@ from typing import Final
 
 from gateway.errors import InferenceError
 from gateway.inference.postprocess import NotFiniteError
-from gateway.ota.distances import quantile
+from gateway.ota.distances import quantile, without_stalls
 from gateway.ota.journal import MadeFor, Reference
 from gateway.ota.trial import Seen
 from gateway.preprocess.statistics import Statistics, statistics_of
@@ -40,6 +40,7 @@ class Watch:
         self._scores: deque[float] = deque(maxlen=LATELY)
         self._labels: deque[str] = deque(maxlen=LATELY)
         self._latencies: deque[float] = deque(maxlen=LATELY)
+        self._busy: deque[float] = deque(maxlen=LATELY)
         self._outcomes: deque[bool] = deque(maxlen=_OUTCOMES)
         self._trial_scores: list[float] = []
         self._trial_labels: Counter[str] = Counter()
@@ -47,7 +48,7 @@ class Watch:
 
     # ---- told by the pipeline -----------------------------------------------------------------------
 
-    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None:
+    def answered(self, sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None:
         """Note an answer."""
         best = inference.findings[0] if inference.findings else None
         score = best.score if best is not None else 0.0
@@ -61,6 +62,7 @@ class Watch:
             self._scores.append(score)
             self._labels.append(label)
             self._latencies.append(seconds * 1e3)
+            self._busy.append(busy_seconds * 1e3)
             self._outcomes.append(True)
             if len(self._trial_scores) < TRIAL_SCORES:
                 self._trial_scores.append(score)
@@ -103,7 +105,9 @@ class Watch:
             return Reference(
                 scores=tuple(round(score, 5) for score in self._scores),
                 labels=dict(Counter(self._labels)),
-                latency_p95_ms=round(quantile(self._latencies, 0.95), 3) if self._latencies else None,
+                latency_p95_ms=(
+                    round(quantile(without_stalls(self._latencies, self._busy), 0.95), 3) if self._latencies else None
+                ),
                 error_share=1 - sum(self._outcomes) / len(self._outcomes) if self._outcomes else 0.0,
                 inputs=self._inputs.last(),
                 tensor=self._tensor.last(),
@@ -122,6 +126,7 @@ class Watch:
                 errors=self._errors,
                 not_finite=self._not_finite,
                 latencies_ms=tuple(self._latencies),
+                busy_ms=tuple(self._busy),
                 scores=tuple(self._trial_scores),
                 labels=dict(self._trial_labels),
                 inputs=self._inputs.first(),

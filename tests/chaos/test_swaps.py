@@ -61,9 +61,9 @@ def warmed_up_in_the_pipelines_thread(device: Device, model: Model) -> None:
     """Hold up the thread that answers while the new model becomes warm."""
     answered, held = device.record.answered, threading.Event()
 
-    def slow(sample: Sample, inference: Inference, seconds: float) -> None:
+    def slow(sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None:
         device.record.answered = answered  # type: ignore[method-assign]
-        answered(sample, inference, seconds)
+        answered(sample, inference, seconds, busy_seconds)
         held.set()
         time.sleep(STALL_SECONDS)
 

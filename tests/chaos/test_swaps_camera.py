@@ -94,10 +94,10 @@ class CameraDevice(Device):
         self.sensor = VideoFile("camera", self.source)  # type: ignore[assignment]  # what the pipeline opens
         answered = self.record.answered
 
-        def note(sample: Sample, inference: Inference, seconds: float) -> None:
+        def note(sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None:
             self.seen.times.append(time.monotonic())
             self.seen.answers.append((inference.sequence, inference.model.version))
-            answered(sample, inference, seconds)
+            answered(sample, inference, seconds, busy_seconds)
 
         self.record.answered = note  # type: ignore[method-assign]
 
@@ -174,10 +174,10 @@ def test_swaps_control_a_camera_whose_pipeline_is_held_up_loses_frames(experimen
     with camera(experiment, 1) as device:
         noted = device.record.answered
 
-        def held_up(sample: Sample, inference: Inference, seconds: float) -> None:
+        def held_up(sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None:
             device.record.answered = noted  # type: ignore[method-assign]
             time.sleep(HELD_SECONDS)
-            noted(sample, inference, seconds)
+            noted(sample, inference, seconds, busy_seconds)
 
         device.record.answered = held_up  # type: ignore[method-assign]
         device.desire("1.1.0", token=1)

@@ -86,12 +86,12 @@ class Record:
     times: list[float] = field(default_factory=list)  # monotonic seconds
     gaps: list[float] = field(default_factory=list)
 
-    def answered(self, sample: Sample, inference: Inference, seconds: float) -> None:
+    def answered(self, sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None:
         """Note and pass on."""
         self.versions.append(inference.model.version)
         self.sequences.append(inference.sequence)
         self.times.append(time.monotonic())
-        self.watch.answered(sample, inference, seconds)
+        self.watch.answered(sample, inference, seconds, busy_seconds)
 
     def failed(self, model: ModelRef, error: Exception) -> None:
         """Pass on."""

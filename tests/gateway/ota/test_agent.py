@@ -384,6 +384,31 @@ def test_what_an_answer_waits_for_a_processor_is_not_held_against_a_release(
         device.reaches("reverted", "2.0.0", "latency")
 
 
+@pytest.mark.parametrize("stalls", [True, False])
+def test_what_stalls_some_answers_is_not_held_against_a_release_and_what_they_compute_is(
+    device: Device, monkeypatch: pytest.MonkeyPatch, *, stalls: bool
+) -> None:
+    infer = Model.infer
+
+    def late(model: Model, sample: Sample) -> Inference:
+        if model.ref.version == "2.0.0" and sample.sequence % 5 == 0:
+            until = time.thread_time() + 0.2
+            time.sleep(0.2 if stalls else 0.0)  # as where another thread has the interpreter, and no processor
+            while not stalls and time.thread_time() < until:
+                pass
+        return infer(model, sample)
+
+    monkeypatch.setattr(Model, "infer", late)
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    wait_for(lambda: len(device.record.versions) > 60, what="something to compare with")
+    device.desire("2.0.0", token=1)
+    if stalls:
+        device.reaches("running", "2.0.0")
+    else:
+        device.reaches("reverted", "2.0.0", "latency")
+
+
 def test_a_key_that_does_not_come_is_waited_for(device: Device) -> None:
     device.grants = False
     publish(device, "2.0.0", scorer(1.0))

@@ -94,6 +94,17 @@ def test_a_few_slow_answers_are_the_machines_and_many_are_the_releases() -> None
     assert code(judge(RULES, BEFORE, 5.0, mixed(6))) == "latency"
 
 
+def test_what_stalls_a_thread_now_and_then_is_the_machines_and_what_keeps_it_busy_the_releases() -> None:
+    def mixed(stalled: int, busy_ms: float, usually: float = 0.0) -> Seen:
+        took = (3.0 + usually,) * (60 - stalled) + (40.0 + usually,) * stalled
+        return seen(latencies_ms=took, busy_ms=(3.0,) * (60 - stalled) + (busy_ms,) * stalled)
+
+    assert judge(RULES, BEFORE, 5.0, mixed(6, 3.0)) == Wait()
+    assert judge(RULES, BEFORE, None, mixed(6, 3.0, usually=10.0)) == Wait(), "an accelerator, as before"
+    assert code(judge(RULES, BEFORE, 5.0, mixed(6, 40.0))) == "latency", "the control: it is busy itself"
+    assert code(judge(RULES, BEFORE, None, mixed(6, 3.0, usually=40.0))) == "latency", "always late is no stall"
+
+
 def test_a_source_that_is_broken_is_not_blamed_on_the_new_release() -> None:
     broken = Reference(error_share=0.3)
     assert judge(RULES, broken, None, seen(errors=40)) == Wait()
