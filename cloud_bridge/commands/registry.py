@@ -41,9 +41,7 @@ def _passphrase(file: Path | None) -> bytes | None:
     if not passphrase:
         raise click.UsageError(f"{file} holds no passphrase in its first line")
     if len(passphrase) > _PASSPHRASE_BYTES_MAX:
-        raise click.UsageError(
-            f"the first line of {file} has more than {_PASSPHRASE_BYTES_MAX} bytes"
-        )
+        raise click.UsageError(f"the first line of {file} has more than {_PASSPHRASE_BYTES_MAX} bytes")
     return passphrase
 
 
