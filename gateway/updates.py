@@ -113,6 +113,7 @@ class Updates:
                 repository,
                 state / "ota",
                 allowance=lambda: parts.meter.allowance("model_downloads"),
+                is_closed=lambda: (hold := parts.meter.hold("model_downloads")) is not None and hold.reason == "window",
             ),
             Around(
                 there=self._there,

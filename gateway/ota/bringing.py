@@ -22,6 +22,7 @@ from gateway.ota.bay import Bay
 from gateway.ota.canary import CanaryError, CanaryStarvedError
 from gateway.ota.errors import (
     BadReleaseError,
+    BudgetError,
     BudgetSpentError,
     FetchError,
     FloorError,
@@ -70,6 +71,7 @@ class _Pause:
     until: float = 0.0
     failures: int = 0
     spent_period: int | None = None  # the period of the link's budget that has too little left for it
+    window: bool = False  # it was closed
 
 
 class Bringing:
@@ -148,15 +150,20 @@ class Bringing:
                 self._repository_failed(error)
 
     def _waits_for_budget(self, pause: _Pause) -> bool:
-        """Tell whether an update waits for the next period of the budget; asking costs no bytes, unlike trying."""
-        if pause.spent_period is None:
+        """Tell whether an update waits for the next period of the budget, or for the window to open.
+
+        Asking costs no bytes, unlike trying; and a window may be shorter than the pause between two tries.
+        """
+        if pause.spent_period is None and not pause.window:
             return False
         allowance = self._installer.allowance()
-        if allowance is not None and allowance.period == pause.spent_period:
+        if pause.spent_period is not None and allowance is not None and allowance.period == pause.spent_period:
             return True
-        pause.spent_period = None
-        # For all of a fleet it is renewed at the same moment.
-        spread = 0.0 if allowance is None else RENEWED_SPREAD_SECONDS * self._around.draw()
+        if pause.window and self._installer.waits_for_window():
+            return True
+        was_window, pause.spent_period, pause.window = pause.window, None, False
+        # For all of a fleet it is renewed, or opens, at the same moment.
+        spread = 0.0 if allowance is None and not was_window else RENEWED_SPREAD_SECONDS * self._around.draw()
         pause.until = self._around.monotonic() + spread
         return False
 
@@ -407,6 +414,7 @@ class Bringing:
         pause.until = self._around.monotonic() + delay * (0.5 + 0.5 * self._around.draw())
         allowance = self._installer.allowance() if isinstance(error, BudgetSpentError) else None
         pause.spent_period = allowance.period if allowance is not None else None
+        pause.window = isinstance(error, BudgetError) and self._installer.waits_for_window()
         # The list of the repository, or who stands between, may be another one the next time.
         phase: UpdatePhase = "refused" if isinstance(error, TrustError) else "waiting"
         with self._bays[pipeline].lock:

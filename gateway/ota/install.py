@@ -165,6 +165,7 @@ class Installer:
         directory: Path,
         *,
         allowance: Callable[[], Allowance | None],
+        is_closed: Callable[[], bool] = lambda: False,
         backends: Callable[[Pipeline], tuple[Backend, ...]] = default_backends,
     ) -> None:
         """Take what is needed.
@@ -174,17 +175,23 @@ class Installer:
             source: where files come from.
             directory: for what is on its way.
             allowance: what the link's budget still has, and until when; None: any number of bytes.
+            is_closed: whether the link waits for its window to open.
             backends: what this machine may run a release on.
         """
         self._vault = vault
         self._source = source
         self._directory = directory / "incoming"
         self._allowance = allowance
+        self._is_closed = is_closed
         self._backends = backends
 
     def allowance(self) -> Allowance | None:
         """Return what the link's budget still has, and until when; None: any number of bytes."""
         return self._allowance()
+
+    def waits_for_window(self) -> bool:
+        """Tell whether nothing may be fetched until the link's window opens."""
+        return self._is_closed()
 
     def require_budget(self, size_bytes: int, what: str) -> None:
         """Make sure that the link's budget carries so much, or that no period of it could. Raises BudgetSpentError."""

@@ -131,6 +131,7 @@ class Device:
         self.room: int | None = None  # of the link's budget; None: it has none
         self.budget = 1 << 20
         self.period = 0
+        self.closed = False  # the window of the link
         self.waited_ns = 0  # for a processor, on the inference thread, besides what it really waited
         self.connects = 1
         self.renewals = 0
@@ -156,6 +157,7 @@ class Device:
             self.repository,
             self.state / "ota",
             allowance=self.allowance,
+            is_closed=lambda: self.closed,
             backends=lambda _settings: (LiteRtBackend(),),
         )
         self.agent = OtaAgent(

@@ -336,6 +336,27 @@ def test_a_closed_window_is_no_spent_budget_and_is_tried_again(device: Device, r
     assert len(repository.fetched) > asked
 
 
+def test_a_window_that_opens_for_minutes_is_not_slept_through(device: Device, repository: ReleaseRepository) -> None:
+    clock = [0.0]
+    device.monotonic = lambda: clock[0]
+    publish(device, "2.0.0", scorer(1.0))
+    device.repository.grant(device.vault)
+    repository.fetching = BudgetError("the window is closed")
+    device.closed = True
+    device.desire("2.0.0", token=1)
+    device.agent.tick()
+    device.agent.fetch_round()
+    asked = repository.refreshes
+    for _ in range(1000):  # most of a day
+        clock[0] += 60.0
+        device.agent.fetch_round()
+    assert len(repository.fetched) == 1, "nothing is tried while it is closed"
+    assert repository.refreshes - asked <= 25, "but the list is looked at, as every hour"
+    device.closed = False
+    device.agent.fetch_round()
+    assert len(repository.fetched) == 2, "and at once when it opens"
+
+
 def test_looking_at_the_repository_leaves_a_part_of_the_budget_to_updates(device: Device) -> None:
     device.budget, device.room = 1000, 249
     device.agent.fetch_round()
