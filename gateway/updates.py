@@ -207,7 +207,8 @@ class Updates:
         return {}
 
     def _install(self, arguments: Mapping[str, str]) -> dict[str, Any]:
-        self._agent.install(_pipeline(arguments), installed_from(arguments.get("model", "")))
+        model, again = installed_from(arguments.get("model", "")), bool(arguments.get("again"))
+        self._agent.install(_pipeline(arguments), model, again=again)
         return {}
 
     def _unpin(self, arguments: Mapping[str, str]) -> dict[str, Any]:

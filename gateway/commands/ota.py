@@ -109,8 +109,9 @@ def rollback(pipeline: str | None, config_file: Path) -> None:
 @click.argument("pipeline")
 @click.argument("model")
 @click.option("--wait", "seconds", type=Number(0), default=600.0, show_default=True, help="At most so long.")
+@click.option("--again", is_flag=True, help="Also if it was given up there: it is tried once more.")
 @config_option
-def install(pipeline: str, model: str, seconds: float, config_file: Path) -> None:
+def install(pipeline: str, model: str, seconds: float, again: bool, config_file: Path) -> None:  # noqa: FBT001 - as click
     """Have a PIPELINE try a MODEL@VERSION of the signed list, as if the bridge had assigned it.
 
     For a device without a cloud, after `gateway ota import` and, for its key, `gateway vault import` of what
@@ -124,14 +125,16 @@ def install(pipeline: str, model: str, seconds: float, config_file: Path) -> Non
     if not _is_running(config):
         become_owner(config.gateway.state_directory)
         with locked_state(config.gateway.state_directory):
-            journal = Journal(config.gateway.state_directory)
-            check_install(journal.book.slot(pipeline), pipeline, wanted)
+            journal = _journal_here(config)
+            check_install(journal.book.slot(pipeline), pipeline, wanted, again=again)
             token = journal.book.fencing_token
-            journal.change(slots.accept(pipeline, wanted, token, _now(), by_hand=True))
+            accepted = slots.accept(pipeline, wanted, token, _now(), by_hand=True)
+            journal.change(lambda book: accepted(slots.unblock(pipeline, wanted)(book)))
         say("no gateway is running: its next start begins with that")
         return
     before = _status(config).pipelines.get(pipeline, Slot()).told
-    ask(socket_path(config.gateway), "ota-install", {"pipeline": pipeline, "model": model})
+    arguments = {"pipeline": pipeline, "model": model} | ({"again": "yes"} if again else {})
+    ask(socket_path(config.gateway), "ota-install", arguments)
     _follow(config, pipeline, wanted, before, seconds)
 
 
@@ -240,7 +243,7 @@ def _carry_out(
     if not _is_running(config):
         become_owner(config.gateway.state_directory)  # a journal of root's the next gateway could not read
         with locked_state(config.gateway.state_directory):
-            offline(Journal(config.gateway.state_directory))
+            offline(_journal_here(config))
         say("no gateway is running: its next start begins with that")
         return
     ask(path, request, arguments)
@@ -265,6 +268,18 @@ def _carry_out(
         say(late)
         return
     raise OtaError(f"not carried out within {_CARRIED_OUT_SECONDS:g} s: see `gateway ota status`")
+
+
+def _journal_here(config: Config) -> Journal:
+    """Open the journal of a gateway that does not run.
+
+    Raises:
+        OtaError: it is damaged or gone. What its releases have proved is for the gateway to find out, and it tells
+            everybody about the damage, which a new journal of ours would hide.
+    """
+    if damage := look(config.gateway.state_directory).damage:
+        raise OtaError(f"{damage}; start the gateway once, then ask again")
+    return Journal(config.gateway.state_directory)
 
 
 def _known_pipeline(config: Config, pipeline: str) -> None:

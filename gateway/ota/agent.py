@@ -156,16 +156,17 @@ class OtaAgent:
         check_pin(model, self._around.there())
         self._ask(lambda: self._by_hand(pipeline, slots.pin(pipeline, model, self._telling.at()), "pinned"))
 
-    def install(self, pipeline: str, model: Installed) -> None:
+    def install(self, pipeline: str, model: Installed, *, again: bool = False) -> None:
         """Bring a release of the signed list and try it, as if the bridge had assigned it; carried out soon.
 
         What the bridge assigns next counts again.
 
         Raises:
-            OtaError: there is no such pipeline, a release is pinned there, or this one was given up there.
+            OtaError: there is no such pipeline, a release is pinned there, or this one was given up there and is not
+                to be tried again.
         """
         self._require(pipeline)
-        check_install(self._journal.book.slot(pipeline), pipeline, model)
+        check_install(self._journal.book.slot(pipeline), pipeline, model, again=again)
         self._ask(lambda: self._want(pipeline, model))
 
     def unpin(self, pipeline: str) -> None:
@@ -369,8 +370,8 @@ class OtaAgent:
             if slot.wanted is not None:
                 self._journal.change(slots.withdraw(pipeline, self._telling.at()))
             return
-        token = self._journal.book.fencing_token
-        self._journal.change(slots.accept(pipeline, model, token, self._telling.at(), by_hand=True))
+        accepted = slots.accept(pipeline, model, self._journal.book.fencing_token, self._telling.at(), by_hand=True)
+        self._journal.change(lambda book: accepted(slots.unblock(pipeline, model)(book)))
         self._bringing.forget_pauses()
         log.info("model_wanted_by_hand", pipeline=pipeline, model=model.label)
         self._fetch_wake.set()
@@ -405,12 +406,19 @@ def check_pin(model: Installed, there: list[tuple[str, str]]) -> None:
         raise OtaError(f"{model.label} is not on this device; there is {known}")
 
 
-def check_install(slot: Slot, pipeline: str, model: Installed) -> None:
-    """Make sure that a release may be tried. Raises OtaError if another is pinned, or if it was given up there."""
+def check_install(slot: Slot, pipeline: str, model: Installed, *, again: bool = False) -> None:
+    """Make sure that a release may be tried; `again`: also one that was given up there.
+
+    Raises:
+        OtaError: another is pinned, or it was given up there.
+    """
     if slot.pinned is not None:
         raise OtaError(f"pipeline {pipeline} keeps {slot.pinned.label}: `gateway ota unpin {pipeline}` first")
-    if (blocked := slot.is_blocked(model)) is not None:
-        raise OtaError(f"{model.label} was given up on pipeline {pipeline}: {blocked.reason}; publish it anew, mended")
+    if (blocked := slot.is_blocked(model)) is not None and not again:
+        raise OtaError(
+            f"{model.label} was given up on pipeline {pipeline}: {blocked.reason}; publish it anew, mended, or have it "
+            "tried once more with `--again`"
+        )
 
 
 def check_rollback(book: Book, pipeline: str) -> None:

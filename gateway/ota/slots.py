@@ -364,11 +364,26 @@ def refuse(pipeline: str, model: Installed, code: str, reason: str, at: str) -> 
 
 
 def pin(pipeline: str, model: Installed, at: str) -> Step:
-    """Keep a release, whatever the bridge gives."""
+    """Keep a release, whatever the bridge gives. Who does that to one that was given up wants it: it is no more."""
+    unblocked = unblock(pipeline, model)
 
     def step(book: Book) -> Book:
+        book = unblocked(book)
         slot = msgspec.structs.replace(book.slot(pipeline), pinned=model)
         return book.with_slot(pipeline, slot, Event(at=at, pipeline=pipeline, what="pinned", model=model.label))
+
+    return step
+
+
+def unblock(pipeline: str, model: Installed) -> Step:
+    """Forget that a release was given up: a person wants it."""
+
+    def step(book: Book) -> Book:
+        slot = book.slot(pipeline)
+        if slot.is_blocked(model) is None:
+            return book
+        blocked = tuple(each for each in slot.blocked if each.model != model)
+        return book.with_slot(pipeline, msgspec.structs.replace(slot, blocked=blocked))
 
     return step
 

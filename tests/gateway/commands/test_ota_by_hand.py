@@ -10,9 +10,10 @@ from gateway.commands import ota
 from gateway.ota import slots
 from gateway.ota.agent import OtaStatus
 from gateway.ota.errors import OtaError
-from gateway.ota.journal import Installed, Journal, Slot, installed_from
+from gateway.ota.journal import FILE, Installed, Journal, Slot, installed_from
 from gateway.wire.messages import ModelRef
 from tests.gateway.commands.test_ota_fetch import Bench
+from tests.gateway.commands.test_ota_install import take_key
 
 NEW, PINNED = "press@1.0.0", "press@0.9.0"
 
@@ -71,3 +72,18 @@ def test_an_empty_name_is_none_of_a_pipeline(bench: Bench) -> None:
     result = CliRunner().invoke(ota.command, ["rollback", "", "--config", str(bench.config)])
     assert isinstance(result.exception, OtaError)
     assert "there is no pipeline ''" in str(result.exception)
+
+
+@pytest.mark.parametrize("words", [("rollback", "own"), ("pin", "own", NEW), ("unpin", "own"), ("install", "own", NEW)])
+def test_a_damaged_journal_is_left_to_the_gateway_which_tells_of_it(bench: Bench, words: tuple[str, ...]) -> None:
+    """A new one of ours would hide the damage, and what was proved with it."""
+    bench.served.add_release("press", "1.0.0", token=1)
+    bench.publish()
+    assert bench.imported().exit_code == 0
+    take_key(bench, "press", "1.0.0")
+    file = bench.state / "ota" / FILE
+    file.write_bytes(b"garbage")
+    result = CliRunner().invoke(ota.command, [*words, "--config", str(bench.config)])
+    assert isinstance(result.exception, OtaError)
+    assert "start the gateway once, then ask again" in str(result.exception)
+    assert file.read_bytes() == b"garbage"

@@ -12,6 +12,7 @@ import pytest
 from gateway.config import Trial
 from gateway.inference.model import Model
 from gateway.ota import agent as ota_agent
+from gateway.ota import slots
 from gateway.ota.errors import BudgetError, BudgetSpentError, NoRootError, OtaError, UnreachableError
 from gateway.values import Inference, Sample
 from gateway.wire.histogram import Histogram
@@ -506,6 +507,34 @@ def test_people_pin_go_back_and_unpin(device: Device) -> None:
     device.agent.rollback("motor")
     device.reaches("reverted", "2.0.0", "by-hand")
     wait_for(lambda: device.serving == "1.0.0")
+
+
+def test_a_person_may_have_what_was_given_up_tried_once_more(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    device.agent.rollback("motor")
+    device.reaches("reverted", "2.0.0", "by-hand")
+    with pytest.raises(OtaError, match=r"was given up on pipeline motor.*`--again`"):
+        device.agent.install("motor", installed("2.0.0"))
+    device.agent.install("motor", installed("2.0.0"), again=True)
+    device.reaches("running", "2.0.0")
+    assert device.slot.is_blocked(installed("2.0.0")) is None
+
+
+def test_what_a_person_pins_is_given_up_no_more(device: Device) -> None:
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    device.agent.rollback("motor")
+    device.reaches("reverted", "2.0.0", "by-hand")
+    device.agent.pin("motor", installed("1.0.0"))
+    device.reaches("pinned", "1.0.0", "pinned")
+    assert device.slot.is_blocked(installed("2.0.0")) is not None, "the control: another one"
+    device.journal.change(slots.pin("motor", installed("2.0.0"), "now"))
+    assert device.slot.is_blocked(installed("2.0.0")) is None
 
 
 def test_after_a_trial_was_taken_back_a_person_still_goes_back_to_what_was_before(device: Device) -> None:
