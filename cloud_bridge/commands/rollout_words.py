@@ -8,8 +8,8 @@ from cloud_bridge.rollout.comparison import Comparison
 from cloud_bridge.rollout.fleet import Fleet
 from cloud_bridge.rollout.records import Rollout
 from cloud_bridge.rollout.service import Report
+from gateway.wire.plain import in_figures, so_many
 from gateway.wire.plain import plain as shown
-from gateway.wire.plain import so_many
 from gateway.wire.times import rfc3339
 
 
@@ -42,7 +42,7 @@ def report_lines(report: Report, comparison: Comparison | None = None) -> list[s
     if comparison is not None:
         for arm in comparison.arms:
             score = "no score" if arm.mean_score is None else f"mean score {arm.mean_score:.3f}"
-            late = "" if arm.latency_p95_ms is None else f", p95 {arm.latency_p95_ms:.3g} ms"
+            late = "" if arm.latency_p95_ms is None else f", p95 {in_figures(arm.latency_p95_ms)} ms"
             lines.append(
                 f"  {arm.release}: {so_many(arm.devices, 'device')}, {so_many(arm.events, 'event')} in"
                 f" {arm.hours:.1f} h, {score}{late}"

@@ -7,7 +7,7 @@ import msgspec
 from cloud_bridge.store.base import Reader
 from cloud_bridge.values import Gap, Rollup, Spread, StoredEvent, StoredLetter, StoredRecord, StreamKey
 from gateway.wire.batch import payload_digest
-from gateway.wire.plain import so_many
+from gateway.wire.plain import in_figures, so_many
 from gateway.wire.times import rfc3339
 
 _NS_PER_SECOND: Final = 1_000_000_000
@@ -214,7 +214,7 @@ def rollup_plain(one: Rollup) -> dict[str, Any]:
 def _spread_text(name: str, spread: Spread) -> str:
     if spread.minimum is None or spread.mean is None or spread.maximum is None:
         return ""
-    return f", {name} {spread.minimum:.3g}/{spread.mean:.3g}/{spread.maximum:.3g}"
+    return f", {name} {in_figures(spread.minimum)}/{in_figures(spread.mean)}/{in_figures(spread.maximum)}"
 
 
 def rollup_line(one: Rollup) -> str:

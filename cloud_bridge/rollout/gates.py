@@ -18,6 +18,7 @@ from cloud_bridge.rollout.statistics import (
     rate_p,
     spent_at,
 )
+from gateway.wire.plain import in_figures
 
 Gate = Literal["drift", "anomalies", "errors", "latency"]
 GATES: Final[tuple[Gate, ...]] = ("drift", "anomalies", "errors", "latency")
@@ -153,7 +154,7 @@ def _anomalies(figures: Sequence[Figures], limits: Thresholds, alpha: float, ali
     p = rate_p(old, new, max(_LEAST_DISPERSION, bursts, alike))
     ratio = new.value / old.value if old.value else _BEYOND
     outside = ratio > limits.max_anomaly_ratio or ratio < 1 / limits.max_anomaly_ratio
-    text = f"{new.value:.3g} events an hour, {old.value:.3g} were to be expected"
+    text = f"{in_figures(new.value)} events an hour, {in_figures(old.value)} were to be expected"
     state: State = "failed" if outside and p <= alpha else "passed"
     return Finding("anomalies", state, ratio, limits.max_anomaly_ratio, p, text)
 

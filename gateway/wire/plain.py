@@ -6,6 +6,7 @@ JSON escapes C0 only (RFC 8259 §7). The marks that turn the direction of writin
 """
 
 import re
+from decimal import Decimal
 from typing import Final
 
 _JSON_ACTS: Final = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
@@ -36,6 +37,12 @@ def plain_lines(text: str) -> str:
 def so_many(number: int, noun: str) -> str:
     """Return a count with its noun: `1 record`, `2 records`; `noun` is the singular of one that takes an s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_figures(value: float) -> str:
+    """Return a number with three significant figures: `5180`, `0.0123`; as a power of ten where that is long."""
+    text = f"{value:.3g}"
+    return format(Decimal(text), "f") if 1e-6 <= abs(value) < 1e15 else text
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from cloud_bridge.cli import main
 from cloud_bridge.commands.rollout_words import report_lines
 from cloud_bridge.config import Rollout as Defaults
+from cloud_bridge.rollout.comparison import ArmSummary, Comparison
 from cloud_bridge.rollout.plan import Member, Stand
 from cloud_bridge.rollout.records import Rollout
 from cloud_bridge.rollout.service import Report, plan_from
@@ -177,3 +178,11 @@ def test_why_a_device_waits_is_told_beside_those_that_fail() -> None:
     assert "  gw-1 updating (waiting): slower than ota.min_bytes_per_second" in lines
     assert "  gw-3 failing (latency): too late" in lines
     assert not any("gw-2" in line for line in lines), "the control: who is busy as expected is counted, not named"
+
+
+def test_a_slow_release_has_its_latency_in_milliseconds_not_in_powers_of_ten() -> None:
+    plan = plan_from(Defaults(), pipeline="camera", release=NEW, waves=waves_of("rest"))
+    rollout = Rollout("3f9c", 0, 0, "running", "", 1, plan)
+    arm = ArmSummary(NEW, 2, 7, 1.5, 0.25, 4000.0, 5177.3, 0.0)
+    lines = report_lines(Report(rollout, (), (), 0, 0, ()), Comparison((arm,), ()))
+    assert "  detector@1.1.0: 2 devices, 7 events in 1.5 h, mean score 0.250, p95 5180 ms" in lines

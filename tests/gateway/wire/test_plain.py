@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.wire.plain import exact_json, plain, plain_json, plain_lines, so_many
+from gateway.wire.plain import exact_json, in_figures, plain, plain_json, plain_lines, so_many
 
 ACTING = "\x7f\x80\x85\x9b\x9d\x9f\u2028\u2029\u202a\u202e\u2066\u2069"
 STRINGS = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(ACTING + '\\"u0\n\t')))
@@ -72,3 +72,20 @@ def test_an_escape_shows_which_character_it_was() -> None:
 @pytest.mark.parametrize(("number", "words"), [(0, "0 errors"), (1, "1 error"), (2, "2 errors")])
 def test_a_count_of_one_has_a_noun_in_the_singular(number: int, words: str) -> None:
     assert so_many(number, "error") == words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5177.0, "5180"),
+        (123_456.0, "123000"),
+        (0.012345, "0.0123"),
+        (-42.0, "-42"),
+        (0.0, "0"),
+        (1e300, "1e+300"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_a_figure_is_read_without_counting_powers_of_ten(value: float, text: str) -> None:
+    assert in_figures(value) == text
