@@ -26,6 +26,7 @@ from cloud_bridge.rollout.records import (
 from cloud_bridge.rollout.releases import Release, Releases
 from cloud_bridge.rollout.returning import Ways, give_back, ways_back, words_of
 from cloud_bridge.rollout.waves import Wave
+from gateway.wire.messages import kind_of
 
 Deed = Literal["pause", "resume", "abort"]
 DEEDS: Final[tuple[Deed, ...]] = ("pause", "resume", "abort")
@@ -165,6 +166,7 @@ class RolloutDesk:
         ways = self._ways_back(rollout_id) if deed == "abort" else {}
         with self._database.transaction() as tx:
             before = find_rollout(tx, rollout_id)
+            known = list_members(tx, before.id)
             if deed == "pause" and before.phase == "running":
                 after = replace(before, phase="paused", updated_ns=now_ns, reason=reason or "paused")
                 return move(tx, before, after, "paused", who=who)
@@ -174,12 +176,13 @@ class RolloutDesk:
                     after = replace(after, wave_ns=None, settled_ns=None, findings=())
                 return move(tx, before, after, "resumed", who=who)
             if deed == "abort" and before.phase in {"running", "paused", "halted"}:
-                back = [one for one in list_members(tx, before.id) if not one.returned]
+                back = [one for one in known if not one.returned]
                 returned = give_back(tx, before, back, ways, now_ns)
                 after = replace(before, phase="aborted", updated_ns=now_ns, reason=reason or "aborted")
                 detail = f"{after.reason}; {words_of(back, returned)}"
                 return move(tx, before, after, "aborted", who=who, detail=detail)
-        raise RolloutError(f"rollout {before.id} is {before.phase}; it cannot be {_PAST[deed]}")
+        remedy = f"; {_instead(before, known)}" if deed == "abort" and before.phase == "done" else ""
+        raise RolloutError(f"rollout {before.id} is {before.phase}; it cannot be {_PAST[deed]}{remedy}")
 
     def _ways_back(self, rollout_id: str) -> Ways:
         """Ask the registry before the transaction: nobody waits there for another database."""
@@ -245,6 +248,19 @@ class RolloutDesk:
 
 
 _PAST: Final[dict[Deed, str]] = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
+
+
+def _instead(rollout: Rollout, members: Sequence[Member]) -> str:
+    """Say what gives the devices of a rollout that is done the release before."""
+    pipeline = rollout.plan.pipeline
+    if kind_of(pipeline) == "os":
+        return "another image comes by another rollout"
+    before = {one.previous for one in members if one.previous is not None}
+    older = str(before.pop()) if len(before) == 1 else "NAME@OLDER"
+    return (
+        f"`cloud-bridge rollout create --pipeline {pipeline} --model {older} --waves rest --no-gates` gives every "
+        "device the release before"
+    )
 
 
 def _one_at_a_time(tx: Transaction) -> None:

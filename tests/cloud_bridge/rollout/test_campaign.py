@@ -621,6 +621,23 @@ def test_what_is_over_cannot_be_moved(stage: Stage) -> None:
         stage.desk.act(made.id, "pause")
 
 
+def test_who_aborts_what_is_done_is_told_what_gives_back_the_release_before(stage: Stage) -> None:
+    stage.add(3)
+    made = stage.desk.create(stage.plan("rest", soak_seconds=0))
+    for _ in range(5):
+        stage.turn()
+    assert stage.rollout(made.id).phase == "done"
+    words = "`cloud-bridge rollout create --pipeline camera --model detector@1.0.0 --waves rest --no-gates`"
+    with pytest.raises(RolloutError, match=f"is done; it cannot be aborted; {words} gives every device"):
+        stage.desk.act(made.id, "abort")
+    with pytest.raises(RolloutError, match=r"is done; it cannot be paused$"):
+        stage.desk.act(made.id, "pause")
+    stage.desk.create(stage.plan("rest", soak_seconds=0, release=str(OLD), gates=False))
+    for _ in range(5):
+        stage.turn()
+    assert len(stage.running(OLD)) == 3
+
+
 def test_a_pipeline_has_one_rollout_at_a_time(stage: Stage) -> None:
     stage.add(1)
     stage.desk.create(stage.plan("rest"))
