@@ -413,6 +413,7 @@ class Ota(_Section, frozen=True, kw_only=True):
     hardware: str = ""  # what releases may be limited to, e.g. coral-devboard; default: the processor's architecture
     refresh_seconds: Seconds = 3600.0  # between two looks at the repository when nobody asks
     stale_after_days: Annotated[float, msgspec.Meta(gt=0)] = 7.0  # without fresh metadata: a notice, nothing stops
+    offline_days: Annotated[float, msgspec.Meta(ge=0, le=3650)] = 0.0  # so much longer a timestamp counts
     deadline_seconds: Seconds = 1800.0  # for one file, all tries together
     min_bytes_per_second: Count = 512  # over 30 seconds; a slower source is given up for now
     max_release_bytes: Bytes = 1024 * MIB

@@ -107,6 +107,7 @@ class Repository:
         self._way = way
         self._meter = meter
         self._monotonic_ns = monotonic_ns
+        self._offline_ns = int(settings.offline_days * _DAY_NS)
         self._metadata_limits = metadata_limits or Limits(REFRESH_SECONDS, min(64, settings.min_bytes_per_second))
         self._file_limits = file_limits or Limits(settings.deadline_seconds, settings.min_bytes_per_second)
         self._clock = FlooredClock(now_ns) if built_ns is None else FlooredClock(now_ns, built_ns=built_ns)
@@ -197,7 +198,7 @@ class Repository:
 
     def _begin(self) -> Trust:
         try:
-            return Trust(self._anchor(), self._floors, self._clock.now_ns())
+            return Trust(self._anchor(), self._floors, self._clock.now_ns(), offline_ns=self._offline_ns)
         except TrustError as error:
             self._kept_anchor = None  # another file may be put there
             raise type(error)(
@@ -344,7 +345,7 @@ class Repository:
     def _kept_until_ns(self) -> int | None:
         """Return until when what is kept is believed, UTC; what was known before where it is not whole now."""
         try:
-            return self._all_kept(Trust(self._anchor(), self._floors, 0)).expires_ns
+            return self._all_kept(Trust(self._anchor(), self._floors, 0, offline_ns=self._offline_ns)).expires_ns
         except OtaError as error:
             log.debug("ota_kept_metadata_not_whole", reason=str(error))
             return self._expires_ns

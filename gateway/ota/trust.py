@@ -9,7 +9,7 @@ There are no delegations: a release is listed by the targets role itself, or not
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -85,15 +85,22 @@ class Trust:
     Every `add_…` raises a `TrustError`, and what it was given must not be kept then.
     """
 
-    def __init__(self, anchor: bytes, floors: Floors, now_ns: int) -> None:
+    def __init__(self, anchor: bytes, floors: Floors, now_ns: int, *, offline_ns: int = 0) -> None:
         """Begin with the root that came with the device; its signatures are checked, its expiry is not (§5.3.10).
+
+        Args:
+            anchor: that root.
+            floors: what was accepted before.
+            now_ns: UTC.
+            offline_ns: how much longer than signed timestamp and snapshot count, on a site that no fresh ones reach.
 
         Raises:
             TrustError: it is no root, or not signed by itself.
         """
         with _translated("root"):
             self._set = TrustedMetadataSet(anchor, EnvelopeType.METADATA)
-        self._set.reference_time = datetime.fromtimestamp(now_ns / 1e9, UTC)
+        self._now = self._set.reference_time = datetime.fromtimestamp(now_ns / 1e9, UTC)
+        self._offline = timedelta(microseconds=offline_ns // 1000)
         self.floors = floors
 
     # ---- the root ----------------------------------------------------------------------------------------
@@ -130,8 +137,13 @@ class Trust:
 
     def add_timestamp(self, data: bytes) -> bool:
         """Take a timestamp; False: it has the version that is there already, which is kept (§5.4.3)."""
+        if self._set.root.is_expired(self._now):
+            raise ExpiredError(
+                f"root: it has expired on {self._set.root.expires:%Y-%m-%d}; the repository must sign a new one, or "
+                "this device's clock is ahead"
+            )
         try:
-            with _translated("timestamp"):
+            with _translated("timestamp"), self._patiently():
                 self._set.update_timestamp(data)
         except _SameVersion:
             return False
@@ -149,7 +161,7 @@ class Trust:
 
     def add_snapshot(self, data: bytes, *, cached: bool = False) -> None:
         """Take a snapshot. One from the cache may be older than the timestamp wants: it is held against the new one."""
-        with _translated("snapshot"):
+        with _translated("snapshot"), self._patiently():
             self._set.update_snapshot(data, trusted=cached)
         snapshot = self._set.snapshot
         self._not_below("snapshot", snapshot.version)
@@ -170,8 +182,14 @@ class Trust:
 
     def add_targets(self, data: bytes) -> None:
         """Take the list of what is offered."""
-        with _translated("targets"):
+        # The set looks once more at whether the snapshot has expired; the list itself counts as long as it says.
+        with _translated("targets"), self._patiently():
             self._set.update_targets(data)
+        if self._set.targets.is_expired(self._now):
+            raise ExpiredError(
+                f"targets: the list has expired on {self._set.targets.expires:%Y-%m-%d}; the repository must be signed "
+                "anew, or this device's clock is ahead"
+            )
         self._raise_floor("targets", self._set.targets.version)
 
     @property
@@ -182,10 +200,20 @@ class Trust:
     @property
     def expires_ns(self) -> int:
         """Until when this is believed without a refresh, UTC; only after `add_targets`."""
-        roles = (self._set.root, self._set.timestamp, self._set.snapshot, self._set.targets)
-        return min(int(each.expires.timestamp()) for each in roles) * 1_000_000_000
+        ends = [self._set.root.expires, self._set.targets.expires]
+        ends += [each.expires + self._offline for each in (self._set.timestamp, self._set.snapshot)]
+        return min(int(each.timestamp()) for each in ends) * 1_000_000_000
 
     # ---- inside ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _patiently(self) -> Iterator[None]:
+        """Judge as if it were earlier by what a site without fresh metadata is granted."""
+        self._set.reference_time = self._now - self._offline
+        try:
+            yield
+        finally:
+            self._set.reference_time = self._now
 
     def _not_below(self, role: Role, version: int) -> None:
         floor = getattr(self.floors, role)
@@ -225,7 +253,7 @@ def _translated(role: Role) -> Iterator[None]:
     except ExpiredMetadataError as error:
         raise ExpiredError(
             f"{role}: {error}; the repository must be refreshed, or this device's clock is ahead, or newer metadata is "
-            "held back from it"
+            "held back from it; on a site off any network: a newer stick, or `ota.offline_days`"
         ) from error
     except UnsignedMetadataError as error:
         raise SignatureError(f"{role}: {error}") from error

@@ -441,6 +441,32 @@ def test_expired_metadata(device: Device, role: str) -> None:
     device.refresh()
 
 
+def test_a_site_off_any_network_installs_what_was_brought_for_as_long_as_it_is_granted(device: Device) -> None:
+    week = device.wall.replace(tzinfo=UTC) + timedelta(days=7)
+    device.served.timestamp.expires = device.served.snapshot.expires = week
+    device.served.publish()
+    device.refresh()
+    device.later(days=40)
+    with pytest.raises(ExpiredError, match=r"`ota\.offline_days`"):
+        device.repository().verify()  # the control
+    device.settings["offline_days"] = 60.0
+    device.repository().verify()
+    device.forget_cache()
+    repository = device.refresh()  # the same stick again
+    device.later(days=26)
+    assert repository.stale_since_ns is not None, "it is told all the same"
+    repository.verify()
+    device.later(days=2)
+    with pytest.raises(ExpiredError):
+        repository.verify()
+
+
+@pytest.mark.parametrize("role", ["root", "targets"])
+def test_keys_and_lists_count_no_longer_than_signed_on_such_a_site_either(device: Device, role: str) -> None:
+    device.settings["offline_days"] = 60.0
+    test_expired_metadata(device, role)
+
+
 def test_a_clock_that_woke_up_in_1970_does_not_make_the_expired_good(device: Device) -> None:
     device.refresh()
     device.later(days=6)
