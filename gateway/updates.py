@@ -94,7 +94,7 @@ class Updates:
             exchange=parts.uplink.parts if parts.uplink is not None else None,
         )
         now_ns = enrolment.now_ns if enrolment is not None else time.time_ns
-        floor = open_floor(parts.vault, state)
+        floor = open_floor(parts.vault, state, has_identity=config.identity is not None)
         repository = Repository(
             settings,
             state,

@@ -327,7 +327,8 @@ def _floor(floor: FloorStatus) -> str:
 def _floor_here(config: Config) -> FloorStatus:
     """Look at the floor without a running gateway; changes nothing."""
     try:
-        return floor_for(config.vault, config.gateway.state_directory).look()
+        state, has_identity = config.gateway.state_directory, config.identity is not None
+        return floor_for(config.vault, state, has_identity=has_identity).look()
     except VaultError as error:
         return FloorStatus(problem=str(error))
 

@@ -161,7 +161,8 @@ def _config(config_file: Path) -> tuple[Config, Ota]:
 def _repository(config: Config, settings: Ota, way: Way) -> Repository:
     """Return the repository; from here on as the gateway's user, who must be able to read what is kept of it."""
     state = config.gateway.state_directory
-    floor = floor_for(config.vault, state)  # as root: it looks at who reaches the TPM
+    # As root: it looks at who reaches the TPM.
+    floor = floor_for(config.vault, state, has_identity=config.identity is not None)
     become_owner(state)
     clock = TrustedClock(IdentityFiles(state).look().floor_ns if config.identity is not None else 0)
     return Repository(

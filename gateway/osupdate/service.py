@@ -160,6 +160,6 @@ def _bundles(parts: Parts) -> RepositoryBundles | None:
         meter=parts.meter,
         now_ns=enrolment.now_ns if enrolment is not None else time.time_ns,
         monotonic_ns=time.monotonic_ns,
-        floor=open_floor(parts.vault, state),
+        floor=open_floor(parts.vault, state, has_identity=config.identity is not None),
     )
     return RepositoryBundles(repository, way, parts.meter, config.os.directory or state / DIRECTORY / "bundles")

@@ -41,9 +41,12 @@ from gateway.wire.tokens import of_twin_ms
 
 log = structlog.get_logger()
 
+_GOES_ON: Final = "a stick does not do. What runs goes on"
 _REMEDY: Final = (
-    "nothing is installed until the bridge has attested this device and sent its twin and fresh metadata; a stick does "
-    "not do. What runs goes on"
+    f"nothing is installed until the bridge has attested this device and sent its twin and fresh metadata; {_GOES_ON}"
+)
+_REMEDY_WITHOUT_IDENTITY: Final = (
+    f"nothing is installed until the bridge has sent its twin and fresh metadata; {_GOES_ON}"
 )
 
 _NO_TPM: Final = "there is no TPM (vault.level software)"
@@ -56,13 +59,15 @@ number: they come every few days and every hour, and a TPM's memory is not made 
 class Floor:
     """The floor of one device. Every method blocks, and may be called from any thread and program at once."""
 
-    def __init__(self, file: Path, anchor: Anchor | None = None) -> None:
+    def __init__(self, file: Path, anchor: Anchor | None = None, *, has_identity: bool = True) -> None:
         """Take the file's place, and what holds it; nothing is read yet.
 
         Args:
             file: `<state>/ota/floors.json`.
             anchor: None where there is no TPM.
+            has_identity: the bridge attests this device; where it does not, no words say to wait for that.
         """
+        self._remedy = _REMEDY if has_identity else _REMEDY_WITHOUT_IDENTITY
         self._file = file
         self._anchor = anchor
         self._lock = RLock()
@@ -123,7 +128,7 @@ class Floor:
             return msgspec.structs.replace(bare, problem="it is bound to the TPM when the gateway starts")
         if document.mac and (count is None or document.number in (count, count + 1)):
             return msgspec.structs.replace(bare, place="tpm")
-        problem = f"{self._file} has the number {document.number}, the counter in the TPM is {count}; {_REMEDY}"
+        problem = f"{self._file} has the number {document.number}, the counter in the TPM is {count}; {self._remedy}"
         return msgspec.structs.replace(bare, place="refused", code=FloorRestoredError.code, problem=problem)
 
     def read(self) -> Held:
@@ -228,7 +233,7 @@ class Floor:
             return self._adopted(document, count, anchor)
         if not document.is_authentic(key):
             raise FloorEditedError(
-                f"{self._file} is not what this device has written: it was edited or damaged; {_REMEDY}"
+                f"{self._file} is not what this device has written: it was edited or damaged; {self._remedy}"
             )
         if count is None or document.number == count + 1:
             with _away_if_it_fails():
@@ -237,7 +242,7 @@ class Floor:
         if document.number != count:
             raise FloorRestoredError(
                 f"{self._file} has the number {document.number}, the counter in the TPM is {count}: an older state of "
-                f"this device was put back, or another TPM is here; {_REMEDY}"
+                f"this device was put back, or another TPM is here; {self._remedy}"
             )
         self._stands("tpm", document)
         return document.held
@@ -249,7 +254,7 @@ class Floor:
         except (KeyStoreError, VaultConfigError) as error:  # no weights are given out either
             raise _AwayError(str(error)) from error
         except VaultError as error:
-            raise FloorEditedError(f"{error}; {_REMEDY}") from error
+            raise FloorEditedError(f"{error}; {self._remedy}") from error
         try:
             return key, anchor.counter.floor_count()
         except (KeyStoreUnavailableError, PolicyRefusedError) as error:
@@ -257,7 +262,7 @@ class Floor:
         except VaultError as error:
             if document is None or not document.mac:
                 raise _AwayError(str(error)) from error
-            raise FloorCounterError(f"{error}; {_REMEDY}") from error
+            raise FloorCounterError(f"{error}; {self._remedy}") from error
 
     def _adopted(self, document: Document | None, count: int | None, anchor: Anchor) -> Held:
         """Take what was never bound to the TPM, once: that is so as long as there is no counter."""
@@ -265,7 +270,7 @@ class Floor:
             what = "is gone" if document is None else "is not bound to the TPM"
             raise FloorRestoredError(
                 f"{self._file} {what}, and the counter in the TPM is {count}: an older state of this device was put "
-                f"back, or it was removed; {_REMEDY}"
+                f"back, or it was removed; {self._remedy}"
             )
         held = document.held if document is not None else Held()
         with _away_if_it_fails():
@@ -384,14 +389,14 @@ def most_token(floor: Floor, clock_ns: int) -> int:
     return of_twin_ms(known_ns(floor, clock_ns))
 
 
-def open_floor(vault: Vault, state_directory: Path) -> Floor:
+def open_floor(vault: Vault, state_directory: Path, *, has_identity: bool = True) -> Floor:
     """Return the floor of a gateway, held by its vault where that has a TPM; nothing is asked yet."""
     counter = vault.floor_counter
     anchor = None if counter is None else Anchor(counter, vault.floor_key, vault.new_floor_key)
-    return Floor(state_directory / "ota" / FILE, anchor)
+    return Floor(state_directory / "ota" / FILE, anchor, has_identity=has_identity)
 
 
-def floor_for(settings: VaultSettings, state_directory: Path) -> Floor:
+def floor_for(settings: VaultSettings, state_directory: Path, *, has_identity: bool = True) -> Floor:
     """Return the floor of a gateway that another program may be running; nothing is asked yet.
 
     Raises:
@@ -399,4 +404,4 @@ def floor_for(settings: VaultSettings, state_directory: Path) -> Floor:
     """
     if settings.level == "software":
         return Floor(state_directory / "ota" / FILE)
-    return open_floor(Vault.open(settings, state_directory), state_directory)
+    return open_floor(Vault.open(settings, state_directory), state_directory, has_identity=has_identity)

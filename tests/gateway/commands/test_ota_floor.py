@@ -89,7 +89,12 @@ def test_a_stick_does_not_set_the_floor_of_a_state_that_was_put_back_anew(device
         ("refresh", "--from", str(device.root / "stick")),
         ("offered",),
     ):
-        assert isinstance(asked(config, *words).exception, FloorRestoredError)
+        refused = asked(config, *words).exception
+        assert isinstance(refused, FloorRestoredError)
+        assert "until the bridge has sent its twin" in str(refused)
     status = json.loads(asked(config, "status", "--json").output)
     assert (status["floor"]["place"], status["floor"]["code"]) == ("refused", "floor-restored")
     assert "refused (floor-restored), nothing is installed" in line(config)
+    assert "until the bridge has sent its twin" in line(config)
+    config.write_text(f"{config.read_text()}identity: {{url: 'https://bridge.example:8471'}}\n")
+    assert "until the bridge has attested this device and sent its twin" in line(config)  # who has an identity waits

@@ -288,6 +288,18 @@ def test_after_the_bridge_has_set_it_anew_no_older_copy_is_ever_good(file: Path,
     assert Floor(file, counter.anchor).read().fencing_token == 9
 
 
+def test_who_is_never_attested_is_not_told_to_wait_for_that(file: Path, counter: CounterSimulator) -> None:
+    Floor(file, counter.anchor).raise_to(NEW, fencing_token=1)
+    old = file.read_bytes()
+    Floor(file, counter.anchor).raise_to(fencing_token=2)
+    file.write_bytes(old)
+    for has_identity, words in ((True, "has attested this device and sent its twin"), (False, "has sent its twin")):
+        floor = Floor(file, counter.anchor, has_identity=has_identity)
+        with pytest.raises(FloorRestoredError, match=f"until the bridge {words} and fresh metadata"):
+            floor.read()
+        assert f"until the bridge {words}" in floor.look().problem
+
+
 def test_who_only_looks_changes_nothing_and_is_told_the_same(file: Path, counter: CounterSimulator) -> None:
     assert (Floor(file).look().place, Floor(file, counter.anchor).look().place) == ("file", "file")
     assert not file.parent.exists()
