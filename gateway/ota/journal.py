@@ -249,6 +249,7 @@ class Journal:
                     part.unlink(missing_ok=True)
         except OSError as error:
             raise JournalError(f"{self.directory} cannot be made: {error.strerror or error}") from error
+        self._came = [*came]
         self._verdicts = _verdicts_in(self._verdicts_file)
         self._token = self._read_fence()  # as it is on the disk
         self._is_first = False  # nothing was ever written
@@ -258,7 +259,7 @@ class Journal:
         if ahead:
             log.error("ota_fence_disbelieved", fencing_token=self._book.fencing_token, instead=instead)
             self._book = msgspec.structs.replace(self._book, fencing_token=instead, twin_version=0)
-        missing = [each for each in came if each not in self._book.installed]
+        missing = [each for each in self._came if each not in self._book.installed]
         if missing:
             self._book = _entered(self._book, missing, is_whole=self._is_whole)
         self._unwritten = bool(self.damage or missing or ahead)
@@ -332,7 +333,8 @@ class Journal:
             self._is_whole = True
         except FileNotFoundError:
             book = self._recovered()
-            self._is_first = not self._token and self._verdicts is None
+            # What has come over the air was named in a journal before it was stored.
+            self._is_first = not self._token and self._verdicts is None and not self._came
             if not self._is_first:
                 self._lost()
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

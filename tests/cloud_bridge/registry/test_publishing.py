@@ -217,6 +217,17 @@ def test_no_patch_is_made_that_saves_next_to_nothing(site: Site, tmp_path: Path)
     assert [file for file in entry.files if file.custom["kind"] == "patch"] == []
 
 
+def test_the_very_same_weights_travel_as_next_to_nothing(site: Site, tmp_path: Path) -> None:
+    """As where a threshold alone is another."""
+    site.publish(release(tmp_path, "1.0.0", weights(1)))
+    entry = site.publish(release(tmp_path, "1.1.0", weights(1))).entry
+    (file,) = [file for file in entry.files if file.custom["kind"] == "patch"]
+    assert file.custom["base_sha256"] == file.custom["sha256"]
+    assert file.size_bytes < 1000
+    patch = Patch(file.custom["method"], opened_file(site, file.path, "1.1.0"))
+    assert apply(patch, weights(1), file.custom["size_bytes"]) == weights(1)
+
+
 def test_a_base_that_cannot_be_opened_costs_the_patch_only(site: Site, tmp_path: Path) -> None:
     first = site.publish(release(tmp_path, "1.0.0", weights(1))).entry
     sealed = next(file for file in first.files if file.custom["kind"] == "artefact")

@@ -321,6 +321,20 @@ def test_a_full_file_that_a_person_has_brought_is_taken_instead_of_a_patch_over_
     assert installer.plan(offer, device.settings).patch is None
 
 
+def test_weights_that_are_here_already_come_as_a_patch_of_themselves(
+    device: Device, repository: ReleaseRepository
+) -> None:
+    device.vault.import_release(device.releases / "probe/1.0.0")
+    publish(device, "1.0.1", scorer(1.0))  # so that there is something to make it from
+    folder = release(repository.directory / "plain", "2.0.0", scorer(1.0))
+    repository.publish(folder, bases=(digest(scorer(1.0)),))
+    device.repository.grant(device.vault)
+    device.start()
+    device.desire("2.0.0", token=1)
+    device.reaches("running", "2.0.0")
+    assert any(path.endswith(".patch.sealed") for path in repository.fetched)
+
+
 def test_a_closed_window_is_no_spent_budget_and_is_tried_again(device: Device, repository: ReleaseRepository) -> None:
     clock = [0.0]
     device.monotonic = lambda: clock[0]

@@ -99,6 +99,18 @@ def test_what_was_blocked_and_pinned_outlives_the_journal(tmp_path: Path, *, dam
     assert Journal(tmp_path).damage == "", "told once: now there is a journal again"
 
 
+def test_a_journal_that_is_gone_with_all_its_copies_is_missed_where_releases_have_come(tmp_path: Path) -> None:
+    Journal(tmp_path).change(judged)
+    for name in (FILE, FENCE, VERDICTS):
+        (tmp_path / "ota" / name).unlink(missing_ok=True)
+    after = Journal(tmp_path, came=[TWO])
+    assert "is gone" in after.damage
+    assert "which releases were blocked is not known any more" in after.damage
+    after.flush()
+    assert Journal(tmp_path, came=[TWO]).damage == ""
+    assert Journal(tmp_path / "new").damage == "", "the control: a new device misses nothing"
+
+
 def test_without_the_second_copy_of_verdicts_they_would_be_forgotten(tmp_path: Path) -> None:
     Journal(tmp_path).change(judged)
     (tmp_path / "ota" / FILE).write_bytes(b"{")
