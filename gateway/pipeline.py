@@ -388,7 +388,8 @@ class Pipeline:
             log.info("pipeline_infers_again", pipeline=self.name, failed=self._errors["inference-error"])
         ended_ns = around.monotonic_ns()
         own_ns = max(0, ended_ns - started_ns - (around.waited_ns() - waited_ns))
-        busy_ns = around.busy_ns() - busy_ns
+        # What this thread waits for an accelerator is the model's, also where that comes now and then.
+        busy_ns = around.busy_ns() - busy_ns if model.info.device == "cpu" else own_ns
         self._inferences += 1
         self._rate.tick(ended_ns)
         around.spectator.answered(sample, inference, own_ns / 1e9, busy_ns / 1e9)

@@ -19,8 +19,8 @@ class Spectator(Protocol):
     """Looks on while models answer. Called on the inference thread, which waits for it: it must be quick.
 
     `seconds` is how long an answer took, without what its thread waited for a processor: that is the machine's doing.
-    `busy_seconds` is how long the thread was on one. What is between the two it waited for something else: for an
-    accelerator, for other threads of the model, or, in this interpreter, for its turn.
+    `busy_seconds` is how long the thread was on one, or on an accelerator. What is between the two it waited for
+    something else: for other threads of the model, or, in this interpreter, for its turn.
     """
 
     def answered(self, sample: Sample, inference: Inference, seconds: float, busy_seconds: float) -> None: ...

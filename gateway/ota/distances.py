@@ -68,12 +68,12 @@ def ks_chance(distance: float, first: float, second: float) -> float:
 def without_stalls(took: Sequence[float], busy: Sequence[float]) -> list[float]:
     """Return how long answers took, without what their thread waited off the processor for longer than usual.
 
-    An accelerator takes its time each time. What comes now and then is the machine's: another thread of this program
-    has the interpreter, and waits for a processor itself. No count of the waiting thread shows that.
+    What comes now and then is the machine's: another thread of this program has the interpreter, and waits for a
+    processor itself. No count of the waiting thread shows that.
 
     Args:
         took: by each answer, without what its thread waited for a processor.
-        busy: how long the thread was on one for it.
+        busy: how long the thread was on one, or on an accelerator, for it.
     """
     stalls = [max(0.0, each - on) for each, on in zip(took, busy, strict=True)]
     usual = quantile(stalls, 0.5) if stalls else 0.0

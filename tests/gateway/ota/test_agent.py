@@ -1,6 +1,7 @@
 """Updates of a running pipeline: fetched, proved, swapped in, kept or taken back, and always told."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from gateway.ota.errors import BudgetError, BudgetSpentError, NoRootError, OtaEr
 from gateway.values import Inference, Sample
 from gateway.wire.histogram import Histogram
 from gateway.wire.manifest import Baseline, Plain
-from gateway.wire.messages import Assignment, ModelRef, Twin, encode
+from gateway.wire.messages import Assignment, ModelRef, Twin, UpdatePhase, encode
 from tests.gateway.ota.releases import WINDOW, release, scorer
 from tests.gateway.ota.rig import Device, digest, installed
 from tests.simulators.bad_models import not_a_number
@@ -443,6 +444,29 @@ def test_what_stalls_some_answers_is_not_held_against_a_release_and_what_they_co
         device.reaches("running", "2.0.0")
     else:
         device.reaches("reverted", "2.0.0", "latency")
+
+
+@pytest.mark.parametrize(("runs_on", "ends"), [("cpu", "running"), ("edgetpu", "reverted")])
+def test_what_waits_now_and_then_is_the_machines_but_on_an_accelerator(
+    device: Device, monkeypatch: pytest.MonkeyPatch, runs_on: str, ends: UpdatePhase
+) -> None:
+    infer, count = Model.infer, [0]
+    info = vars(Model)["info"].fget
+
+    def late(model: Model, sample: Sample) -> Inference:
+        if model.ref.version == "2.0.0":
+            count[0] += 1
+            if count[0] % 6 == 0:
+                time.sleep(0.05)  # off the processor, and the kernel does not count it as a wait for one
+        return infer(model, sample)
+
+    monkeypatch.setattr(Model, "infer", late)
+    monkeypatch.setattr(Model, "info", property(lambda model: dataclasses.replace(info(model), device=runs_on)))
+    publish(device, "2.0.0", scorer(1.0))
+    device.start()
+    wait_for(lambda: len(device.record.versions) > 60, what="something to compare with")
+    device.desire("2.0.0", token=1)
+    device.reaches(ends, "2.0.0", "latency" if ends == "reverted" else "")
 
 
 def test_a_key_that_does_not_come_is_waited_for(device: Device) -> None:
