@@ -60,7 +60,9 @@ class FeatureUsage:
 
     sent_bytes: int  # since the start
     received_bytes: int
-    month_sent_bytes: int  # in this month of the gateway's time zone, over restarts
+    # In this month of the gateway's time zone, over restarts. A kill or a power cut takes nothing of what has a budget,
+    # and of the rest at most what passed since it was saved last.
+    month_sent_bytes: int
     month_received_bytes: int
     budget_bytes: int | None = None
     per: str = ""
@@ -365,9 +367,23 @@ class Meter:
         """Write down the state of this moment; the lock is not held, so that counting does not wait for the disk."""
         with self._writing:
             with self._lock:
-                accounts = {name: self._secured_account(name) for name in self._accounts}
+                accounts = {name: self._secured_account(name) for name in self._accounts} | self._ahead_this_month()
                 book = Book(accounts=accounts, age=self._age.save())
             self._ledger.write(book)
+
+    def _ahead_this_month(self) -> dict[str, Account]:
+        """Return the month's accounts of what has a budget, as far ahead as the budget's own.
+
+        Which way bytes will pass is known of the most of them: downloads come in, everything else goes out.
+        """
+        found: dict[str, Account] = {}
+        for feature in self._budgets:
+            name = f"month:{feature}:{'in' if feature == 'model_downloads' else 'out'}"
+            ahead = self._secured.get(feature, 0) - self._spent(feature)
+            if ahead > 0:
+                account = self._accounts.get(name) or opened("month", self._moment or self._look(), self._zone)
+                found[name] = msgspec.structs.replace(account, spent_bytes=account.spent_bytes + ahead)
+        return found
 
     def _secured_account(self, name: str) -> Account:
         account = self._accounts[name]

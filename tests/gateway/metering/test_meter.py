@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.config import Budget, ClassWindows, Feature, FeatureMetering, LinkWindow, Metering, Period
 from gateway.metering.ledger import Ledger, ReadOnlyLedger
-from gateway.metering.meter import Hold, Meter
+from gateway.metering.meter import Direction, Hold, Meter
 from tests.simulators.settable_clocks import SettableClocks
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -245,6 +245,28 @@ def test_a_power_cut_never_gives_bytes_back_and_takes_little(meter_of: Make) -> 
             assert send(meter, "records", 3000)
             spent += 3000
     assert lives == 20
+
+
+@pytest.mark.parametrize(("feature", "direction"), [("model_downloads", "in"), ("records", "out")])
+def test_a_power_cut_never_takes_back_what_passed_this_month(
+    meter_of: Make, feature: Feature, direction: Direction
+) -> None:
+    settings = budget(feature, size=1_000_000, per="hour")
+    passed = 0
+    for life in range(10):
+        meter = meter_of(settings)
+        usage = meter.usage().features[feature]
+        told = usage.month_received_bytes if direction == "in" else usage.month_sent_bytes
+        assert passed <= told <= passed + life * 4000
+        for _ in range(7):
+            assert meter.allow(feature, 3000)
+            meter.spent(feature, direction, 3000)
+            passed += 3000
+        if life == 5:
+            meter.close()  # what was written ahead is taken back by a clean stop
+            assert (
+                meter_of(settings).usage().features[feature].spent_bytes == meter.usage().features[feature].spent_bytes
+            )
 
 
 def test_writing_ahead_is_rare(meter_of: Make, file: Path) -> None:
