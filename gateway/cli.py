@@ -9,7 +9,14 @@ import click
 
 from gateway.commands.output import say
 from gateway.commands.stdout import not_text, require_output, told_nowhere
-from gateway.errors import ConfigAwayError, ConfigError, ControlError, GatewayError, RequestRefusedError
+from gateway.errors import (
+    ConfigAwayError,
+    ConfigError,
+    ControlClosedError,
+    ControlError,
+    GatewayError,
+    RequestRefusedError,
+)
 from gateway.version import program_version
 
 EXIT_PROBLEM: Final = 1
@@ -108,7 +115,7 @@ def exit_status(error: GatewayError) -> int:
             return EXIT_PROBLEM  # a supervisor starts the gateway again, which it does not with a wrong configuration
         case ConfigError():
             return EXIT_CONFIGURATION
-        case RequestRefusedError():
+        case RequestRefusedError() | ControlClosedError():
             return EXIT_PROBLEM
         case ControlError():
             return EXIT_NOT_RUNNING

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from gateway.config import Gateway
-from gateway.errors import ControlError, GatewayError, RequestRefusedError
+from gateway.errors import ControlClosedError, ControlError, GatewayError, RequestRefusedError
 
 log = structlog.get_logger()
 
@@ -130,6 +130,7 @@ def ask(
 
     Raises:
         ControlError: no gateway is running there, or it does not answer in time.
+        ControlClosedError: it answers its own user and root alone.
         RequestRefusedError: it does not do that; the reason is in the text.
     """
     try:
@@ -139,7 +140,7 @@ def ask(
             client.sendall(msgspec.json.encode(_Request(request, dict(arguments or {}))) + b"\n")
             data = _read_line(client)
     except PermissionError as error:
-        raise ControlError(f"{path} belongs to another user; ask as root or as the gateway's user") from error
+        raise ControlClosedError(f"{path} belongs to another user; ask as root or as the gateway's user") from error
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
         raise ControlError(f"no gateway is running at {path}; start it with `gateway run --config FILE`") from error
     except TimeoutError as error:

@@ -61,6 +61,10 @@ class ControlError(GatewayError):
     """A running daemon could not be asked."""
 
 
+class ControlClosedError(ControlError):
+    """The daemon's socket is open to its own user and root alone; whether it runs cannot be told."""
+
+
 class RequestRefusedError(ControlError):
     """A running daemon was asked, and does not do it."""
 

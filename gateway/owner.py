@@ -55,6 +55,26 @@ class Account:
         return cls(entry.pw_name, user, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)))
 
 
+def words_for_a_stranger(path: Path) -> str:
+    """Say whom to be where the system refuses this process a path because it is another user's; "": it is not so.
+
+    The directory says whose the path is to be: a file of another user in a directory of ours is a mistake there.
+    """
+    for place in path.absolute().parents:
+        try:
+            user = place.stat().st_uid
+        except OSError:  # somewhere above is the directory that keeps us out
+            continue
+        if user == os.geteuid():
+            return ""
+        try:
+            name = pwd.getpwuid(user).pw_name
+        except KeyError:
+            name = f"#{user}"  # as `sudo` takes it
+        return f"{path} belongs to {name}: call it as that user, `sudo -u '{name}' …`"
+    return ""
+
+
 def other_owner_of(directory: Path) -> str:
     """Return the name of whoever a directory belongs to where root is about to work in it; "": all is well.
 

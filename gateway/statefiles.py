@@ -15,6 +15,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from gateway.owner import words_for_a_stranger
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 _PASSING: Final = frozenset(
@@ -36,6 +38,8 @@ def is_passing(error: BaseException | None) -> bool:
 def words_of(file: Path, error: BaseException) -> str:
     """Say why a file cannot be read now, and what helps."""
     if isinstance(error, PermissionError):
+        if words := words_for_a_stranger(file):
+            return words
         return f"{file} belongs to another user; give it to the gateway's: chown --reference={file.parent} {file}"
     return f"{file} cannot be read now: {error.strerror if isinstance(error, OSError) else error}"
 

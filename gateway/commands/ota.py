@@ -23,7 +23,7 @@ from gateway.config import Config
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
 from gateway.doctor.models import sealed_directory
-from gateway.errors import ControlError
+from gateway.errors import ControlClosedError, ControlError
 from gateway.inference.bundle import ReleaseStore
 from gateway.ota import slots
 from gateway.ota.agent import OtaStatus, check_install, check_pin, check_rollback
@@ -354,6 +354,8 @@ def _status(config: Config) -> OtaStatus:
 def _is_running(config: Config) -> bool:
     try:
         ask(socket_path(config.gateway), "status")
+    except ControlClosedError:
+        raise
     except ControlError:
         return False
     return True

@@ -14,7 +14,7 @@ from gateway.commands.output import print_json, print_table, say, size
 from gateway.config import Config, Ota
 from gateway.configload import InvalidConfigError, read
 from gateway.control import ask, socket_path
-from gateway.errors import ConfigError, ControlError
+from gateway.errors import ConfigError, ControlClosedError, ControlError
 from gateway.identity.clock import TrustedClock
 from gateway.identity.record import IdentityFiles
 from gateway.ota.errors import NotThereError, OtaError, TrustError
@@ -184,6 +184,8 @@ def repository_here(config: Config, settings: Ota) -> Repository:
 def _asked(config: Config) -> bool:
     try:
         ask(socket_path(config.gateway), REFRESH_REQUEST)
+    except ControlClosedError:
+        raise
     except ControlError:
         return False
     return True

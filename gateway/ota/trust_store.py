@@ -10,6 +10,7 @@ from typing import Final
 
 from gateway.ota.errors import BusyError, StorageError
 from gateway.ota.trust import MAX_BYTES, Role
+from gateway.owner import words_for_a_stranger
 
 LOCK_SECONDS: Final = 30.0
 """So long another process that looks at the repository is waited for."""
@@ -72,6 +73,8 @@ def sync_directory(directory: Path) -> None:
 
 def storage_error(file: Path, error: OSError) -> StorageError:
     """Say which file, why, and what helps."""
+    if isinstance(error, PermissionError) and (words := words_for_a_stranger(file)):
+        return StorageError(words)
     return StorageError(
         f"{file}: {error.strerror or error}; free space on, or repair, the file system of the gateway's state directory"
     )

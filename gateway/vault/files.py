@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from gateway.owner import words_for_a_stranger
 from gateway.vault.errors import VaultError
 
 
@@ -61,6 +62,8 @@ def locked(file: Path, *, exclusive: bool) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if isinstance(error, PermissionError) and (words := words_for_a_stranger(file)):
+            raise VaultError(words) from error
         raise VaultError(
             f"{file.parent} cannot be used: {error.strerror or error}; the gateway's user must be able to write there"
         ) from error

@@ -3,6 +3,7 @@
 import encodings.ascii  # noqa: F401 - read before this process is somebody who may not read root's Python
 import json
 import os
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ import pytest
 
 import gateway
 from gateway.config import Vault as VaultSettings
+from gateway.control import SOCKET_NAME
 from gateway.identity.record import IdentityFiles
 from gateway.osupdate.journal import Journal as OsJournal
 from gateway.ota.errors import OtaError
@@ -29,6 +31,7 @@ from tests.simulators.os_bundle import Signer, bundle
 from tests.simulators.rauc import Machine
 
 NOBODY = 65534
+STRANGER = 12345
 NEVER = Path("/nonexistent")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -99,9 +102,11 @@ def python(state: Path) -> tuple[str, dict[str, str]]:
     pytest.skip(f"only root may read {os.__file__}, and there is no other Python of this version")
 
 
-def run(config: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+def run(config: Path, *words: str, user: int = 0) -> "subprocess.CompletedProcess[str]":
     executable, environment = python(config.parent / "state")
     command = [executable, "-m", "gateway", *words, "--config", str(config)]
+    if user:
+        command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
@@ -194,6 +199,45 @@ def test_a_pin_of_root_leaves_a_journal_that_the_gateway_reads(config: Path, sta
         "",
         Installed(name="process-anomaly", version=version),
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        (("status",), 0o700),
+        (("status",), 0o755),
+        (("pin", "motor", "m@1.0.0"), 0o755),
+        (("import", "."), 0o755),
+        (("offered",), 0o755),
+    ],
+    ids=["a closed directory", "the journal", "the directory", "the metadata", "the floor"],
+)
+def test_who_is_neither_root_nor_the_owner_is_told_whom_to_be(
+    config: Path, state: Path, words: tuple[str, ...], mode: int
+) -> None:
+    (config.parent / "root.json").write_text("{}")
+    with as_owner(state):
+        Journal(state).change(pin("motor", Installed(name="m", version="1.0.0"), "now"))
+    state.chmod(mode)
+    refused = run(config, "ota", *(str(config.parent) if each == "." else each for each in words), user=STRANGER)
+    assert refused.returncode in {1, 4}
+    assert "sudo -u 'nobody'" in refused.stderr or "ask as root or as the gateway's user" in refused.stderr
+    assert not any(each in refused.stderr for each in ("chown", "free space", "no gateway is running"))
+
+
+@pytest.mark.parametrize("words", [("status",), ("refresh",)], ids=lambda words: words[0])
+def test_who_may_not_ask_the_running_gateway_is_not_told_that_none_runs(
+    config: Path, state: Path, words: tuple[str, ...]
+) -> None:
+    state.chmod(0o755)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(state / SOCKET_NAME))
+        listener.listen()
+        (state / SOCKET_NAME).chmod(0o600)
+        refused = run(config, "ota", *words, user=STRANGER)
+    assert refused.returncode == 1
+    assert "gateway.sock belongs to another user; ask as root or as the gateway's user" in refused.stderr
+    assert "no gateway is running" not in refused.stdout + refused.stderr
 
 
 def test_control_a_journal_that_root_writes_itself_is_none_to_the_gateway(state: Path) -> None:
