@@ -60,6 +60,8 @@ def status(config_file: Path, as_json: bool) -> None:  # noqa: FBT001 - click pa
         say("no gateway is running; this is what its journal says")
     if answer.damage:
         say(answer.damage)
+    if answer.journal_problem:
+        say(f"journal: {answer.journal_problem}")
     if answer.repository_problem:
         say(f"repository: {answer.repository_problem}: {answer.repository_words}")
     if answer.stale_since is not None:
@@ -247,10 +249,11 @@ def _carry_out(
         say("no gateway is running: its next start begins with that")
         return
     ask(path, request, arguments)
-    late = ""
+    late = problem = ""
     deadline = time.monotonic() + _CARRIED_OUT_SECONDS
     while time.monotonic() < deadline:
         answer = _status(config)
+        problem = answer.journal_problem
         serving = answer.serving.get(pipeline)
         is_done = done(answer.pipelines.get(pipeline, Slot()))
         if is_done and serving is None:
@@ -267,6 +270,11 @@ def _carry_out(
     if late:
         say(late)
         return
+    if problem:
+        raise OtaError(
+            f"not carried out within {_CARRIED_OUT_SECONDS:g} s: {problem}. It is carried out as soon as the journal "
+            "can be written, unless the gateway is stopped before"
+        )
     raise OtaError(f"not carried out within {_CARRIED_OUT_SECONDS:g} s: see `gateway ota status`")
 
 

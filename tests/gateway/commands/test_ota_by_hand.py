@@ -68,6 +68,20 @@ def test_an_exchange_that_does_not_come_is_told_with_both_releases(
     assert f"still runs {NEW}, and is to run {PINNED}" in result.output
 
 
+def test_a_full_disk_is_named_and_that_the_wish_is_carried_out_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OtaStatus(journal_problem="journal.json cannot be written: No space left on device")
+    monkeypatch.setattr(ota, "_CARRIED_OUT_SECONDS", 0.3)
+    monkeypatch.setattr(ota, "ask", lambda *_: {})
+    monkeypatch.setattr(ota, "_status", lambda _config: full)
+    refused = CliRunner().invoke(ota.command, ["pin", "own", PINNED, "--config", str(bench.config)])
+    assert isinstance(refused.exception, OtaError)
+    assert "No space left on device. It is carried out as soon as the journal can be written" in str(refused.exception)
+    said = CliRunner().invoke(ota.command, ["status", "--config", str(bench.config)])
+    assert "journal: journal.json cannot be written: No space left on device" in said.output
+
+
 def test_an_empty_name_is_none_of_a_pipeline(bench: Bench) -> None:
     result = CliRunner().invoke(ota.command, ["rollback", "", "--config", str(bench.config)])
     assert isinstance(result.exception, OtaError)
