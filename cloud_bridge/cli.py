@@ -15,7 +15,7 @@ import click
 from cloud_bridge.commands.options import FAILED, WRONG_USAGE, say
 from cloud_bridge.commands.reach import not_allowed
 from cloud_bridge.commands.stdout import OutputError, not_text, require_output, told_nowhere
-from cloud_bridge.errors import BridgeError, ConfigError
+from cloud_bridge.errors import BridgeError, ConfigError, StoreError
 
 _IN: Final = "cloud_bridge.commands."
 
@@ -81,7 +81,9 @@ class _Commands(click.Group):
             say(f"error: {error}", err=True)
             ctx.exit(WRONG_USAGE)
         except BridgeError as error:
-            say(f"error: {error}", err=True)
+            cause = error.__cause__
+            told = not_allowed(cause) if isinstance(error, StoreError) and isinstance(cause, OSError) else None
+            say(f"error: {told or error}", err=True)
             ctx.exit(FAILED)
         except KeyboardInterrupt:
             ctx.exit(0)  # the usual end of --follow

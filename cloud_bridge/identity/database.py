@@ -4,6 +4,8 @@ A file of its own, because the command line writes here while the bridge runs, a
 process. Statements are written once, with `?`; both databases understand them.
 """
 
+import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +122,17 @@ class SqliteDatabase:
                     raise
             except (sqlite3.Error, OSError) as error:
                 self._close()  # after an I/O error a connection is not trusted further
-                raise StoreError(f"{self._path}: {error}") from error
+                raise StoreError(f"{self._path}: {error}") from (self._shut() or error)
+
+    def _shut(self) -> PermissionError | None:
+        """Return what the system would say of a file that is another user's; SQLite says only that it cannot open it.
+
+        Nothing is opened for that: closing it would end the locks of other connections of this process.
+        """
+        asked = self._path if os.path.exists(self._path) else self._path.parent  # noqa: PTH110 - it raises nothing
+        if os.access(asked, os.R_OK | os.W_OK, effective_ids=True):
+            return None
+        return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._path))
 
     def _set_synchronous(self, connection: sqlite3.Connection, wanted: str) -> None:
         if wanted != self._synchronous:

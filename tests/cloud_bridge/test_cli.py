@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,28 @@ def test_what_the_caller_may_not_reach_is_one_line_with_the_remedy(
     assert told.startswith(f"error: {tmp_path}/{shut}/")
     assert "Permission denied" in told
     assert "ls -ld" in told
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can be somebody else")
+def test_of_whom_the_fleets_file_is_that_cannot_be_opened_is_told() -> None:
+    with tempfile.TemporaryDirectory() as made:  # others may reach it, unlike those of pytest
+        folder = Path(made)
+        folder.chmod(0o755)
+        store = SqliteStore(folder / "bridge.db")
+        junk = Incoming("sluice/v1/dock/records/event", b"junk", 1, 1, 1, 0)
+        store.ingest(intake_of([junk], root="sluice", received_at_ns=1))
+        store.close()
+        (folder / "bridge.yaml").write_text(
+            f"store: {{url: 'sqlite:///{folder}/bridge.db'}}\nrollout: {{enabled: true}}\n"
+        )
+        line = ["-m", "cloud_bridge", "rollout", "list", "--config", str(folder / "bridge.yaml")]
+        done = subprocess.run([sys.executable, *line], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        (folder / "fleet.db").chmod(0o600)
+        without = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+        done = subprocess.run([*without, *line], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"fleet.db: Permission denied, for nobody; {folder}/fleet.db belongs to root: call it as" in done.stderr
 
 
 def test_of_whom_the_place_is_that_cannot_be_reached_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
