@@ -2,7 +2,8 @@
 
 It is none of the connections of ingest: records neither wait for a rollout, nor it for them. What is told is not
 remembered beyond a connection: a broker may have lost what it retained, so after each connect all twins are told again,
-at a measured pace. A device that has a twin already passes over it.
+at a measured pace. A device that has a twin already passes over it. It is also told again to a device that says that
+what lies there in its place does not count (`cloud_bridge.twins.again`).
 """
 
 import random
@@ -15,6 +16,7 @@ import structlog
 from cloud_bridge.errors import StoreError
 from cloud_bridge.identity.database import Database
 from cloud_bridge.ingest.incoming import Incoming
+from cloud_bridge.twins.again import PAUSE_NS, Again
 from cloud_bridge.twins.desired import due_tokens, one_desired, overtake
 from cloud_bridge.twins.forgotten import forgotten_devices, welcome_back
 from cloud_bridge.twins.metrics import TwinMetrics
@@ -79,7 +81,8 @@ class TwinLink:
         self._pace = twins_per_second
         self._wall_ns = wall_ns
         self._monotonic_ns = monotonic_ns
-        self._told: dict[str, int] = {}
+        self._told: dict[str, tuple[int, int]] = {}  # by gateway: the token, and when
+        self._again = Again()
         self._connection = 0  # the one on which what was told was told
         self._allowance = 0.0
         self._look_ns = 0
@@ -123,6 +126,7 @@ class TwinLink:
         now_ns = self._wall_ns()
         overtaken: list[tuple[str, int]] = []
         refusals: list[tuple[str, Twin]] = []
+        live: list[tuple[str, Twin]] = []
         with self._database.transaction() as tx:
             forgotten = forgotten_devices(tx)
             for message in messages:
@@ -136,12 +140,16 @@ class TwinLink:
                     welcome_back(tx, gateway)
                 put_report(tx, gateway, message.payload, twin, now_ns)
                 refusals.append((gateway, twin))
+                if not message.retained:  # else it was said before this connection, on which all twins are told
+                    live.append((gateway, twin))
                 token = overtake(tx, gateway, twin.fencing_token, now_ns)
                 if token is not None:
                     overtaken.append((gateway, token))
         self._metrics.reports.inc(len(messages))
         for gateway, twin in refusals:
             self._tell_refusal(gateway, twin, now_ns)
+        for gateway, twin in live:
+            self._note_lack(gateway, twin, now_ns)
         for gateway, token in overtaken:
             self._metrics.overtaken.inc()
             log.warning(
@@ -167,6 +175,21 @@ class TwinLink:
         self._metrics.refused.inc()
         meaning = _BEYOND if beyond else "a desired twin that reached the device does not count there"
         log.warning("twin_refused", gateway=gateway, code=code, fencing_token=twin.fencing_token, meaning=meaning)
+
+    def _note_lack(self, gateway: str, twin: Twin, now_ns: int) -> None:
+        """Note whether a device has the twin that it was told here, or something else lies in its place.
+
+        A lower token alone may be a report that was on its way while the twin was: that shows within the pause.
+        """
+        token, told_ns = self._told.get(gateway, (0, 0))
+        if not token or twin.fencing_token > of_report_ms(now_ns):
+            return  # it is told, or issued anew, all the same; or it takes none of ours
+        if twin.refused:
+            self._again.lacks(gateway, self._monotonic_ns())
+        elif twin.fencing_token < token:
+            self._again.lacks(gateway, told_ns + PAUSE_NS)
+        else:
+            self._again.has(gateway, self._monotonic_ns())
 
     def _report_of(self, message: Incoming) -> tuple[str, Twin] | None:
         try:
@@ -207,7 +230,11 @@ class TwinLink:
             return
         with self._database.transaction(durable=False) as tx:
             due = due_tokens(tx, self._wall_ns())
-            waiting = [name for name, token in due.items() if self._told.get(name) != token]
+            waiting = [
+                name
+                for name, token in due.items()
+                if self._told.get(name, (0, 0))[0] != token or self._again.is_due(name, now_ns)
+            ]
             self._look_ns = now_ns + (0 if waiting else _LOOK_NS)
             twins = [one_desired(tx, name) for name in waiting[: max(0, int(self._allowance))]]
         for twin in twins:
@@ -216,6 +243,9 @@ class TwinLink:
             topic = topic_for(Address(twin.gateway, "twin", "desired"), self._root)
             if not self._messages.publish(topic, encode(twin.message)):
                 return
-            self._told[twin.gateway] = twin.token
+            self._told[twin.gateway] = (twin.token, now_ns)
+            if self._again.told(twin.gateway, now_ns):
+                self._metrics.again.inc()
+                log.info("twin_told_again", gateway=twin.gateway, fencing_token=twin.token)
             self._allowance -= 1
             self._metrics.published.inc()

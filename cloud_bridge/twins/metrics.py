@@ -13,6 +13,11 @@ class TwinMetrics:
         self.refused = Counter(
             "bridge_twins_refused", "Times that a device began to refuse desired twins", registry=registry
         )
+        self.again = Counter(
+            "bridge_twins_told_again",
+            "Desired twins handed to brokers again because their devices did not have them",
+            registry=registry,
+        )
         self.overtaken = Counter(
             "bridge_twins_overtaken",
             "Twins issued again because a device had a higher token, or theirs was beyond belief",

@@ -7,7 +7,8 @@ from gateway.config import Trial
 from gateway.ota import slots, trial
 from gateway.ota import twin as twins
 from gateway.ota.journal import Book, Installed, Reference
-from gateway.wire.messages import ModelRef, Twin, UpdateState, decode, encode
+from gateway.wire.errors import MalformedMessageError
+from gateway.wire.messages import ModelRef, Twin, UpdatePhase, UpdateState, decode, encode
 
 AT = "2026-01-31T12:00:00.000Z"
 RULES = Trial()
@@ -38,6 +39,7 @@ class OtaDevice:
     book: Book = field(default_factory=Book)
     received: int = 0  # desired twins
     refused: int = 0
+    refusal: str = ""  # the code of why the last one does not count
     fetched: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     strangers: Sequence[UpdateState] = ()  # what was said of pipelines that are not here
@@ -49,16 +51,19 @@ class OtaDevice:
     def take(self, payload: bytes) -> Sequence[bytes]:
         """Take a desired twin; return the reports that it leads to, in order."""
         self.received += 1
-        desired = decode(payload, Twin)
+        try:
+            desired = decode(payload, Twin)
+        except MalformedMessageError:
+            return self._refuse("malformed")
         if self.believes_any_token:
             self.book = Book(pipelines=self.book.pipelines, installed=self.book.installed)
         ruling = twins.judge(self.book, desired, {self.pipeline}, {self.pipeline: self.model}, AT)
         self.book = ruling.book
         if ruling.refused:
-            self.refused += 1
-            return []
+            return self._refuse(ruling.code)
+        before, self.refusal = self.refusal, ""
         if ruling.known:
-            return []
+            return [self.report()] if before else []
         self.strangers = [each for each in ruling.updates if each.pipeline != self.pipeline]
         reports = [self.report()]
         slot = self.book.slot(self.pipeline)
@@ -67,9 +72,31 @@ class OtaDevice:
             reports.append(self.report())
         return reports
 
+    def _refuse(self, code: str) -> Sequence[bytes]:
+        self.refused += 1
+        self.refusal = code
+        return [self.report()]
+
+    def pin(self, model: Installed) -> bytes:
+        """Have a person on the device keep a release; return what it reports."""
+        self.book = slots.pin(self.pipeline, model, AT)(self.book)
+        self.model = ModelRef(name=model.name, version=model.version)
+        self._tell(model, "pinned", "pinned")
+        return self.report()
+
+    def unpin(self) -> None:
+        """Let go what is kept: the last assignment counts, and is fetched and tried if it does not run already."""
+        self.book = slots.unpin(self.pipeline, AT)(self.book)
+        slot = self.book.slot(self.pipeline)
+        runs = slots.running(slot) or self.first
+        self.model = ModelRef(name=runs.name, version=runs.version)
+        if slot.wanted is not None:
+            self._update(slot.wanted.model)
+
     def report(self) -> bytes:
         """What the device says of itself now."""
-        return encode(twins.reported(self.book, {self.pipeline: self.model}, AT, self.strangers))
+        running = {self.pipeline: self.model}
+        return encode(twins.reported(self.book, running, AT, self.strangers, refused=self.refusal))
 
     def _update(self, model: Installed) -> None:
         before = Installed(name=self.model.name, version=self.model.version)
@@ -89,10 +116,10 @@ class OtaDevice:
         self.ran.append(model.label)
         self._tell(model, "running")
 
-    def _tell(self, model: Installed, phase: str, code: str = "", reason: str = "") -> None:
+    def _tell(self, model: Installed, phase: UpdatePhase, code: str = "", reason: str = "") -> None:
         update = UpdateState(
             pipeline=self.pipeline,
-            phase="running" if phase == "running" else "reverted",
+            phase=phase,
             model=ModelRef(name=model.name, version=model.version),
             running_model=self.model,
             fencing_token=self.book.fencing_token,

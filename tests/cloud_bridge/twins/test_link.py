@@ -1,5 +1,6 @@
 """Twins reach the broker once each, at a pace, and again after a connect; reports are kept, then acknowledged."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -261,3 +262,64 @@ def test_a_device_that_refuses_our_twins_is_told_once_and_when_it_takes_them_aga
     told = [(each["event"], each.get("code"), each["gateway"]) for each in logs]
     assert told == [("twin_refused", code, "gw-1"), ("twin_accepted_again", None, "gw-1")]
     assert desk.registry.get_sample_value("bridge_twins_refused_total") == 1
+
+
+def report(token: int, refused: str = "") -> bytes:
+    return encode(Twin(version=1, fencing_token=token, at="", refused=refused))
+
+
+@pytest.mark.parametrize("refused", ["old-token", "old-version", "malformed", "impossible", "token-ahead"])
+def test_a_twin_in_whose_place_something_else_lies_is_told_again(desk: Desk, refused: str) -> None:
+    token = desk.give("gw-1", "gw-2")
+    desk.turn()
+    for name in ("gw-1", "gw-2"):
+        desk.broker.say(f"sluice/v1/{name}/twin/reported", report(token), retained=False)
+    desk.turn()
+    assert len(desk.broker.published) == 2
+    desk.broker.say("sluice/v1/gw-1/twin/reported", report(token, refused), retained=False)
+    for _ in range(3):
+        desk.turn()
+    again = [(topic, twin.fencing_token) for topic, twin in desk.broker.published[2:]]
+    assert again == [("sluice/v1/gw-1/twin/desired", token)]
+    assert desk.registry.get_sample_value("bridge_twins_told_again_total") == 1
+
+
+def test_a_device_that_goes_on_to_refuse_is_told_once_a_minute_at_most(desk: Desk) -> None:
+    token = desk.give("gw-1")
+    desk.turn()
+    told = []
+    for _ in range(40):
+        desk.broker.say("sluice/v1/gw-1/twin/reported", report(token, "old-token"), retained=False)
+        before = len(desk.broker.published)
+        desk.turn(10)
+        told += [desk.now_ns // SECOND_NS] * (len(desk.broker.published) - before)
+    assert [after - before for before, after in itertools.pairwise(told)] == [60, 120]
+
+
+def test_a_device_that_has_an_older_twin_without_a_word_is_told_its_own_after_a_minute(desk: Desk) -> None:
+    """As one that has lost its fence, and took what somebody had recorded."""
+    desk.give("gw-1")
+    desk.turn()
+    desk.broker.say("sluice/v1/gw-1/twin/reported", report(5), retained=False)
+    desk.turn(50)
+    assert len(desk.broker.published) == 1, "the report may have been on its way meanwhile"
+    desk.turn(15)
+    assert len(desk.broker.published) == 2
+
+
+def test_a_report_that_was_on_its_way_while_the_twin_was_has_nothing_told_again(desk: Desk) -> None:
+    token = desk.give("gw-1")
+    desk.turn()
+    for said in (5, token):
+        desk.broker.say("sluice/v1/gw-1/twin/reported", report(said), retained=False)
+    for _ in range(5):
+        desk.turn(60)
+    assert len(desk.broker.published) == 1
+
+
+def test_what_was_refused_before_the_connection_is_not_told_twice(desk: Desk) -> None:
+    token = desk.give("gw-1")
+    desk.turn()
+    desk.broker.say("sluice/v1/gw-1/twin/reported", report(token, "old-token"))
+    desk.turn()
+    assert len(desk.broker.published) == 1
