@@ -277,7 +277,7 @@ class Campaign:
         found = []
         for name in chosen:
             release = release_for(plan, fleet, name)
-            previous = fleet.running(name, plan.pipeline)
+            previous = fleet.way_back(name, plan.pipeline)
             if previous is None or previous == release:
                 previous = before.get(name) or plan.baseline
             due_ns = now_ns + int(jitter(rollout.id, name) * spread_ns)

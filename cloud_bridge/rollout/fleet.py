@@ -91,6 +91,23 @@ class Fleet:
         desired = self.desired.get(gateway)
         return None if desired is None else release_from(desired.model_of(pipeline))
 
+    def way_back(self, gateway: str, pipeline: str) -> Release | None:
+        """Return what a device goes back to after a rollout: what it runs.
+
+        Where a person keeps a release on the device, it runs that whatever it is assigned, and a rollout is not to make
+        an assignment of it: there it is what is assigned.
+        """
+        if not self.is_pinned(gateway, pipeline):
+            return self.running(gateway, pipeline)
+        desired = self.desired.get(gateway)
+        return None if desired is None else release_from(desired.model_of(pipeline))
+
+    def is_pinned(self, gateway: str, pipeline: str) -> bool:
+        """Tell whether a device has said that a person keeps a release there."""
+        report = self.reported.get(gateway)
+        update = None if report is None else report.update_of(pipeline)
+        return update is not None and update.phase == "pinned"
+
     def models_of(self, gateway: str) -> dict[str, ModelRef | None]:
         """Return what the pipelines of a device run, as it says in its twin or by their status; None: nothing."""
         told = {name: status.model for (device, name), status in self.statuses.items() if device == gateway}

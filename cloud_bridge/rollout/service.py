@@ -272,8 +272,11 @@ def _one_at_a_time(tx: Transaction) -> None:
 
 
 def _has_recovered(member: Member, fleet: Fleet, pipeline: str) -> bool:
-    """Tell whether a device runs what it ran before, as it says itself."""
-    return member.previous is not None and fleet.running(member.gateway, pipeline) == member.previous
+    """Tell whether a device runs what it ran before, as it says itself; a pinned one never ran anything else."""
+    running = fleet.running(member.gateway, pipeline)
+    if fleet.is_pinned(member.gateway, pipeline) and running not in {None, member.release}:
+        return True
+    return member.previous is not None and running == member.previous
 
 
 def _wave(at: int, wave: Wave, rollout: Rollout, all_members: Sequence[Member], stands: Sequence[Stand]) -> WaveState:

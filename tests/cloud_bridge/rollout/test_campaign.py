@@ -21,7 +21,8 @@ from cloud_bridge.twins.desired import find_desired, one_desired
 from cloud_bridge.twins.forgotten import forget_device
 from cloud_bridge.twins.labels import set_labels
 from cloud_bridge.twins.reported import put_report
-from gateway.wire.messages import Assignment, ModelRef, Twin, UpdateState, encode
+from gateway.ota.journal import Installed
+from gateway.wire.messages import Assignment, ModelRef, Twin, UpdateState, decode, encode
 from tests.cloud_bridge.rollout.kit import MINUTE_NS, NEW, OLD, Registered, Stage
 from tests.simulators.ota_device import OtaDevice, slow
 
@@ -778,3 +779,47 @@ def test_an_empty_id_names_no_rollout_where_there_is_only_one(database: Database
     with pytest.raises(RolloutError, match="no rollout is named"):
         stage.desk.act("", "abort")
     assert stage.desk.act(made.id[:8], "abort").id == made.id
+
+
+def test_a_pinned_device_gets_its_assignment_back_and_not_what_it_keeps(stage: Stage) -> None:
+    """It took nothing of the rollout, and what a person keeps there was never assigned."""
+    stage.add(3)
+    kept, newer = Installed(name="detector", version="1.0.5"), Release("detector", "1.2.0")
+    stage.desk.create(stage.plan("rest", soak_seconds=0))
+    for _ in range(4):
+        stage.turn()
+    assert stage.running(NEW) == ["gw-000", "gw-001", "gw-002"]
+    pinned = stage.devices["gw-000"]
+    said = pinned.pin(kept)
+    with stage.database.transaction() as tx:
+        put_report(tx, pinned.name, said, decode(said, Twin), stage.now_ns)
+    made = stage.desk.create(stage.plan("rest", release=str(newer)))
+    for _ in range(2):
+        stage.turn()
+    assert stage.running(newer) == ["gw-001", "gw-002"]
+    stands = {one.member.gateway: one.code for one in stage.desk.report(made.id).stands}
+    assert stands["gw-000"] == "pinned"
+    stage.desk.act(made.id, "abort")
+    stage.turn()
+    with stage.database.transaction() as tx:
+        wanted = {name: desired.model_of("camera") for name, desired in find_desired(tx).items()}
+    assert wanted == dict.fromkeys(stage.devices, NEW.ref)
+    report = stage.desk.report(made.id)
+    assert (report.returned, report.recovered) == (3, 3)
+    pinned.unpin()
+    assert stage.running(NEW) == [*stage.devices]
+    assert not pinned.book.slot("camera").blocked
+
+
+def test_a_device_that_was_pinned_on_the_aborted_release_is_not_as_before(stage: Stage) -> None:
+    """The control: that a person keeps something there is not enough."""
+    stage.add(1)
+    made = stage.desk.create(stage.plan("rest"))
+    for _ in range(2):
+        stage.turn()
+    device = stage.devices["gw-000"]
+    device.pin(Installed(name=NEW.name, version=NEW.version))
+    stage.desk.act(made.id, "abort")
+    stage.turn()
+    report = stage.desk.report(made.id)
+    assert (report.returned, report.recovered) == (1, 0)
