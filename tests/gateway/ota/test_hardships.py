@@ -84,9 +84,10 @@ def test_without_the_copy_of_the_verdicts_it_would_be_tried_again(device: Device
     wait_for(lambda: device.serving == "1.0.0")
 
 
-def test_without_the_mark_in_the_store_it_would_run_as_the_newest(device: Device) -> None:
+def test_without_the_mark_in_the_store_and_the_verdicts_it_would_run_as_the_newest(device: Device) -> None:
     reverted(device)
     device.journal_file.write_bytes(b"{")
+    (device.journal_file.parent / VERDICTS).unlink()
     device.knows_what_came = False
     device._make()
     assert device.agent.run_begins("motor") == "probe@2.0.0"
@@ -221,8 +222,8 @@ def test_on_a_full_disk_a_bad_release_is_taken_back_and_that_is_written_down_lat
     wait_for(lambda: len(device.watch.reference().scores) >= 200, seconds=20)
     device.desire("2.0.0", token=1)
     device.reaches("trial", "2.0.0")
-    device.fill_disk()
     with structlog.testing.capture_logs() as logs:
+        device.fill_disk()
         wait_for(lambda: device.serving == "1.0.0", seconds=60, what="the release before")
         device.reaches("reverted", "2.0.0", "output-drift")
         wait_for(lambda: device.reports[-1].updates[0].phase == "reverted", what="the bridge hears of it")
