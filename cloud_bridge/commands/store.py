@@ -1,6 +1,7 @@
 """`store check`, `backup` and `restore`."""
 
 import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from cloud_bridge.errors import BridgeError, ConfigError, TransferError
 from cloud_bridge.store.backup import Beside, back_up, restore
 from cloud_bridge.store.opening import sqlite_path
 from gateway.wire.plain import so_many
+
+_DAY_SECONDS = 86_400
 
 
 @click.group()
@@ -29,8 +32,11 @@ def check(file: Path | None, store_url: str | None, *, as_json: bool) -> None:
     twice; every filter finds its records; days are the sums of their hours. Every row is read. Status 3 if something
     is not so.
     """
-    with Place(file, store_url).reader() as reader:
-        found = reader.check()
+    place = Place(file, store_url)
+    days = place.config().retention.rollup_hourly_days
+    hours_from_s = int(time.time_ns() / 1e9 - days * _DAY_SECONDS) if days is not None else 0
+    with place.reader() as reader:
+        found = reader.check(hours_from_s=max(0, hours_from_s))
         streams, records = len(reader.streams()), reader.counts().records
     if as_json:
         put(

@@ -232,8 +232,11 @@ class Reader(ConsoleReader, Protocol):
         """Return how many records were received since then, by their ids: at most so many."""
         ...
 
-    def check(self) -> list[Violation]:
-        """Look for what cannot be so, in one snapshot; it reads every row once or twice."""
+    def check(self, *, hours_from_s: int = 0) -> list[Violation]:
+        """Look for what cannot be so, in one snapshot; it reads every row once or twice.
+
+        hours_from_s: rollups of hours before then (capture, seconds since 1970) may have been removed by retention.
+        """
         ...
 
     def close(self) -> None:

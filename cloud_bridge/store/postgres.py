@@ -145,10 +145,10 @@ class PostgresStore(Folding):
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             yield rows
 
-    def check(self) -> list[Violation]:
+    def check(self, *, hours_from_s: int = 0) -> list[Violation]:
         """See Reader."""
         with self._snapshot() as rows:
-            return checking.check(rows, self._keys)
+            return checking.check(rows, self._keys, hours_from_s=hours_from_s)
 
     def size_bytes(self) -> int:
         """See Reader."""

@@ -147,21 +147,22 @@ class SqliteReader(SqlReader):
             self._changed = self._changes + int(version)
             return self._changed
 
-    def check(self) -> list[Violation]:
+    def check(self, *, hours_from_s: int = 0) -> list[Violation]:
         """See Reader."""
         try:
-            return self._checked()
+            return self._checked(hours_from_s)
         except StoreError as error:
             if is_damage(error.__cause__):
                 return [Violation("damage", str(self.path), str(error.__cause__))]
             raise
 
-    def _checked(self) -> list[Violation]:
+    def _checked(self, hours_from_s: int) -> list[Violation]:
         with self._snapshot() as rows:
             damage = [str(row[0]) for row in rows("PRAGMA quick_check(20)", ())]
             if damage != ["ok"]:
                 return [Violation("damage", str(self.path), text) for text in damage]
-            return checking.check(rows, self._keys) + checking.shortened(checking.runs(rows))
+            found = checking.check(rows, self._keys, hours_from_s=hours_from_s)
+            return found + checking.shortened(checking.runs(rows))
 
     def size_bytes(self) -> int:
         """See Reader. The file and its write-ahead log."""

@@ -407,8 +407,8 @@ class Vault:
         if not damage and read_release(target).digest != release.digest:
             if not replace:  # known before a key is drawn for what will not come
                 raise VaultError(
-                    f"{target} holds another {release.label}, and a version is never changed: import what has the "
-                    "version that you want; if the one there is a mistake, `--replace` puts it aside"
+                    f"{target} holds another {release.label}: a version is never changed, choose a new one; if the one "
+                    "there is a mistake, `gateway vault import --replace` puts it aside"
                 )
             damage = "another release of this version was put in its place by hand"
         names = names_of(target) if damage and not replace else frozenset()

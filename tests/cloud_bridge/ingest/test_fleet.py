@@ -1,6 +1,7 @@
 """The bridge under a fleet: a backlog of two hundred gateways after a restart, in bounded time and memory."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def check(bridge: BridgeProcess, load: Load) -> None:
     try:
         assert reader.counts().records == load.gateways * load.records
         assert {stream.mark for stream in reader.streams()} == {load.records}
-        assert reader.check() == []
+        # What was captured in 2023 has no hours any more once retention has looked.
+        assert reader.check(hours_from_s=time.time_ns() // 10**9) == []
     finally:
         reader.close()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_bridge.store.base import Limits, Store
+from cloud_bridge.store.base import Limits, RollupFilter, Store
 from cloud_bridge.store.postgres import PostgresStore
 from cloud_bridge.store.sqlite import SqliteStore
 from tests.cloud_bridge.store.test_contract import take
@@ -58,6 +58,16 @@ def test_each_thing_that_cannot_be_is_found(store: Store, breakage: str) -> None
     store._write(lambda tx: tx.change(breakage))
     found = {violation.rule for violation in store.check()}
     assert BROKEN[breakage] <= found, store.check()
+
+
+def test_hours_that_retention_has_removed_are_not_missed(store: Store) -> None:
+    fill(store)
+    assert isinstance(store, SqliteStore | PostgresStore)
+    store._write(lambda tx: tx.change("DELETE FROM rollups WHERE grain = 3600"))
+    assert {violation.rule for violation in store.check()} == {"rollups"}, "the control"
+    days = [rollup.start_s for rollup in store.rollups(RollupFilter(86_400), limit=100)]
+    assert {violation.rule for violation in store.check(hours_from_s=min(days))} == {"rollups"}
+    assert store.check(hours_from_s=max(days) + 1) == []
 
 
 def test_a_phase_that_came_under_two_numbers_is_found(store: Store) -> None:

@@ -132,7 +132,7 @@ def test_a_restart_without_anything_installed_is_refused_and_writes_nothing(conf
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-@pytest.mark.parametrize(("may_read", "words"), [(True, "under way  1.1.0"), (False, "belongs to root: call it as that user")])
+@pytest.mark.parametrize(("may_read", "words"), [(True, "under way  1.1.0"), (False, "belongs to root: call it")])
 def test_another_user_is_told_what_it_may_read(
     config: Path,
     machine: Machine,

@@ -45,12 +45,14 @@ def publish(device: Device, version: str, content: bytes, **more: Any) -> None:
 
 def waits(device: Device) -> None:
     """Wait until everybody is told that the pipeline waits for a release."""
-    wait_for(lambda: device.reports and device.reports[-1].awaiting == ["motor"], what="the twin says that it waits")
+    wait_for(
+        lambda: [(each.assignments, each.awaiting) for each in device.reports[-1:]] == [([], ["motor"])],
+        what="the twin says that it waits, and runs nothing",
+    )
     wait_for(lambda: device.pipeline.status().waits_for == "model", what="the status says it")
     status = device.pipeline.status()
     assert (status.state, status.model, status.backend) == ("starting", None, "")
     assert "waits until a rollout" in (status.last_error or "")
-    assert device.reports[-1].assignments == []
     wait_for(lambda: device.agent.status().awaiting == ("motor",))
 
 

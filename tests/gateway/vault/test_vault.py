@@ -110,7 +110,9 @@ def test_a_version_is_never_replaced_by_something_else(vault: Vault, tmp_path: P
     plain, artefacts = plain_release(tmp_path / "plain", {"model.tflite": b"first"})
     stored = vault.import_release(plain)
     other, _ = plain_release(tmp_path / "other", {"model.tflite": b"second"})
-    with pytest.raises(VaultError, match=r"holds another probe 1\.0\.0.*`--replace` puts it aside"):
+    with pytest.raises(
+        VaultError, match=r"holds another probe 1\.0\.0.*`gateway vault import --replace` puts it aside"
+    ):
         vault.import_release(other)
     with vault.open_weights(stored.directory, artefacts[0]) as opened:
         assert bytes(opened.view) == b"first"
