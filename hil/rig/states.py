@@ -1,6 +1,7 @@
 """From state to state: forward by steps, back by what was kept of the board, and anew where nobody knows how it is."""
 
 import time
+from abc import abstractmethod
 from typing import Final
 
 from hil.loopback.children import RigError
@@ -20,17 +21,21 @@ class States:
     """Seconds from one state to the next, of the last time that each was reached without a snapshot."""
 
     @property
+    @abstractmethod
     def _can_keep(self) -> bool:
-        raise NotImplementedError
+        """Whether the board can be kept as it is, and had back."""
 
+    @abstractmethod
     def _kept_states(self) -> frozenset[str]:
-        raise NotImplementedError
+        """Return the states that were kept."""
 
+    @abstractmethod
     def _keep(self, state: str) -> None:
-        raise NotImplementedError
+        """Keep the board as it is now."""
 
+    @abstractmethod
     def _restore(self, state: str) -> None:
-        raise NotImplementedError
+        """Have the board back as it was kept."""
 
     def transition(self, status: str) -> None:
         """Reach a state in which no test has changed anything.
@@ -75,5 +80,6 @@ class States:
         self.status, self.spoiled = "off", False
         return "off"
 
+    @abstractmethod
     def _to_off(self) -> None:
-        raise NotImplementedError
+        """Switch the board off."""
