@@ -15,7 +15,7 @@ class Board(States):
         self.kept: list[str] = []
         self.fails = ""
         self.can_keep = can_keep
-        for state in STATES:
+        for state in STATES[1:]:
             setattr(self, f"_to_{state}", lambda state=state: self._step(state))
 
     @property
@@ -30,6 +30,9 @@ class Board(States):
 
     def _restore(self, state: str) -> None:
         self._step(f"restore {state}")
+
+    def _to_off(self) -> None:
+        self._step("off")
 
     def _step(self, what: str) -> None:
         self.did.append(what)
