@@ -35,7 +35,7 @@ def test_c20_control_a_quota_that_is_too_small_is_seen(experiment: Experiment) -
     with SiteStand(experiment, Options(keepalive_seconds=5)) as stand:
         before, during = starve(experiment, stand, 2.0)
         assert during < SUCCESS * before
-        stand.settle()
+        stand.settle(least=1)  # how much got through is what is seen to suffer
 
 
 def starve(experiment: Experiment, stand: SiteStand, percent: float) -> tuple[float, float]:
