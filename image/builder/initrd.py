@@ -15,6 +15,7 @@ _MODULES: Final = (
     "systemd-pcrphase",
     "systemd-veritysetup",
     "sluice-tpm2",
+    "sluice-panics",
     "kernel-modules",
 )
 _LEFT_OUT: Final = (
