@@ -51,6 +51,7 @@ _OWN_CHECKS: Final[Mapping[str, tuple[type[OsUpdateError], str]]] = {
     "20": (BelowFloorError, "the bundle is below the floor of the running release"),
     "21": (NotAsAnnouncedError, "the bundle does not say which version it is"),
     "22": (OnTrialError, "the running slot has not been marked good"),
+    "23": (IncompatibleError, "the bundle is for another board"),
 }
 """What /usr/lib/sluice/pre-install of the appliance means; RAUC keeps the words of a handler for its own log."""
 _NOT_READ: Final = re.compile(r"failed to (open bundle for reading|query bundle file info|read signature)", re.I)

@@ -64,7 +64,7 @@ class Device:
         (self.entries / "sluice-a.conf").write_text("title A\nsort-key sluice\nversion 1\nefi /EFI/sluice/a.efi\n")
         (folder / "data").mkdir()
         (folder / "tries").write_text("3\n")
-        (folder / "release.json").write_text('{"floor": "1.0.0"}')
+        (folder / "release.json").write_text('{"floor": "1.0.0", "target": "uefi-amd64"}')
         for slot in "ab":
             (folder / f"root-{slot}").write_bytes(bytes(1 << 20))
         places = {
@@ -96,7 +96,7 @@ class Device:
         content = self.folder / version
         content.mkdir()
         (content / "root.img").write_bytes(version.encode() * 1000)
-        meta = f"[meta.sluice]\nversion={version}\n"
+        meta = f"[meta.sluice]\nversion={version}\ntarget=uefi-amd64\n"
         manifest = (
             f"[update]\ncompatible=sluice-uefi-amd64\nversion={version}\n\n[image.rootfs]\nfilename=root.img\n\n{meta}"
         )

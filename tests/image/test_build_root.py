@@ -233,11 +233,30 @@ def test_a_device_takes_no_bundle_below_its_floor(version: str | None, status: i
     own = tmp_path / "pre-install"
     own.write_text(script.replace("/usr/lib/sluice/release.json", str(release)))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAUC_")}
+    environment["RAUC_META_SLUICE_TARGET"] = "uefi-amd64"
     if version is not None:
         environment["RAUC_META_SLUICE_VERSION"] = version
     done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert not status or "not installed" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["coral-devboard", "", None])
+def test_a_device_takes_no_bundle_of_another_board_although_rauc_was_told_to_ignore_that(
+    target: str | None, tmp_path: Path
+) -> None:
+    """Whoever may install by D-Bus may say `ignore-compatible`."""
+    release, own = tmp_path / "release.json", tmp_path / "pre-install"
+    release.write_text(json.dumps(RELEASE.document(BOARD)))
+    script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
+    own.write_text(script.replace("/usr/lib/sluice/release.json", str(release)))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAUC_")}
+    environment["RAUC_META_SLUICE_VERSION"] = "1.5.0"
+    if target is not None:
+        environment["RAUC_META_SLUICE_TARGET"] = target
+    done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 23, done.stderr
+    assert "not uefi-amd64" in done.stderr
 
 
 def test_root_has_the_same_order_of_versions_as_the_gateway_that_it_does_not_believe() -> None:
@@ -264,6 +283,7 @@ def test_nothing_is_installed_over_the_last_good_slot_while_the_running_one_is_o
     script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
     own.write_text(script.replace("/usr/lib/sluice/", f"{tmp_path}/"))
     environment = {**os.environ, "RAUC_META_SLUICE_VERSION": "1.5.0", "RAUC_CURRENT_BOOTNAME": "b"}
+    environment["RAUC_META_SLUICE_TARGET"] = "uefi-amd64"
     done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert ("not been marked good" in done.stderr) is (status != 0)

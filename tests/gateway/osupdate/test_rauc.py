@@ -22,6 +22,7 @@ REAL = shutil.which("rauc")
         ("LastError: Pre-install handler error: Child process exited with code 20", errors.BelowFloorError),
         ("LastError: Pre-install handler error: Child process exited with code 21", errors.NotAsAnnouncedError),
         ("LastError: Pre-install handler error: Child process exited with code 22", errors.OnTrialError),
+        ("LastError: Pre-install handler error: Child process exited with code 23", errors.IncompatibleError),
         ("LastError: Pre-install handler error: Child process exited with code 1", errors.InstallFailedError),
         (
             "LastError: Version mismatch: Expected at least '1.0.0' but bundle manifest has '0.9.0'",
