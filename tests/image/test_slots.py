@@ -125,20 +125,19 @@ def test_a_bundle_that_must_not_be_installed_is_refused_with_the_reason(
     assert primary == "rootfs.0"
 
 
-def test_a_streaming_install_is_tried_again_until_it_succeeds(booted: Machine, image: Path) -> None:
-    """RAUC 1.13 may fail at its first use of the network block device; and so do servers."""
+def test_a_streaming_install_that_failed_goes_through_when_it_is_tried_again(booted: Machine, image: Path) -> None:
+    """A server may be away for longer than RAUC goes on asking; and RAUC 1.13 may fail at its first streaming."""
     device = device_of(booted)
     file = bundle("good", image, "rig")
-    outcomes = []
     with RangedServer(file.parent) as server:
-        server.refuse_next = 1
-        for _ in range(4):
-            code = device.attempt(f"rauc install http://10.0.2.2:{server.port}/{file.name}", seconds=INSTALL_SECONDS)[2]
-            outcomes.append(code)
-            if code == 0:
-                break
-    assert outcomes[0] != 0
-    assert outcomes[-1] == 0
+        address = f"http://10.0.2.2:{server.port}/{file.name}"
+        server.refuse_next = 1 << 30
+        assert device.attempt(f"rauc install {address}", seconds=INSTALL_SECONDS)[2] != 0
+        assert server.requests > 0
+        assert device.slots()["a"].get("boot_status") == "good"
+        server.refuse_next = 0
+        code, said = install(device, image, "good")
+    assert code == 0, said
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["with the watchdog", "without it"])
