@@ -153,6 +153,26 @@ def test_a_system_that_opens_no_data_any_more_is_left_for_the_one_before_and_the
         f"at=$(grep -abo PRETTY_NAME= {kernel} | head -n 1 | cut -d: -f1) && "
         f"printf Q | dd of={kernel} bs=1 seek=$at conv=notrunc status=none && sync"
     )
+    the_other_slot_runs(rig)
+
+
+@pytest.mark.lg_feature("firmware-variables")
+def test_a_system_that_panics_at_each_start_is_left_for_the_one_before_and_the_bridge_hears_of_it(rig: Rig) -> None:
+    """A bad block in the root of a slot that has proved itself, of which the boot loader counts no tries."""
+    rig.reach("updated")
+    rig.changed()
+    rig.device.run("dd if=/dev/zero of=/dev/disk/by-partlabel/root-b bs=4096 count=1 conv=notrunc status=none && sync")
+    the_other_slot_runs(rig)
+    assert rig.device.slots()["a"]["boot_status"] == "good"
+    # Found healthy, it puts what is left of the panics into the log and counts anew.
+    rig.device.eventually("journalctl -b -q -u systemd-pstore.service | grep -q .", "dumps are logged", seconds=1200.0)
+    rig.device.eventually("! ls /sys/firmware/efi/efivars/dump-* 2>/dev/null", "dumps are gone", seconds=300.0)
+    rig.device.run("! ls /sys/firmware/efi/efivars/SluiceLeft-* 2>/dev/null")
+    rig.device.run("/usr/lib/sluice/bootchooser get-primary | grep -qx a")
+
+
+def the_other_slot_runs(rig: Rig) -> None:
+    """Start the device again, from slot b, and see it come to slot a, of which the bridge hears."""
     rig.device.attempt("systemctl reboot --no-block")
     rig.device.eventually(
         "grep -q rauc.slot=a /proc/cmdline && systemctl is-active -q multi-user.target",

@@ -12,7 +12,7 @@ from image.builder import initrd, layers
 from tests.image.test_build_scripts import SCRIPTS, UNITS, called
 
 INITRD = SCRIPTS.parents[3] / "initrd" / "91sluice-panics"
-CRASH = "cfc8fc79-be2e-4ddc-97f0-9f98bfe283a0"
+CRASH = "cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0"
 LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 PARTS_OF_A_DUMP = 3
 SHELLS = [shell for shell in ("dash", "busybox") if shutil.which(shell)] or ["sh"]
@@ -37,15 +37,19 @@ class Firmware:
         return self.folder / "efivars"
 
     def dumps(self) -> set[str]:
-        """Return the times of the panics of which there are dumps."""
-        return {file.name.split("-")[4] for file in self.variables.glob("dump-*")}
+        """Return the times of the panics of which there are dumps, all of whose parts are there."""
+        files = [file.name.split("-") for file in self.variables.glob("dump-*")]
+        firsts = {words[4] for words in files if words[2:4] == ["1", "1"]}
+        assert len([words for words in files if words[3] == "1"]) == PARTS_OF_A_DUMP * len(firsts)
+        return firsts
 
     def panic(self, *, oops: bool = False) -> None:
         """Leave what the kernel does (drivers/firmware/efi/efi-pstore.c): after an oops a panic is the second dump."""
         self._now += 31
         for count in range(1, 3 if oops else 2):
             for part in range(1, PARTS_OF_A_DUMP + 1):
-                (self.variables / f"dump-type0-{part}-{count}-{self._now}-C-{CRASH}").write_bytes(b"\7\0\0\0words")
+                later = self._now + (part > 1)  # a second may end meanwhile
+                (self.variables / f"dump-type0-{part}-{count}-{later}-C-{CRASH}").write_bytes(b"\7\0\0\0words")
 
     def start(self) -> str:
         """Start the slot that the loader takes; returns that of which the root is read then."""

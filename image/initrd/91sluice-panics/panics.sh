@@ -4,7 +4,7 @@
 # nothing. Of a system on trial the boot loader itself counts the tries.
 vars=${SLUICE_EFIVARS:-/sys/firmware/efi/efivars}
 loader=4a67b082-0a4c-41cf-b6c7-440b29bb8c4f    # systemd's boot loader interface
-crash=cfc8fc79-be2e-4ddc-97f0-9f98bfe283a0     # the kernel's dumps; it lets what has this name be removed
+crash=cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0     # the kernel's dumps; it lets what has this name be removed
 scratch=${SLUICE_SCRATCH:-/run/sluice-panics}
 
 # The first part of the first dump of a start; a panic that follows an oops makes two.
@@ -13,13 +13,20 @@ starts() {
     [ -e "$1" ] && echo $#
 }
 
-# The latest is what the log of the system that runs will have. The firmware has little space.
+# The latest is what the log of the system that runs will have; its parts may be of two seconds. There is little space.
 forget() {
     for last in "$vars"/dump-type0-1-1-*-"$crash"; do :; done
-    time=${last#"$vars"/dump-type0-1-1-} time=${time%%-*}
-    for each in "$vars"/dump-type*-"$crash"; do
-        case $each in *-"$time"-*) ;; *) rm -f "$each" ;; esac
+    began=$(time_of "$last")
+    for each in "$vars"/dump-type0-*-"$crash"; do
+        [ "$(time_of "$each")" -ge "$began" ] || rm -f "$each"
     done
+}
+
+# dump-type0-PART-COUNT-SECONDS-COMPRESSED-GUID
+time_of() {
+    rest=${1##*/dump-type0-}
+    rest=${rest#*-*-}
+    echo "${rest%%-*}"
 }
 
 # A file of variables is written in one call, the attributes first: non-volatile, for the loader, for the system.
