@@ -35,7 +35,7 @@ class Machine:
     """An ESP, and systemd-boot 257.
 
     Entries with no tries left come last, then the highest version comes first. The counter of what is booted is counted
-    down by renaming.
+    down by renaming. What is asked for once goes before that, by id: the name of the file without the counter.
     """
 
     def __init__(self, esp: Path) -> None:
@@ -50,19 +50,23 @@ class Machine:
         answer: tuple[int, str] = CHOOSER.act(list(words), CHOOSER.Entries(self.esp, 3), cmdline)
         return answer
 
-    def boot(self) -> str:
+    def boot(self, once: str = "") -> str:
+        """Do what the loader does. once: `LoaderEntryOneShot`."""
+
         def rank(file: Path) -> tuple[bool, int]:
             match = re.search(r"\+([0-9]+)", file.name)
             version = re.search(r"version ([0-9]+)", file.read_text())
             assert version is not None
             return (match is None or int(match[1]) > 0, int(version[1]))
 
-        chosen = max(self.folder.glob("*.conf"), key=rank)
-        match = re.fullmatch(r"sluice-([ab])(?:\+([0-9]+)(?:-([0-9]+))?)?\.conf", chosen.name)
+        by_rank = sorted(self.folder.glob("*.conf"), key=rank, reverse=True)
+        asked = [file for file in by_rank if re.sub(r"\+[0-9]+(-[0-9]+)?\.", ".", file.name) == once]
+        chosen = [*asked, *by_rank][0]
+        match = re.fullmatch(r"sluice-([ab])([^+]*)(?:\+([0-9]+)(?:-([0-9]+))?)?\.conf", chosen.name)
         assert match is not None
-        if match[2] is not None and int(match[2]) > 0:
-            done = int(match[3] or 0) + 1
-            chosen.rename(self.folder / f"sluice-{match[1]}+{int(match[2]) - 1}-{done}.conf")
+        if match[3] is not None:
+            left, done = max(int(match[3]) - 1, 0), int(match[4] or 0) + 1
+            chosen.rename(self.folder / f"sluice-{match[1]}{match[2]}+{left}-{done}.conf")
         self.slot = match[1]
         return self.slot
 
@@ -138,7 +142,7 @@ def test_a_slot_that_somebody_blesses_at_each_boot_is_never_left(machine: Machin
     booted = []
     for _ in range(5):
         booted.append(machine.boot())
-        for file in machine.folder.glob("sluice-b+*.conf"):
+        for file in machine.folder.glob("sluice-b-trial+*.conf"):
             file.rename(machine.folder / "sluice-b.conf")
     assert booted == ["b"] * 5
 
@@ -152,12 +156,29 @@ def test_an_installation_that_was_cut_short_leaves_the_old_slot(machine: Machine
     assert machine.run("get-primary") == (0, "b")
 
 
-def test_of_two_entries_that_a_power_cut_left_the_newer_counts_and_the_older_goes(machine: Machine) -> None:
-    (machine.folder / "sluice-b+0-3.conf").write_text("version 2\n")
-    (machine.folder / "sluice-b+3.conf").write_text("version 3\n")
+@pytest.mark.parametrize("of_a_trial", ["-trial", ""])  # without: of a script before this one
+def test_of_two_entries_that_a_power_cut_left_the_newer_counts_and_the_older_goes(
+    machine: Machine, of_a_trial: str
+) -> None:
+    (machine.folder / f"sluice-b{of_a_trial}+0-3.conf").write_text("version 2\n")
+    (machine.folder / f"sluice-b{of_a_trial}+3.conf").write_text("version 3\n")
     assert machine.run("get-state", "b") == (0, "good")
     machine.run("set-state", "b", "good")
     assert sorted(file.name for file in machine.folder.glob("*b*")) == ["sluice-b.conf"]
+
+
+@pytest.mark.parametrize("boots", range(4))
+def test_only_a_slot_that_has_proved_itself_is_started_when_it_is_asked_for_once(machine: Machine, boots: int) -> None:
+    """As a slot's initrd does for one that panics at each start. What is on trial, or was given up, is not started so."""
+    machine.install("b")
+    for _ in range(boots):
+        assert machine.boot() == "b"
+    machine.slot = "a"
+    machine.run("set-primary", "a")  # it was withdrawn, however many tries it has
+    assert machine.boot("sluice-b.conf") == "a"
+    machine.run("set-state", "b", "good")
+    assert machine.boot("sluice-b.conf") == "b"
+    assert machine.boot() == "a"
 
 
 def test_going_back_by_hand_needs_no_trial_of_what_was_good(machine: Machine) -> None:
