@@ -169,7 +169,7 @@ def test_of_two_entries_that_a_power_cut_left_the_newer_counts_and_the_older_goe
 
 @pytest.mark.parametrize("boots", range(4))
 def test_only_a_slot_that_has_proved_itself_is_started_when_it_is_asked_for_once(machine: Machine, boots: int) -> None:
-    """As a slot's initrd does for one that panics at each start. What is on trial, or was given up, is not started so."""
+    """As an initrd does where its own system panics at each start. What is on trial, or was given up, is not meant."""
     machine.install("b")
     for _ in range(boots):
         assert machine.boot() == "b"

@@ -183,3 +183,11 @@ def test_the_parts_that_count_panics_fit_each_other() -> None:
         in (UNITS / "sluice-left.service").read_text()
     )
     assert "systemd-veritysetup@root.service" in (INITRD / "sluice-panics.service").read_text().split("Before=")[1]
+
+
+def test_a_system_that_is_never_healthy_does_not_add_its_panics_up_over_months() -> None:
+    """It starts each time, and may run for weeks: such as a proven one whose camera has died."""
+    assert "sluice-lasted.timer" in layers.ENABLED
+    assert "OnBootSec=1h" in (UNITS / "sluice-lasted.timer").read_text()
+    assert "RuntimeMaxSec=40min" in (UNITS / "sluice-health.service").read_text(), "that has decided before"
+    assert "ExecStart=/usr/bin/systemctl start systemd-pstore.service" in (UNITS / "sluice-lasted.service").read_text()
