@@ -190,7 +190,7 @@ def test_going_back_by_hand_needs_no_trial_of_what_was_good(machine: Machine) ->
     assert machine.run("on-trial")[0] == 1
 
 
-def test_a_good_slot_that_is_marked_bad_and_chosen_is_on_trial_and_left_again_for_the_one_that_was(
+def test_a_good_slot_that_is_tried_is_on_trial_and_left_again_for_the_one_that_was(
     machine: Machine,
 ) -> None:
     """As image/overlay/usr/lib/sluice/emergency does where the slot that has proved itself cannot start any more."""
@@ -199,8 +199,7 @@ def test_a_good_slot_that_is_marked_bad_and_chosen_is_on_trial_and_left_again_fo
     machine.boot()
     machine.run("set-state", "b", "good")
     assert machine.run("get-state", "a") == (0, "good")
-    machine.run("set-state", "a", "bad")
-    machine.run("set-primary", "a")
+    assert machine.run("try", "a") == (0, "")
     assert [machine.boot() for _ in range(5)] == ["a", "a", "a", "b", "b"]
     assert machine.run("on-trial")[0] == 1
     assert machine.run("get-state", "a") == (0, "bad")
@@ -267,6 +266,8 @@ def test_on_a_board_with_u_boot_a_slot_is_tried_left_kept_and_chosen_again(tmp_p
     board.run("set-primary", "a")
     assert board.boot() == "a"
     assert board.run("on-trial")[0] == 1, "what was good needs no trial"
+    assert board.run("try", "b")[0] == 0
+    assert [board.boot() for _ in range(4)] == ["b", "b", "b", "a"], "but where it is to prove itself again"
 
 
 _NVBOOTCTRL = """#!/bin/sh
@@ -305,13 +306,18 @@ def test_on_a_jetson_a_slot_is_on_trial_until_it_was_marked_good_and_then_no_mor
     assert (run("on-trial")[0], run("get-state", "b")) == (0, (0, "bad"))
     run("set-state", "b", "good")
     assert (run("on-trial")[0], run("get-state", "b")) == (1, (0, "good"))
+    assert run("try", "b")[0] == 0
+    assert run("on-trial")[0] == 0, "it is to prove itself again"
+    run("set-state", "b", "good")
     # The next installation into that slot begins with this.
     run("set-state", "b", "bad")
     assert run("on-trial")[0] == 0
     assert [run(*words)[0] for words in ((), ("get-state", "c"), ("set-state", "a", "fine"))] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("words", [(), ("get-state",), ("get-state", "c"), ("set-state", "a", "fine"), ("erase",)])
+@pytest.mark.parametrize(
+    "words", [(), ("get-state",), ("get-state", "c"), ("set-state", "a", "fine"), ("erase",), ("try",), ("try", "c")]
+)
 def test_what_is_not_understood_changes_nothing(machine: Machine, words: tuple[str, ...]) -> None:
     before = {file.name: file.read_text() for file in machine.folder.iterdir()}
     assert machine.run(*words)[0] == 2
