@@ -162,6 +162,7 @@ class Carrying:
             boot_id=around.boot_id,
             version=release.version if release is not None else "",
             slot=status.booted,
+            primary=status.primary,
             running=status.running,
             other=status.other,
             health=around.health(),

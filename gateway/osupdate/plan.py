@@ -40,6 +40,7 @@ class Seen:
     boot_id: str
     version: str  # that runs, "" if no image says so
     slot: str  # boot name of the slot that runs
+    primary: str = ""  # of the one that is started next, "" if not known
     running: Slot | None = None
     other: Slot | None = None
     health: Health | None = None
@@ -170,6 +171,12 @@ def _fallen(job: Job, seen: Seen) -> FellBack:
             "no-boot",
             f"it did not come up: its tries to boot are used up, slot {slot} is marked bad, and it left no word about "
             "its health (a kernel that panics or a root that does not verify looks like this)",
+        )
+    if seen.slot and seen.primary == seen.slot:
+        return FellBack(
+            "not-started",
+            f"slot {slot} is not the one that starts any more: it could not start, as where a system that was good "
+            f"before panics each time, or somebody has chosen slot {seen.slot}",
         )
     return FellBack(
         "not-started", f"after {job.restarts} restarts the device still runs {seen.version or 'the old system'}"

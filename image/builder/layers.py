@@ -21,14 +21,14 @@ from image.builder.release import Release
 
 ENABLED: Final = (
     "gateway.service", "mosquitto.service", "sluice-activate.service", "sluice-erase.service", "sluice-health.service",
-    "sluice-left.service", "sluice-policy.service", "sluice-provision.service", "sluice-reset-scan.service",
-    "systemd-networkd.service", "systemd-resolved.service",
+    "sluice-lasted.timer", "sluice-left.service", "sluice-policy.service", "sluice-provision.service",
+    "sluice-reset-scan.service", "systemd-networkd.service", "systemd-resolved.service",
     "systemd-timesyncd.service",
 )  # fmt: skip
 DISABLED: Final = (
     "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "remote-fs.target",
     "ssh.service",
-    "systemd-pstore.service",  # sluice-good.service starts it: the dumps count the panics until a start was healthy
+    "systemd-pstore.service",  # sluice-good and -lasted start it: until then the dumps count the panics
 )  # fmt: skip
 # systemd-bless-boot would call a slot good as soon as it has booted, whatever sluice-health.service finds later.
 MASKED: Final = (

@@ -35,7 +35,7 @@ class Machine:
     """An ESP, and systemd-boot 257.
 
     Entries with no tries left come last, then the highest version comes first. The counter of what is booted is counted
-    down by renaming.
+    down by renaming. What is asked for once goes before that, by id: the name of the file without the counter.
     """
 
     def __init__(self, esp: Path) -> None:
@@ -50,19 +50,23 @@ class Machine:
         answer: tuple[int, str] = CHOOSER.act(list(words), CHOOSER.Entries(self.esp, 3), cmdline)
         return answer
 
-    def boot(self) -> str:
+    def boot(self, once: str = "") -> str:
+        """Do what the loader does. once: `LoaderEntryOneShot`."""
+
         def rank(file: Path) -> tuple[bool, int]:
             match = re.search(r"\+([0-9]+)", file.name)
             version = re.search(r"version ([0-9]+)", file.read_text())
             assert version is not None
             return (match is None or int(match[1]) > 0, int(version[1]))
 
-        chosen = max(self.folder.glob("*.conf"), key=rank)
-        match = re.fullmatch(r"sluice-([ab])(?:\+([0-9]+)(?:-([0-9]+))?)?\.conf", chosen.name)
+        by_rank = sorted(self.folder.glob("*.conf"), key=rank, reverse=True)
+        asked = [file for file in by_rank if re.sub(r"\+[0-9]+(-[0-9]+)?\.", ".", file.name) == once]
+        chosen = [*asked, *by_rank][0]
+        match = re.fullmatch(r"sluice-([ab])([^+]*)(?:\+([0-9]+)(?:-([0-9]+))?)?\.conf", chosen.name)
         assert match is not None
-        if match[2] is not None and int(match[2]) > 0:
-            done = int(match[3] or 0) + 1
-            chosen.rename(self.folder / f"sluice-{match[1]}+{int(match[2]) - 1}-{done}.conf")
+        if match[3] is not None:
+            left, done = max(int(match[3]) - 1, 0), int(match[4] or 0) + 1
+            chosen.rename(self.folder / f"sluice-{match[1]}{match[2]}+{left}-{done}.conf")
         self.slot = match[1]
         return self.slot
 
@@ -138,7 +142,7 @@ def test_a_slot_that_somebody_blesses_at_each_boot_is_never_left(machine: Machin
     booted = []
     for _ in range(5):
         booted.append(machine.boot())
-        for file in machine.folder.glob("sluice-b+*.conf"):
+        for file in machine.folder.glob("sluice-b-trial+*.conf"):
             file.rename(machine.folder / "sluice-b.conf")
     assert booted == ["b"] * 5
 
@@ -152,12 +156,29 @@ def test_an_installation_that_was_cut_short_leaves_the_old_slot(machine: Machine
     assert machine.run("get-primary") == (0, "b")
 
 
-def test_of_two_entries_that_a_power_cut_left_the_newer_counts_and_the_older_goes(machine: Machine) -> None:
-    (machine.folder / "sluice-b+0-3.conf").write_text("version 2\n")
-    (machine.folder / "sluice-b+3.conf").write_text("version 3\n")
+@pytest.mark.parametrize("of_a_trial", ["-trial", ""])  # without: of a script before this one
+def test_of_two_entries_that_a_power_cut_left_the_newer_counts_and_the_older_goes(
+    machine: Machine, of_a_trial: str
+) -> None:
+    (machine.folder / f"sluice-b{of_a_trial}+0-3.conf").write_text("version 2\n")
+    (machine.folder / f"sluice-b{of_a_trial}+3.conf").write_text("version 3\n")
     assert machine.run("get-state", "b") == (0, "good")
     machine.run("set-state", "b", "good")
     assert sorted(file.name for file in machine.folder.glob("*b*")) == ["sluice-b.conf"]
+
+
+@pytest.mark.parametrize("boots", range(4))
+def test_only_a_slot_that_has_proved_itself_is_started_when_it_is_asked_for_once(machine: Machine, boots: int) -> None:
+    """As an initrd does where its own system panics at each start. What is on trial, or was given up, is not meant."""
+    machine.install("b")
+    for _ in range(boots):
+        assert machine.boot() == "b"
+    machine.slot = "a"
+    machine.run("set-primary", "a")  # it was withdrawn, however many tries it has
+    assert machine.boot("sluice-b.conf") == "a"
+    machine.run("set-state", "b", "good")
+    assert machine.boot("sluice-b.conf") == "b"
+    assert machine.boot() == "a"
 
 
 def test_going_back_by_hand_needs_no_trial_of_what_was_good(machine: Machine) -> None:
@@ -169,7 +190,7 @@ def test_going_back_by_hand_needs_no_trial_of_what_was_good(machine: Machine) ->
     assert machine.run("on-trial")[0] == 1
 
 
-def test_a_good_slot_that_is_marked_bad_and_chosen_is_on_trial_and_left_again_for_the_one_that_was(
+def test_a_good_slot_that_is_tried_is_on_trial_and_left_again_for_the_one_that_was(
     machine: Machine,
 ) -> None:
     """As image/overlay/usr/lib/sluice/emergency does where the slot that has proved itself cannot start any more."""
@@ -178,8 +199,7 @@ def test_a_good_slot_that_is_marked_bad_and_chosen_is_on_trial_and_left_again_fo
     machine.boot()
     machine.run("set-state", "b", "good")
     assert machine.run("get-state", "a") == (0, "good")
-    machine.run("set-state", "a", "bad")
-    machine.run("set-primary", "a")
+    assert machine.run("try", "a") == (0, "")
     assert [machine.boot() for _ in range(5)] == ["a", "a", "a", "b", "b"]
     assert machine.run("on-trial")[0] == 1
     assert machine.run("get-state", "a") == (0, "bad")
@@ -246,6 +266,8 @@ def test_on_a_board_with_u_boot_a_slot_is_tried_left_kept_and_chosen_again(tmp_p
     board.run("set-primary", "a")
     assert board.boot() == "a"
     assert board.run("on-trial")[0] == 1, "what was good needs no trial"
+    assert board.run("try", "b")[0] == 0
+    assert [board.boot() for _ in range(4)] == ["b", "b", "b", "a"], "but where it is to prove itself again"
 
 
 _NVBOOTCTRL = """#!/bin/sh
@@ -284,13 +306,18 @@ def test_on_a_jetson_a_slot_is_on_trial_until_it_was_marked_good_and_then_no_mor
     assert (run("on-trial")[0], run("get-state", "b")) == (0, (0, "bad"))
     run("set-state", "b", "good")
     assert (run("on-trial")[0], run("get-state", "b")) == (1, (0, "good"))
+    assert run("try", "b")[0] == 0
+    assert run("on-trial")[0] == 0, "it is to prove itself again"
+    run("set-state", "b", "good")
     # The next installation into that slot begins with this.
     run("set-state", "b", "bad")
     assert run("on-trial")[0] == 0
     assert [run(*words)[0] for words in ((), ("get-state", "c"), ("set-state", "a", "fine"))] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("words", [(), ("get-state",), ("get-state", "c"), ("set-state", "a", "fine"), ("erase",)])
+@pytest.mark.parametrize(
+    "words", [(), ("get-state",), ("get-state", "c"), ("set-state", "a", "fine"), ("erase",), ("try",), ("try", "c")]
+)
 def test_what_is_not_understood_changes_nothing(machine: Machine, words: tuple[str, ...]) -> None:
     before = {file.name: file.read_text() for file in machine.folder.iterdir()}
     assert machine.run(*words)[0] == 2

@@ -156,9 +156,22 @@ def test_the_slot_that_was_started_instead_is_the_one_that_starts_from_then_on(
 ) -> None:
     variable = tmp_path / "SluiceLeft"
     variable.write_bytes(b"\7\0\0\0" + left.encode())
-    programs = {name: CHOOSER}
+    programs = {name: CHOOSER, "on-trial": "exit 1"}
     calls = called(tmp_path, "left", programs=programs, SLUICE_LEFT=str(variable), SLUICE_LIB=str(tmp_path / "bin"))
     assert (f"{name} set-primary b" in calls) is is_taken
+    assert not variable.exists()
+
+
+@pytest.mark.parametrize(("content", "is_on_trial"), [(b"\7\0\0\0a", True), (b"", False), (b"\7\0\0\0", False)])
+def test_what_is_left_of_an_earlier_panic_gives_no_system_on_trial_more_tries_and_chooses_none(
+    tmp_path: Path, content: bytes, *, is_on_trial: bool
+) -> None:
+    """Such as where a power cut came before it was taken away, or the firmware had no space for it."""
+    variable = tmp_path / "SluiceLeft"
+    variable.write_bytes(content)
+    programs = {"bootchooser": CHOOSER, "on-trial": f"exit {0 if is_on_trial else 1}"}
+    calls = called(tmp_path, "left", programs=programs, SLUICE_LEFT=str(variable), SLUICE_LIB=str(tmp_path / "bin"))
+    assert not [call for call in calls if "set-" in call]
     assert not variable.exists()
 
 
@@ -174,3 +187,11 @@ def test_the_parts_that_count_panics_fit_each_other() -> None:
         in (UNITS / "sluice-left.service").read_text()
     )
     assert "systemd-veritysetup@root.service" in (INITRD / "sluice-panics.service").read_text().split("Before=")[1]
+
+
+def test_a_system_that_is_never_healthy_does_not_add_its_panics_up_over_months() -> None:
+    """It starts each time, and may run for weeks: such as a proven one whose camera has died."""
+    assert "sluice-lasted.timer" in layers.ENABLED
+    assert "OnBootSec=1h" in (UNITS / "sluice-lasted.timer").read_text()
+    assert "RuntimeMaxSec=40min" in (UNITS / "sluice-health.service").read_text(), "that has decided before"
+    assert "ExecStart=/usr/bin/systemctl start systemd-pstore.service" in (UNITS / "sluice-lasted.service").read_text()

@@ -115,10 +115,10 @@ class Device:
             return "+0" not in file.name, int(number[1]) if number else 0
 
         entry = max(self.entries.glob("*.conf"), key=rank)
-        name = re.fullmatch(r"sluice-([ab])(?:\+(\d)(?:-(\d))?)?\.conf", entry.name)
+        name = re.fullmatch(r"sluice-([ab])(?:-trial\+(\d)(?:-(\d))?)?\.conf", entry.name)
         assert name is not None
         if name[2]:
-            entry.rename(self.entries / f"sluice-{name[1]}+{int(name[2]) - 1}-{int(name[3] or 0) + 1}.conf")
+            entry.rename(self.entries / f"sluice-{name[1]}-trial+{int(name[2]) - 1}-{int(name[3] or 0) + 1}.conf")
         (self.folder / "cmdline").write_text(f"quiet rauc.slot={name[1]} ro\n")
         words = [*RAUC, f"--conf={self.folder / 'system.conf'}", f"--mount={self.folder / 'mnt'}"]
         command = [

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Has the other slot started once where this one, which has proved itself, has ended in a panic three times and no start
-# between them was found healthy: that removes the dumps (sluice-good.service). Without the firmware's variables it does
-# nothing. Of a system on trial the boot loader itself counts the tries.
+# between them was found healthy (sluice-good.service) or went on for an hour (sluice-lasted.timer): either removes the dumps.
+# The other slot is started only if it has proved itself too, by the id of its entry (/usr/lib/sluice/bootchooser). Without the
+# firmware's variables nothing happens. Of a system on trial the boot loader itself counts the tries.
 vars=${SLUICE_EFIVARS:-/sys/firmware/efi/efivars}
 loader=4a67b082-0a4c-41cf-b6c7-440b29bb8c4f    # systemd's boot loader interface
 crash=cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0     # the kernel's dumps; it lets what has this name be removed

@@ -105,6 +105,16 @@ def test_why_the_old_system_runs_again_is_told_as_exactly_as_can_be_known(job: J
     assert fell.reason
 
 
+def test_a_slot_that_is_not_the_one_that_starts_any_more_is_told_as_such() -> None:
+    """Such as one that was good before: the device went back to it, it panicked three times, and was left."""
+    fell = next_step(at("restarting", restarts=2), replace(OLD, primary="a"))
+    assert isinstance(fell, FellBack)
+    assert "slot b is not the one that starts any more" in fell.reason
+    fell = next_step(at("restarting", restarts=2), replace(OLD, primary="b"))
+    assert isinstance(fell, FellBack)
+    assert "after 2 restarts" in fell.reason
+
+
 def test_a_report_on_health_from_before_the_restart_convicts_nobody() -> None:
     seen = replace(OLD, health=health("unhealthy", "an older try of the same version", when="then"))
     assert next_step(at("restarting", health_at="then"), seen) == Restart()
