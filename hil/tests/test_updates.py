@@ -166,7 +166,7 @@ def test_a_system_that_panics_at_each_start_is_left_for_the_one_before_and_the_b
     assert rig.device.slots()["a"]["boot_status"] == "good"
     # Found healthy, it puts what is left of the panics into the log and counts anew.
     rig.device.eventually("journalctl -b -q -u systemd-pstore.service | grep -q .", "dumps are logged", seconds=1200.0)
-    rig.device.eventually("! ls /sys/firmware/efi/efivars/dump-* 2>/dev/null", "dumps are gone", seconds=300.0)
+    rig.device.eventually("! ls /sys/fs/pstore/dmesg-* 2>/dev/null", "dumps are gone", seconds=300.0)
     rig.device.run("! ls /sys/firmware/efi/efivars/SluiceLeft-* 2>/dev/null")
     rig.device.run("/usr/lib/sluice/bootchooser get-primary | grep -qx a")
 

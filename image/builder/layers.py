@@ -21,8 +21,8 @@ from image.builder.release import Release
 
 ENABLED: Final = (
     "gateway.service", "mosquitto.service", "sluice-activate.service", "sluice-erase.service", "sluice-health.service",
-    "sluice-lasted.timer", "sluice-left.service", "sluice-policy.service", "sluice-provision.service",
-    "sluice-reset-scan.service", "systemd-networkd.service", "systemd-resolved.service",
+    "sluice-lasted.timer", "sluice-policy.service", "sluice-provision.service", "sluice-reset-scan.service",
+    "systemd-networkd.service", "systemd-resolved.service",
     "systemd-timesyncd.service",
 )  # fmt: skip
 DISABLED: Final = (

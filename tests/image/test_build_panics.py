@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,30 +163,50 @@ def test_the_slot_that_was_started_instead_is_the_one_that_starts_from_then_on(
     assert not variable.exists()
 
 
-@pytest.mark.parametrize(("content", "is_on_trial"), [(b"\7\0\0\0a", True), (b"", False), (b"\7\0\0\0", False)])
-def test_what_is_left_of_an_earlier_panic_gives_no_system_on_trial_more_tries_and_chooses_none(
-    tmp_path: Path, content: bytes, *, is_on_trial: bool
-) -> None:
-    """Such as where a power cut came before it was taken away, or the firmware had no space for it."""
+@pytest.mark.parametrize("content", [b"", b"\7\0\0\0"])
+def test_a_variable_that_names_no_slot_chooses_none(tmp_path: Path, content: bytes) -> None:
+    """Such as where the firmware had no space for it."""
     variable = tmp_path / "SluiceLeft"
     variable.write_bytes(content)
-    programs = {"bootchooser": CHOOSER, "on-trial": f"exit {0 if is_on_trial else 1}"}
+    programs = {"bootchooser": CHOOSER}
     calls = called(tmp_path, "left", programs=programs, SLUICE_LEFT=str(variable), SLUICE_LIB=str(tmp_path / "bin"))
     assert not [call for call in calls if "set-" in call]
     assert not variable.exists()
 
 
+@pytest.mark.parametrize(("words", "is_there"), [("set-primary a", False), ("try a", False), ("get-state a", True)])
+def test_whoever_chooses_a_slot_meanwhile_is_not_overruled(tmp_path: Path, words: str, *, is_there: bool) -> None:
+    """Such as an update that was installed before the slot that runs was found healthy."""
+    variable, chooser = tmp_path / "SluiceLeft", tmp_path / "bootchooser"
+    variable.write_bytes(b"\7\0\0\0a")
+    (tmp_path / "efi/loader/entries").mkdir(parents=True)
+    (tmp_path / "tries").write_text("3\n")
+    (tmp_path / "cmdline").write_text("rauc.slot=b\n")
+    text = (SCRIPTS / "bootchooser").read_text()
+    assert f'"/sys/firmware/efi/efivars/SluiceLeft-{CRASH}"' in text
+    places = {
+        f"/sys/firmware/efi/efivars/SluiceLeft-{CRASH}": str(variable),
+        '"/efi"': f'"{tmp_path}/efi"',
+        "/proc/cmdline": f"{tmp_path}/cmdline",
+        "/usr/lib/sluice/tries": f"{tmp_path}/tries",
+    }
+    for old, new in places.items():
+        text = text.replace(old, new)
+    chooser.write_text(text)
+    subprocess.run([sys.executable, chooser, *words.split()], check=True, capture_output=True)
+    assert variable.exists() is is_there
+
+
 def test_the_parts_that_count_panics_fit_each_other() -> None:
     """The initrd has them; dumps stay until a start was healthy, and go into the log then."""
     assert "sluice-panics" in initrd._MODULES
-    assert "sluice-left.service" in layers.ENABLED
     assert "systemd-pstore.service" in layers.DISABLED
     assert "systemctl start systemd-pstore.service" in (UNITS / "sluice-good.service").read_text()
     assert "Storage=journal" in (SCRIPTS.parents[2] / "etc/systemd/pstore.conf.d/10-sluice.conf").read_text()
-    assert (
-        f"ConditionPathExists=/sys/firmware/efi/efivars/SluiceLeft-{CRASH}"
-        in (UNITS / "sluice-left.service").read_text()
-    )
+    good = (UNITS / "sluice-good.service").read_text()
+    assert good.index("mark-good") < good.index("/usr/lib/sluice/left") < good.index("systemd-pstore")
+    assert f"SluiceLeft-{CRASH}" in (SCRIPTS / "left").read_text()
+    assert "SluiceLeft-$crash" in (INITRD / "panics.sh").read_text()
     assert "systemd-veritysetup@root.service" in (INITRD / "sluice-panics.service").read_text().split("Before=")[1]
 
 
