@@ -87,9 +87,7 @@ def load(image: Path, name: str) -> Board:
         BuildError: there is no such target, or its file is wrong; the message names the place.
     """
     file = image / "boards" / name / "board.toml"
-    if name not in names(
-        image
-    ):  # and not merely a path that leads to one: the name is part of what a device must match
+    if name not in names(image):  # a path that leads to one would become part of what a device must match
         raise BuildError(f"no target {name!r}; there are: {', '.join(names(image))}")
     base = _read(image / "base.toml")
     board = _read(file)
