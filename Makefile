@@ -111,6 +111,7 @@ RIG_PYTEST    = SLUICE_RIG_REPORT=var/hil/report $(PY) -m pytest -p labgrid -p h
 	--junit-xml var/hil/report/junit.xml -o cache_dir=var/hil/cache
 
 rig: setup
+	@$(PY) -m hil.rig.environment '$(ENV)'
 	@sh hil/loopback/system-packages.sh $(RIG_PACKAGES)
 	@$(PY) -c 'import labgrid' 2>/dev/null || { echo '==> installing labgrid'; \
 		$(PIP) install --quiet --only-binary :all: --require-hashes -r requirements/hil.txt; }

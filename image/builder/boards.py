@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from image.builder import formats
 from image.builder.errors import BuildError, MissingError
 
 Bootloader = Literal["sdboot", "uboot", "custom"]
@@ -86,7 +87,7 @@ def load(image: Path, name: str) -> Board:
         BuildError: there is no such target, or its file is wrong; the message names the place.
     """
     file = image / "boards" / name / "board.toml"
-    if not file.is_file():
+    if name not in names(image):  # a path that leads to one would become part of what a device must match
         raise BuildError(f"no target {name!r}; there are: {', '.join(names(image))}")
     base = _read(image / "base.toml")
     board = _read(file)
@@ -148,15 +149,17 @@ def check_vendor(board: Board, folder: Path | None) -> dict[Part, Path]:
     Raises:
         MissingError: one that is needed is missing or wrong; the message lists all of them, with where to get them.
     """
+    if folder is not None and not folder.is_dir():
+        raise MissingError(f"{folder}: no such folder; VENDOR=FOLDER (--vendor) names the one with the vendor's parts")
     found: dict[Part, Path] = {}
     wrong: list[str] = []
     for part in board.vendor:
         file = folder / part.path if folder is not None else None
-        if file is None or not file.is_file():
+        if file is None or not file.exists():
             if part.required:
                 wrong.append(f"  {part.path}: missing\n      what:  {part.what}\n      where: {part.source}")
             continue
-        objection = _objection(part, file)
+        objection = _objection(part, file, board.architecture)
         if objection:
             wrong.append(f"  {part.path}: {objection}\n      what:  {part.what}\n      where: {part.source}")
         else:
@@ -167,12 +170,17 @@ def check_vendor(board: Board, folder: Path | None) -> dict[Part, Path]:
     return found
 
 
-def _objection(part: Part, file: Path) -> str:
+def _objection(part: Part, file: Path, architecture: str) -> str:
+    if not file.is_file():
+        return "is no file"
     content = file.read_bytes()
     if part.sha256 and hashlib.sha256(content).hexdigest() != part.sha256:
         return f"its SHA-256 is {hashlib.sha256(content).hexdigest()}, wanted is {part.sha256}"
     if part.at and size(part.at) + len(content) > size(part.before):
         return f"has {len(content)} bytes; between {part.at} and {part.before} on the disk it does not fit"
+    unfit = formats.objection(file.name, content, architecture)
+    if unfit:
+        return unfit
     if part.contains and part.contains.encode("latin-1") not in content:
         return f"does not contain {part.contains!r}, so it is something else"
     return ""

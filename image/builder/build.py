@@ -20,6 +20,7 @@ from image.builder import (
     sbom,
     sizes,
     space,
+    turns,
     uki,
     verity,
     wheels,
@@ -28,7 +29,7 @@ from image.builder.approvals import Signer
 from image.builder.boards import EFI_ARCH, Board, Part, check_vendor
 from image.builder.chroot import Tree
 from image.builder.errors import MissingError
-from image.builder.keys import Keys, vendor_keys
+from image.builder.keys import Keys, check_folder, vendor_keys
 from image.builder.progress import Progress
 from image.builder.release import Release
 
@@ -121,18 +122,22 @@ class Build:
         source = debian.archive(order.cache, order.apt_sources, offline=order.offline)
         if order.offline:
             debian.check_stored(source, order.board.packages, order.board.architecture)
-        tools = Tree(debian.tools_tree(source, self._progress), self._progress)
-        builder = tools
-        if emulation.needed(order.board.architecture):
-            builder = Tree(debian.cross_tree(source, order.board.architecture, self._progress), self._progress)
+        check_folder(order.keys, may_make=order.may_make_keys)
+        with turns.in_turn(order.cache, self._progress):
+            tools = Tree(debian.tools_tree(source, self._progress), self._progress)
+            builder = tools
+            if emulation.needed(order.board.architecture):
+                builder = Tree(debian.cross_tree(source, order.board.architecture, self._progress), self._progress)
         keys = vendor_keys(order.keys, tools, may_make=order.may_make_keys)
         if keys.made:
             self._progress.say(f"new keys in {keys.folder}: keep them, devices trust nothing else")
         board = order.board
         with emulation.registered(board.architecture, tools.root):
-            tar = debian.root_tar(
-                source, board.packages, board.architecture, self._progress, epoch=order.release.epoch, tools=tools.root
-            )
+            with turns.in_turn(order.cache, self._progress):
+                tar = debian.root_tar(
+                    source, board.packages, board.architecture, self._progress,
+                    epoch=order.release.epoch, tools=tools.root,
+                )  # fmt: skip
             kernel, components = self._lay_up(tar, tools, builder, keys, parts)
         bill = self._made / "sbom.cdx.json"
         bill.write_text(sbom.document(board, order.release, components))
@@ -144,8 +149,9 @@ class Build:
         if order.rig:
             layers.overlay(order.repo / "image" / "rig", self._root)
             variants.append(self._variant("-rig", kernel, keys, tools))
-        document = self._publish(keys, variants, [bill])
-        shutil.rmtree(self._work)
+        with self._progress.step("files", "digests, into place"):
+            document = self._publish(keys, variants, [bill])
+            shutil.rmtree(self._work)
         return document
 
     def _lay_up(
@@ -153,7 +159,10 @@ class Build:
     ) -> tuple[uki.Kernel, list[sbom.Component]]:
         order, root, board = self._order, self._root, self._order.board
         index = wheels.Index(order.cache, self._progress, order.offline)
-        with self._progress.step("application", "wheels, TPM binding, Sluice"):
+        with (
+            self._progress.step("application", "wheels, TPM binding, Sluice"),
+            turns.in_turn(order.cache, self._progress),
+        ):
             some = wheels.fetch_application(order.repo, index, board.architecture)
             binding = wheels.build_tpm_binding(order.repo, index, builder, board.architecture, order.release.epoch)
             own = wheels.build_sluice(order.repo, some, tools, self._work, order.release.epoch)
@@ -161,6 +170,7 @@ class Build:
             layers.extract(tar, root, self._progress)
             layers.vendor(root, parts, tools)
             version = layers.kernel_version(root)
+            layers.check_modules(version, parts)
             layers.drop_modules(root, board.drop_modules, tools)
             boot = self._work / "boot"
             shutil.copytree(root / "usr/lib/systemd/boot/efi", boot)

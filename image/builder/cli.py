@@ -3,13 +3,14 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from image.builder import advice, boards, sizes
+from image.builder import advice, boards, sizes, turns
 from image.builder.build import Build, Order
 from image.builder.errors import BuildError, MissingError
 from image.builder.progress import Progress
@@ -18,6 +19,8 @@ from image.builder.release import of_repository
 REPO: Final = Path(__file__).resolve().parents[2]
 MISSING: Final = 2
 INTERRUPTED: Final = 130
+_REGISTER: Final = re.compile(r"([0-9]{1,2})=([0-9A-Fa-f]{64})")
+_LAST_REGISTER: Final = 23
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,10 +70,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         order = _order(options, out)
         progress.log.parent.mkdir(parents=True, exist_ok=True)
-        progress.log.write_text("")
-        progress.say(f"Sluice {order.release.version} for {order.board.name} ({order.board.description})")
-        build = Build(order, progress)
-        document = build.run()
+        with turns.only_one(out):
+            progress.log.write_text("")
+            progress.say(f"Sluice {order.release.version} for {order.board.name} ({order.board.description})")
+            build = Build(order, progress)
+            document = build.run()
     except MissingError as error:
         sys.stderr.write(f"image/build: {error}\n")
         return MISSING
@@ -92,6 +96,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def _order(options: argparse.Namespace, out: Path) -> Order:
     board = boards.load(REPO / "image", options.target)
     cache = Path(os.environ.get("SLUICE_IMAGE_CACHE") or REPO / "var/image/cache").resolve()
+    if cache == out:
+        raise BuildError(f"{out} cannot be both the cache and what a build writes to: see --output, SLUICE_IMAGE_CACHE")
     cache.mkdir(parents=True, exist_ok=True)
     for overlay in options.overlay:
         if not overlay.is_dir():
@@ -106,7 +112,7 @@ def _order(options: argparse.Namespace, out: Path) -> Order:
         may_make_keys=options.keys is None,
         vendor=options.vendor.resolve() if options.vendor else None,
         overlays=tuple(each.resolve() for each in options.overlay),
-        registers=dict(each.split("=", 1) for each in options.pcr),
+        registers=registers(options.pcr),
         apt_sources=options.apt_sources,
         cmdline=tuple(options.cmdline),
         offline=options.offline,
@@ -115,6 +121,28 @@ def _order(options: argparse.Namespace, out: Path) -> Order:
         bundle_only=options.bundle_only,
         contents_only=options.contents_only,
     )
+
+
+def registers(words: Sequence[str]) -> dict[str, str]:
+    """Read `--pcr N=HEX`: a vault would never open where one that cannot be was approved.
+
+    Raises:
+        BuildError: one is none; the message names it.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        match = _REGISTER.fullmatch(word)
+        if match is None:
+            raise BuildError(f"--pcr {word!r} is none: number and SHA-256 value, 64 hexadecimal digits, as in 7=ab01…")
+        number = str(int(match[1]))
+        if number in {"11", "12", "13"}:
+            raise BuildError(f"--pcr {number}: the build works out that register by itself")
+        if int(number) > _LAST_REGISTER:
+            raise BuildError(f"--pcr {number}: a TPM has 0 to {_LAST_REGISTER}")
+        if number in found:
+            raise BuildError(f"--pcr {number} is there twice: an image is approved for one value")
+        found[number] = match[2].lower()
+    return found
 
 
 def _list(*, as_json: bool) -> int:

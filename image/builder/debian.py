@@ -64,7 +64,7 @@ def archive(cache: Path, sources_file: Path | None, *, offline: bool) -> Archive
         MissingError: the host has no archive of Debian.
     """
     if sources_file is not None:
-        lines = tuple(line for line in sources_file.read_text().splitlines() if line.startswith("deb "))
+        lines = own_sources(sources_file)
     elif offline:
         lines = ()
     else:
@@ -72,6 +72,28 @@ def archive(cache: Path, sources_file: Path | None, *, offline: bool) -> Archive
         lines = tuple(source.line("{arch}") for source in found)
     dump = "" if offline else subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     return Archive(lines, apt_options(dump), cache, offline)
+
+
+def own_sources(file: Path) -> tuple[str, ...]:
+    """Read `--apt-sources`.
+
+    Raises:
+        MissingError: it cannot be read, or has no archive in it: another one, which nobody named, would be taken.
+    """
+    try:
+        lines = tuple(line.strip() for line in file.read_text().splitlines() if line.startswith("deb "))
+        for line in lines:
+            line.format(arch="")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingError(f"--apt-sources {file}: {getattr(error, 'strerror', None) or 'is no text'}") from error
+    except (KeyError, IndexError, ValueError) as error:
+        raise MissingError(f"--apt-sources {file}: of braces, {{arch}} alone means something") from error
+    if not lines:
+        raise MissingError(
+            f"--apt-sources {file}: no archive in it; lines are as in sources.list(5), "
+            "deb [arch={arch}] http://ADDRESS/debian trixie main"
+        )
+    return lines
 
 
 def check_stored(source: Archive, packages: Sequence[str], architecture: str) -> None:

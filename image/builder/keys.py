@@ -8,7 +8,7 @@
 * `ca`, `bundle`: RAUC's keyring and the key of bundles (ECDSA P-256).
 """
 
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,6 +47,37 @@ rm bundle.csr bundle.ext
 chmod 644 *.crt *.pub
 """
 
+# Tells what does not fit, a line each. Devices would trust the public halves, and believe nothing that is signed here.
+_CHECK: Final = """
+cd /run/b/keys
+public() { openssl pkey -in "$1" -passin pass: -pubout 2>/dev/null; }
+check() {  # private key, public half, kind
+    case $2 in
+    *.crt) half=$(openssl x509 -in "$2" -noout -pubkey 2>/dev/null) ;;
+    *) half=$(openssl pkey -pubin -in "$2" -pubout 2>/dev/null) ;;
+    esac || { echo "$2: cannot be read; PEM is wanted"; half=; }
+    own=$(public "$1") || { echo "$1: no private key in PEM without a password"; return; }
+    [ -z "$half" ] || [ "$own" = "$half" ] || echo "$2 does not belong to $1"
+    told=$(printf '%s\\n' "$own" | openssl pkey -pubin -noout -text)
+    case $3:$told in
+    rsa:*Modulus:*|p256:*prime256v1*|any:*) ;;
+    rsa:*) echo "$1: an RSA key is wanted" ;;
+    *) echo "$1: an ECDSA key on P-256 is wanted" ;;
+    esac
+}
+check db.key db.crt rsa
+check pcr.key pcr.pub rsa
+check policy.key policy.pub p256
+check bundle.key bundle.crt any
+for name in PK KEK; do
+    if [ -e $name.key ] && [ -e $name.crt ]; then check $name.key $name.crt rsa; fi
+done
+if ! told=$(openssl verify -purpose smimesign -CAfile ca.crt bundle.crt 2>&1); then
+    told=$(printf '%s\\n' "$told" | grep -m1 '^error')
+    echo "bundle.crt does not hold against ca.crt: ${told:-cannot be read}"
+fi
+"""
+
 _NEEDED: Final = (
     "db.key",
     "db.crt",
@@ -82,21 +113,52 @@ def vendor_keys(folder: Path, tools: Tree, *, may_make: bool) -> Keys:
     """Return the keys of a folder, made when there are none and `may_make`.
 
     Raises:
-        MissingError: some are there and some are not, or none are and none may be made.
+        MissingError: some are there and some are not, none are and none may be made, or they do not fit together.
     """
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    if not missing:
-        found = Keys(folder, made=False)
-        if may_make and not any((folder / name).exists() for name in _FIRMWARE):
-            tools.run(["sh", "-ec", _FIRMWARE_SCRIPT], {folder: "/run/b/keys"})
-        return found
-    if len(missing) < len(_NEEDED) or not may_make:
+    check_folder(folder, may_make=may_make)
+    made = _missing(folder) != [] and _make(folder, tools)
+    if may_make and not any((folder / name).exists() for name in _FIRMWARE):
+        tools.run(["sh", "-ec", _FIRMWARE_SCRIPT], {folder: "/run/b/keys"})
+    wrong = tools.capture(["sh", "-uc", _CHECK], {folder: "/run/b/keys"}).splitlines()
+    if wrong:
+        listed = "\n".join(f"  {line}" for line in wrong)
+        raise MissingError(f"the keys in {folder} do not fit together:\n{listed}\ndocs/image.md says what each is")
+    return Keys(folder, made=made)
+
+
+def check_folder(folder: Path, *, may_make: bool) -> None:
+    """Look whether all keys are there, or none and they may be made: before anything is fetched.
+
+    Raises:
+        MissingError: neither.
+    """
+    missing = _missing(folder)
+    if missing and not may_make and not folder.is_dir():
+        raise MissingError(f"{folder}: no such folder of keys; without KEYS= (--keys) they are made in var/image/keys")
+    if missing and (len(missing) < len(_NEEDED) or not may_make or _strangers(folder)):
         raise MissingError(f"{folder} lacks {', '.join(missing)}; docs/image.md says what each is")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, mode=0o700)
-    tools.run(["sh", "-ec", _SCRIPT], {partial: "/run/b/keys"})
-    if folder.is_dir():
-        folder.rmdir()
-    partial.rename(folder)
-    return Keys(folder, made=True)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in _NEEDED if not (folder / name).is_file()]
+
+
+def _strangers(folder: Path) -> bool:
+    """Whether something else is where new keys would be made."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _make(folder: Path, tools: Tree) -> bool:
+    """Make them; false if another build was quicker."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+        partial = Path(scratch) / "keys"
+        partial.mkdir(mode=0o700)
+        tools.run(["sh", "-ec", _SCRIPT], {partial: "/run/b/keys"})
+        try:
+            partial.rename(folder)
+        except OSError:
+            if _missing(folder):
+                raise
+            return False
+    return True

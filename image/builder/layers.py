@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from image.builder import formats
 from image.builder.boards import Board, Part
 from image.builder.chroot import Tree
-from image.builder.errors import BuildError
+from image.builder.errors import BuildError, MissingError
 from image.builder.keys import Keys
 from image.builder.progress import Progress
 from image.builder.release import Release
@@ -175,6 +176,22 @@ def units(root: Path, repo: Path, tools: Tree) -> None:
         _link(own_units / name, "/dev/null")
     for name in _MASKED_GENERATORS:
         _link(root / "etc/systemd/system-generators" / name, "/dev/null")
+
+
+def check_modules(version: str, parts: Mapping[Part, Path]) -> None:
+    """See that the vendor's kernel modules are for the kernel of this root, which would not load others.
+
+    Raises:
+        MissingError: one is not; the message says which kernel is wanted.
+    """
+    for file in parts.values():
+        if file.suffix == ".ko":
+            own = formats.module_kernel(file.read_bytes())
+            if own != version:
+                raise MissingError(
+                    f"{file}: built for kernel {own or 'that it does not name'}, and would not be loaded by {version} "
+                    "of this image; build it for that one, or take it out of the folder"
+                )
 
 
 def kernel_image(root: Path, version: str) -> Path:

@@ -53,12 +53,15 @@ def of_repository(repo: Path, version: str | None, floor: str | None, generation
     for what, value in (("--version", version), ("--floor", floor)):
         if _VERSION.fullmatch(value) is None:
             raise BuildError(f"{what} {value!r} is no version: three numbers, as in 1.4.0 or 1.4.0-rc.1")
+    generation = facts["generation"] if generation is None else generation
+    if generation < 1:
+        raise BuildError(f"--generation {generation}: the vault's counter begins with 1")
     return Release(
         version=version,
         commit=f"{commit}-dirty" if dirty else commit,
         epoch=epoch,
         floor=floor,
-        generation=generation or facts["generation"],
+        generation=generation,
     )
 
 

@@ -7,6 +7,7 @@ Nothing here is booted. Needs root; the packages of an arm64 root are emulated, 
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,9 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="building an image needs root"),
 ]
 
-DTB = b"\xd0\x0d\xfe\xed stand-in for a device tree"
+DTB = b"\xd0\x0d\xfe\xed" + struct.pack(">I", 64) + b" stand-in for a device tree".ljust(56)
 U_BOOT = b"stand-in for U-Boot 2024.01" + bytes(range(256)) * 4096  # 1 MiB, as large as the real one
-ELF = b"\x7fELF stand-in for a program of the vendor"
+ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 3, 183) + b" stand-in for a program".ljust(44)
 
 
 def cached(target: str) -> Path:
