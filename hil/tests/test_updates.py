@@ -163,12 +163,10 @@ def test_a_system_that_panics_at_each_start_is_left_for_the_one_before_and_the_b
     rig.changed()
     rig.device.run("dd if=/dev/zero of=/dev/disk/by-partlabel/root-b bs=4096 count=1 conv=notrunc status=none && sync")
     the_other_slot_runs(rig)
-    assert rig.device.slots()["a"]["boot_status"] == "good"
-    # Found healthy, it puts what is left of the panics into the log and counts anew.
-    rig.device.eventually("journalctl -b -q -u systemd-pstore.service | grep -q .", "dumps are logged", seconds=1200.0)
-    rig.device.eventually("! ls /sys/fs/pstore/dmesg-* 2>/dev/null", "dumps are gone", seconds=300.0)
-    rig.device.run("! ls /sys/firmware/efi/efivars/SluiceLeft-* 2>/dev/null")
-    rig.device.run("/usr/lib/sluice/bootchooser get-primary | grep -qx a")
+    # The next system that is found healthy puts what is left of the panics into the log, and they count no more. It may
+    # be the one in slot b: what was lost there is installed anew.
+    logged = "journalctl -q -u systemd-pstore.service | grep -q corrupted && ! ls /sys/fs/pstore/dmesg-* 2>/dev/null"
+    rig.device.eventually(logged, "the panics are logged", seconds=2400.0)
 
 
 def the_other_slot_runs(rig: Rig) -> None:
