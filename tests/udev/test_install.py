@@ -42,6 +42,13 @@ def test_a_word_that_is_not_understood_changes_nothing(tmp_path: Path) -> None:
     assert not installed(tmp_path)
 
 
+def test_a_root_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    asked = subprocess.run([UDEV / "install", "--root", tmp_path / "typo"], check=False, capture_output=True, text=True)
+    assert asked.returncode == 1
+    assert "typo: no such directory" in asked.stderr
+    assert not (tmp_path / "typo").exists()
+
+
 def test_the_program_that_a_rule_runs_is_the_one_that_is_installed() -> None:
     run = re.findall(r'RUN\+="(\S+)', (OWN_RULES / "60-sluice-iio.rules").read_text())
     assert run == ["/usr/lib/udev/sluice-iio"]
