@@ -243,6 +243,8 @@ def output_of(command: Sequence[str]) -> str:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_COMMAND_SECONDS, check=False
         )
+    except FileNotFoundError as error:
+        raise OSError(f"{command[0]} is not installed here") from error
     except subprocess.TimeoutExpired as error:
         raise OSError(f"{command[0]} did not end within {_COMMAND_SECONDS:g} s") from error
     if done.returncode != 0 and not done.stdout:

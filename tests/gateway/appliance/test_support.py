@@ -281,6 +281,8 @@ def test_commands_answer_or_say_why_not() -> None:
     assert output_of(["echo", "yes"]) == "yes\n"
     with pytest.raises(OSError, match="oh"):
         output_of(["sh", "-c", "echo oh >&2; exit 1"])
+    with pytest.raises(OSError, match=r"^no-such-program is not installed here$"):
+        output_of(["no-such-program"])
 
 
 @pytest.mark.parametrize(
