@@ -149,6 +149,11 @@ def _parts(sources: Sources, config: Config | None, config_text: str) -> Mapping
     commands = {
         "logs/services.txt": ["journalctl", "--no-pager", "--output=short-iso", "--lines=20000", *journal],
         "logs/kernel.txt": ["journalctl", "--no-pager", "--output=short-iso", "--lines=3000", "--dmesg"],
+        # Each part of a dump is an entry; the words are in a field of it (systemd-pstore, Storage=journal).
+        "logs/panics.txt": [
+            *("journalctl", "--no-pager", "--output=cat", "--output-fields=FILE", "--lines=100"),
+            "--unit=systemd-pstore.service",
+        ],
         "system/units.txt": ["systemctl", "--no-pager", "--failed", "--all"],
         "system/boot.txt": ["systemd-analyze", "--no-pager", "critical-chain"],
         "system/slots.json": ["rauc", "status", "--detailed", "--output-format=json"],

@@ -165,8 +165,8 @@ def test_a_system_that_panics_at_each_start_is_left_for_the_one_before_and_the_b
     the_other_slot_runs(rig)
     # The next system that is found healthy puts what is left of the panics into the log, and they count no more. It may
     # be the one in slot b: what was lost there is installed anew.
-    logged = "journalctl -q -u systemd-pstore.service | grep -q corrupted && ! ls /sys/fs/pstore/dmesg-* 2>/dev/null"
-    rig.device.eventually(logged, "the panics are logged", seconds=2400.0)
+    said = "journalctl -q -u systemd-pstore.service -o cat --output-fields=FILE | grep -aq 'verity.*is corrupted'"
+    rig.device.eventually(f"{said} && ! ls /sys/fs/pstore/dmesg-* 2>/dev/null", "the panics are logged", seconds=2400.0)
 
 
 def the_other_slot_runs(rig: Rig) -> None:
