@@ -68,8 +68,9 @@ class Gateway:
         self.done.append(hold("boiler"))
 
     async def up(self, connects: int = 1) -> None:
+        """Wait until the broker has confirmed what it subscribes to: before that a message is nobody's."""
         client = self.announcer._client
-        await until(lambda: client.connects >= connects and client.terms is not None, what="connected")
+        await until(lambda: client.connects >= connects and client.state.state == "connected", what="connected")
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -81,7 +82,6 @@ async def test_what_was_published_meanwhile_and_what_was_not_done_comes_to_the_n
         first = Gateway(broker, protocol)
         async with running(first.announcer.run()):
             await first.up()
-            await until(lambda: first.announcer._client.state.state == "connected")
             await leaf.say(b"0")
             await until(lambda: first.heard == [b"0"])
             await leaf.say(b"1", b"2", b"3")
@@ -154,6 +154,7 @@ async def test_a_topic_that_is_not_configured_any_more_is_taken_back(broker: Mos
         after = Gateway(broker, topic="leaf/new")
         async with running(after.announcer.run()):
             await until(lambda: after.announcer._client._subscriptions.strays == {"leaf/old"})
+            await after.up()
             await leaf.say(b"2", topic="leaf/new")
             await until(lambda: after.heard == [b"2"])
             after.done[0]()
