@@ -27,7 +27,8 @@ from tests.simulators.postgres import PostgresServer, binaries
 from tests.simulators.samples import batch, event, record
 
 TOPIC = "sluice/v1/poisoner/records/event"
-DISK_BYTES = 24 * 1024 * 1024
+DISK_BYTES = 256 * 1024 * 1024
+"""The log of the database has room in it, some megabytes a second: it is full only when it is filled on purpose."""
 KEYS = "SELECT gateway, epoch, class, seq, body FROM records"
 MARK = (
     "SELECT coalesce(max(last), 0) FROM spans WHERE gateway = '{}' AND epoch = '{}' AND class = 'event' AND first = 1"
