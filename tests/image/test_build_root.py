@@ -210,6 +210,17 @@ def test_a_bundle_says_what_devices_and_bridge_ask_of_it() -> None:
     assert f"pcr11-a={'11' * 32}\npcr11-b={'22' * 32}\n" in text
 
 
+def asked_to_install(folder: Path, **meta: str | None) -> subprocess.CompletedProcess[str]:
+    """Run root's own check of a bundle whose manifest says this in [meta.sluice]; None is not said."""
+    release, own = folder / "release.json", folder / "pre-install"
+    release.write_text(json.dumps(RELEASE.document(BOARD)))
+    script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
+    own.write_text(script.replace("/usr/lib/sluice/release.json", str(release)))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAUC_")}
+    environment |= {f"RAUC_META_SLUICE_{key.upper()}": value for key, value in meta.items() if value is not None}
+    return subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("version", "status"),
     [
@@ -227,16 +238,7 @@ def test_a_bundle_says_what_devices_and_bridge_ask_of_it() -> None:
 )
 def test_a_device_takes_no_bundle_below_its_floor(version: str | None, status: int, tmp_path: Path) -> None:
     """RAUC passes the exit status on; what the gateway makes of it: tests/gateway/osupdate/test_rauc.py."""
-    release = tmp_path / "release.json"
-    release.write_text(json.dumps(RELEASE.document(BOARD)))
-    script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
-    own = tmp_path / "pre-install"
-    own.write_text(script.replace("/usr/lib/sluice/release.json", str(release)))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAUC_")}
-    environment["RAUC_META_SLUICE_TARGET"] = "uefi-amd64"
-    if version is not None:
-        environment["RAUC_META_SLUICE_VERSION"] = version
-    done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
+    done = asked_to_install(tmp_path, version=version, target="uefi-amd64")
     assert done.returncode == status, done.stderr
     assert not status or "not installed" in done.stderr
 
@@ -246,15 +248,7 @@ def test_a_device_takes_no_bundle_of_another_board_although_rauc_was_told_to_ign
     target: str | None, tmp_path: Path
 ) -> None:
     """Whoever may install by D-Bus may say `ignore-compatible`."""
-    release, own = tmp_path / "release.json", tmp_path / "pre-install"
-    release.write_text(json.dumps(RELEASE.document(BOARD)))
-    script = (IMAGE / "overlay/usr/lib/sluice/pre-install").read_text()
-    own.write_text(script.replace("/usr/lib/sluice/release.json", str(release)))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAUC_")}
-    environment["RAUC_META_SLUICE_VERSION"] = "1.5.0"
-    if target is not None:
-        environment["RAUC_META_SLUICE_TARGET"] = target
-    done = subprocess.run([sys.executable, own], env=environment, capture_output=True, text=True, check=False)
+    done = asked_to_install(tmp_path, version="1.5.0", target=target)
     assert done.returncode == 23, done.stderr
     assert "not uefi-amd64" in done.stderr
 
